@@ -1,0 +1,54 @@
+# One command sets everything up: `make demo` or `make test`. Everything lands in .venv; nothing outside this folder changes.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := requirements/dev.lock
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types imports ci lock clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv with the locked development environment (PYTHON=python3.12 picks the interpreter)
+
+# torch comes first, by its exact version: resolved beside other packages, pip may choose a far larger build of it.
+$(STAMP): pyproject.toml $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+		echo "error: PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); rl-autoscale needs Python 3.11 to 3.13;" \
+			"run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) "$$(grep -x 'torch==.*' $(LOCK))" hatchling editables
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) --no-build-isolation -e '.[train,parquet,dev]'
+	@touch $@
+
+demo: setup  ## train PPO for a few minutes and show it beside every baseline (ARGS="--help" for its options)
+	$(BIN)/rl-autoscale demo $(ARGS)
+
+test: setup  ## run the tests (ARGS="-k name" narrows them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff: rules and format, nothing is changed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## ruff: fix and format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup  ## the direction of imports (import-linter)
+	$(BIN)/lint-imports
+
+ci:  ## all of the above as CI runs it
+	.ci/run
+
+lock:  ## resolve the newest versions in a scratch environment and write them to requirements/dev.lock
+	PYTHON=$(PYTHON) requirements/lock.sh
+
+clean:  ## remove the environment and the caches; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,3 @@
+"""Learned autoscaling and backpressure for LLM serving."""
+
+__version__ = "0.1.0"
