@@ -1,0 +1,110 @@
+"""How many replicas of work arriving traffic asks for: the statistical estimate that rules and the learned policy share.
+
+A request costs a replica ``prompt_tokens * prefill_s_per_token + output_tokens * decode_s_per_token`` seconds when batches
+are full. Multiplied by the arrival rate this is the *demand* in replicas at full utilisation; a headroom factor on top is what
+rules tune by hand and the learned policy decides anew each step. The final output length of a request in flight is unknown,
+so the mean over finished requests stands in (a live gateway counts the same).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import FleetState, FloatArray
+
+DEFAULT_TIME_CONSTANTS_S = (30.0, 120.0, 600.0)
+PRIOR_OUTPUT_TOKENS = 200.0
+"""Mean output length assumed until the first requests finish (Azure 2023 conversation: 211)."""
+
+_OUTPUT_TIME_CONSTANT_S = 300.0
+_TYPICAL_PROMPT_TOKENS = 1024
+
+
+class DemandEstimator:
+    """Exponentially weighted arrival rates at several time scales, turned into replicas of work.
+
+    Args:
+        spec: the fleet; its profiles give seconds per token.
+        time_constants_s: one EWMA per entry; an entry of 0 is the last window itself.
+        batch_shape: leading dimensions of the states, () for one fleet.
+    """
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        time_constants_s: tuple[float, ...] = DEFAULT_TIME_CONSTANTS_S,
+        batch_shape: tuple[int, ...] = (),
+    ) -> None:
+        self.spec = spec
+        self.time_constants_s = time_constants_s
+        self._batch_shape = batch_shape
+        self.primary_pool = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])
+        hardware = [spec.pools[p].hardware for p in self.primary_pool]
+        self._prefill_s = np.array([profile.prefill_s_per_token(_TYPICAL_PROMPT_TOKENS) for profile in hardware])
+        self._decode_s = np.array(
+            [
+                profile.prefill_s_per_token(_TYPICAL_PROMPT_TOKENS)
+                + profile.decode_seq_s
+                + profile.decode_context_s * (_TYPICAL_PROMPT_TOKENS + PRIOR_OUTPUT_TOKENS / 2.0)
+                for profile in hardware
+            ]
+        )
+        self.reset()
+
+    def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
+        """Forget all rates, for all fleets or those selected by a boolean array of shape ``batch_shape``."""
+        shape = (*self._batch_shape, len(self.spec.classes))
+        if which is None:
+            self._arrivals_per_s = np.full((len(self.time_constants_s), *shape), np.nan)
+            self._prompt_tokens_per_s = np.full((len(self.time_constants_s), *shape), np.nan)
+            self.mean_output_tokens: FloatArray = np.full(shape, PRIOR_OUTPUT_TOKENS)
+            return
+        self._arrivals_per_s[:, which] = np.nan
+        self._prompt_tokens_per_s[:, which] = np.nan
+        self.mean_output_tokens[which] = PRIOR_OUTPUT_TOKENS
+
+    def adopt(self, other: DemandEstimator, which: npt.NDArray[np.bool_]) -> None:
+        """Take over the rates of an estimator of fewer fleets for the selected ones."""
+        self._arrivals_per_s[:, which] = other._arrivals_per_s
+        self._prompt_tokens_per_s[:, which] = other._prompt_tokens_per_s
+        self.mean_output_tokens[which] = other.mean_output_tokens
+
+    def update(self, state: FleetState) -> None:
+        """Take in one observation; missing (NaN) rates leave the estimate as it is."""
+        window_s = np.asarray(state.window_s)[..., None]
+        observed = window_s > 0
+        for scale, time_constant_s in enumerate(self.time_constants_s):
+            weight = 1.0 - np.exp(-window_s / time_constant_s) if time_constant_s > 0 else np.ones_like(window_s)
+            for ewma, rate in (
+                (self._arrivals_per_s, state.classes.arrivals_per_s),
+                (self._prompt_tokens_per_s, state.classes.arrived_prompt_tokens_per_s),
+            ):
+                old = ewma[scale]
+                new = np.where(np.isnan(old), rate, old + weight * (rate - old))
+                ewma[scale] = np.where(np.isnan(rate) | ~observed, old, new)
+        mean_output = state.classes.mean_output_tokens
+        weight = 1.0 - np.exp(-window_s / _OUTPUT_TIME_CONSTANT_S)
+        moved = self.mean_output_tokens + weight * (mean_output - self.mean_output_tokens)
+        self.mean_output_tokens = np.where(np.isnan(mean_output), self.mean_output_tokens, moved)
+
+    def class_replicas(self, scale_index: int) -> FloatArray:
+        """Replicas of work each class asks of its first-choice pool, shape (..., num_classes); 0 before any data."""
+        prompt = np.nan_to_num(self._prompt_tokens_per_s[scale_index])
+        arrivals = np.nan_to_num(self._arrivals_per_s[scale_index])
+        return np.asarray(prompt * self._prefill_s + arrivals * self.mean_output_tokens * self._decode_s)
+
+    def replicas(self, scale_index: int) -> FloatArray:
+        """Replicas of work asked of each pool, shape (..., num_pools); a class counts for its first-choice pool."""
+        per_class = self.class_replicas(scale_index)
+        per_pool = np.zeros((*per_class.shape[:-1], len(self.spec.pools)))
+        for c, p in enumerate(self.primary_pool):
+            per_pool[..., p] += per_class[..., c]
+        return per_pool
+
+    def request_work_s(
+        self, prompt_tokens: FloatArray, output_tokens: FloatArray, class_index: npt.NDArray[np.integer]
+    ) -> FloatArray:
+        """Replica-seconds of given requests at full utilisation (for a clairvoyant policy), shape (num_requests,)."""
+        return np.asarray(prompt_tokens * self._prefill_s[class_index] + output_tokens * self._decode_s[class_index])

@@ -1,0 +1,156 @@
+"""The hardware profile: how long one engine iteration takes, and how much KV cache a replica has.
+
+One *iteration* is one forward pass of a vLLM engine over a batch that mixes decode sequences (one new token each)
+and chunks of prompts (chunked prefill). Its duration is modelled as
+
+    iteration_s = token_time(tokens)                                linear layers, weight reads, launches
+                + decode_context_s  x  total KV tokens read by decode sequences
+                + decode_seq_s      x  number of decode sequences
+                + prefill_pair_s    x  sum over chunks of chunk * (context + chunk / 2)
+                + prefill_context_s x  sum over chunks of context tokens read
+                + prefill_seq_s     x  number of chunks
+                + host_s                                            scheduler and CPU work not hidden by async scheduling
+
+``token_time`` is piecewise linear in the number of new tokens, which holds the roofline (weight-read floor, then
+compute) without choosing where it bends. While a decode batch does not change, the time of the k-th iteration is affine in
+k, so k iterations have a closed form: this is what lets the compiled engine leap (docs/design/event-leaping.md).
+
+Profiles ship as YAML in ``rl_autoscale/profiles`` and are made by ``rl-autoscale profile fit``; each holds its fit error.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import Field, PositiveInt, model_validator
+
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.errors import UnknownNameError
+
+FloatArray = npt.NDArray[np.float64]
+
+BLOCK_SIZE_TOKENS = 16
+"""Tokens per KV block; vLLM's default on CUDA (vllm 0.33.0, config/cache.py)."""
+
+
+class LatencyProfile(Config):
+    """Fitted iteration times and KV capacity of one (model, GPU, tensor parallelism) triple. All seconds, all >= 0."""
+
+    name: str
+    model: str
+    gpu: str
+    gpus_per_replica: PositiveInt
+    kv_blocks: PositiveInt = Field(description="KV blocks of 16 tokens in one replica")
+    max_num_seqs: PositiveInt = Field(description="vLLM's default for this device")
+    max_num_batched_tokens: PositiveInt = Field(description="vLLM's default token budget for this device")
+    token_knots: tuple[int, ...] = Field(description="new tokens in the iteration, strictly increasing, first is 0 or 1")
+    token_knot_s: tuple[float, ...] = Field(description="seconds at each knot, non-decreasing")
+    decode_context_s: float = Field(ge=0, description="per KV token read by a decode sequence")
+    decode_seq_s: float = Field(ge=0, description="per decode sequence")
+    prefill_pair_s: float = Field(ge=0, description="per (query, key) pair of a prompt chunk")
+    prefill_context_s: float = Field(ge=0, description="per KV token read by a prompt chunk")
+    prefill_seq_s: float = Field(ge=0, description="per prompt chunk")
+    host_s: float = Field(default=0.0, ge=0, description="per iteration, not hidden by async scheduling")
+    source: str = Field(description="where the numbers come from: tool, version, licence")
+    fit_error: dict[str, float] = Field(default_factory=dict, description="mean and p99 absolute percentage error by kind")
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _knots_make_a_function(self) -> LatencyProfile:
+        knots, seconds = np.asarray(self.token_knots), np.asarray(self.token_knot_s)
+        if len(knots) < 2 or len(knots) != len(seconds):
+            raise ValueError(f"token_knots ({len(knots)}) and token_knot_s ({len(seconds)}) must have the same length >= 2")
+        if np.any(np.diff(knots) <= 0) or knots[0] not in (0, 1):
+            raise ValueError("token_knots must increase strictly and start at 0 or 1")
+        if np.any(np.diff(seconds) < 0) or seconds[0] <= 0:
+            raise ValueError("token_knot_s must be positive and non-decreasing")
+        return self
+
+    def token_time_s(self, num_tokens: int | FloatArray) -> FloatArray:
+        """Seconds of the linear part for that many new tokens; extrapolates with the last slope."""
+        tokens = np.asarray(num_tokens, dtype=np.float64)
+        knots = np.asarray(self.token_knots, dtype=np.float64)
+        seconds = np.asarray(self.token_knot_s, dtype=np.float64)
+        last_slope = (seconds[-1] - seconds[-2]) / (knots[-1] - knots[-2])
+        beyond = np.maximum(tokens - knots[-1], 0.0)
+        return np.asarray(np.interp(tokens, knots, seconds) + beyond * last_slope)
+
+    def token_time_table_s(self, max_tokens: int) -> FloatArray:
+        """Table of ``token_time_s + host_s`` for 0..max_tokens, shape (max_tokens + 1,)."""
+        return self.token_time_s(np.arange(max_tokens + 1, dtype=np.float64)) + self.host_s
+
+    @cached_property
+    def attention_coefficients_s(self) -> FloatArray:
+        """Shape (5,): decode context, decode sequence, prefill pair, prefill context, prefill sequence."""
+        return np.array(
+            [self.decode_context_s, self.decode_seq_s, self.prefill_pair_s, self.prefill_context_s, self.prefill_seq_s]
+        )
+
+    def iteration_s(
+        self,
+        *,
+        num_decode: int = 0,
+        decode_context_tokens: float = 0.0,
+        chunks: tuple[tuple[int, int], ...] = (),
+    ) -> float:
+        """Predict one iteration.
+
+        Args:
+            num_decode: decode sequences in the batch.
+            decode_context_tokens: KV tokens they read in total, the new tokens included.
+            chunks: one (new prompt tokens, prompt tokens already computed) pair per prompt chunk.
+
+        Returns:
+            Seconds, > 0.
+        """
+        tokens = num_decode + sum(new for new, _ in chunks)
+        pairs = sum(new * (done + new / 2.0) for new, done in chunks)
+        context = sum(done for _, done in chunks)
+        coefficients = self.attention_coefficients_s
+        return float(
+            self.token_time_s(tokens)
+            + self.host_s
+            + coefficients @ np.array([decode_context_tokens, num_decode, pairs, context, len(chunks)])
+        )
+
+    def prefill_s_per_token(self, prompt_tokens: int = 1024) -> float:
+        """Seconds of one replica per prompt token when chunks fill the token budget."""
+        budget = self.max_num_batched_tokens
+        per_prompt = prompt_tokens * prompt_tokens / 2.0
+        prompts = budget / prompt_tokens
+        total = float(self.token_time_s(budget)) + self.host_s + prompts * (
+            self.prefill_pair_s * per_prompt + self.prefill_seq_s
+        )
+        return total / budget
+
+    def decode_s_per_token(self, batch_size: int, context_tokens: float) -> float:
+        """Seconds of one replica per generated token in a decode-only batch of that size and mean context."""
+        return self.iteration_s(num_decode=batch_size, decode_context_tokens=batch_size * context_tokens) / batch_size
+
+
+def shipped_profile_names() -> list[str]:
+    """Names of the profiles in the package, sorted."""
+    folder = resources.files("rl_autoscale") / "profiles"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_profile(name_or_path: str) -> LatencyProfile:
+    """Load a shipped profile by name, or any profile by path (anything that ends in .yaml).
+
+    Raises:
+        UnknownNameError: no shipped profile has that name.
+        SpecError: the file is missing or not a profile.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        return LatencyProfile.from_yaml(Path(name_or_path))
+    if name_or_path not in shipped_profile_names():
+        raise UnknownNameError("profile", name_or_path, shipped_profile_names())
+    text = (resources.files("rl_autoscale") / "profiles" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    data: Any = yaml.safe_load(text)
+    return LatencyProfile.from_dict(data, where=f"profile {name_or_path}")

@@ -1,0 +1,112 @@
+"""The shield: limits that hold whatever a policy says, in training, in the benchmark and live.
+
+In order, per control step:
+
+1. min/max replicas, batch cap in [1, max_num_seqs], admission >= 0;
+2. scale-down stabilisation: a lower target is raised to the *maximum* recommendation of the last
+   ``down_stabilisation_s`` (Kubernetes HPA v2 semantics), never above what is asked for now;
+3. largest step up and down, measured from what is asked for now;
+4. pending-start guard: no growth that would leave more than ``max_pending_starts`` replicas of a pool starting at once;
+5. GPU budget: growth is cut, interactive pools first served, then mixed, then batch; draining replicas still hold their GPUs;
+6. the last ready replica that can serve a class is never drained, even while others are starting.
+
+All steps are pure array arithmetic with optional leading dimensions, so the same code clips one live fleet and a
+batch of simulated ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale.fleet.spec import FleetSpec, IntArray, ShieldSpec
+from rl_autoscale.fleet.state import FleetState, ScalingDecision
+
+_ROLE_ORDER = {"interactive": 0, "mixed": 1, "batch": 2}
+
+
+class Shield:
+    """Clips decisions; remembers recommendations for the stabilisation window.
+
+    Args:
+        spec: the fleet; gives bounds, GPUs per replica and which pools serve which class.
+        limits: what the operator allows.
+        batch_shape: leading dimensions of states and decisions, () for one fleet.
+    """
+
+    def __init__(self, spec: FleetSpec, limits: ShieldSpec, batch_shape: tuple[int, ...] = ()) -> None:
+        self.spec = spec
+        self.limits = limits
+        window_steps = 1 + int(np.floor(limits.down_stabilisation_s / spec.control_interval_s))
+        shape = (window_steps, *batch_shape, len(spec.pools))
+        self._recommended: IntArray = np.zeros(shape, dtype=np.int64)
+        self._last: IntArray = np.broadcast_to(spec.initial_replicas, shape[1:]).copy()
+        self._pool_order = sorted(range(len(spec.pools)), key=lambda p: _ROLE_ORDER[spec.pools[p].role])
+        self._pools_serving = [list(spec.pools_serving(c)) for c in range(len(spec.classes))]
+
+    def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
+        """Forget recommendations, for all fleets or those selected by a boolean array of shape ``batch_shape``."""
+        chosen = ... if which is None else which
+        self._recommended[:, chosen] = 0
+        self._last[chosen] = self.spec.initial_replicas
+
+    def clip(self, decision: ScalingDecision, state: FleetState) -> ScalingDecision:
+        """Return the decision that is safe to apply now.
+
+        Args:
+            decision: what the policy wants; shapes (..., num_pools) and (..., num_classes).
+            state: the observation it was taken on. Where ``asked_for`` is missing the last clipped target stands in; where
+                ``ready`` is missing, nothing of that pool is removed.
+        """
+        spec, limits = self.spec, self.limits
+        blind = np.isnan(state.pools.ready)
+        current = np.where(np.isnan(state.pools.asked_for), self._last, state.pools.asked_for).astype(np.int64)
+        ready = np.nan_to_num(state.pools.ready).astype(np.int64)
+        draining = np.nan_to_num(state.pools.draining).astype(np.int64)
+
+        wanted = np.clip(decision.target_replicas, spec.min_replicas, spec.max_replicas)
+        self._recommended[1:] = self._recommended[:-1]
+        self._recommended[0] = wanted
+        target = np.where(wanted < current, np.minimum(current, self._recommended.max(axis=0)), wanted)
+        if limits.max_step_up is not None:
+            target = np.minimum(target, current + limits.max_step_up)
+        if limits.max_step_down is not None:
+            target = np.maximum(target, current - limits.max_step_down)
+        target = np.clip(target, spec.min_replicas, spec.max_replicas)
+        if limits.max_pending_starts is not None:
+            target = np.minimum(target, np.maximum(current, ready + limits.max_pending_starts))
+        target = np.where(blind, np.maximum(target, current), target)
+        if spec.gpu_budget is not None:
+            target = self._within_budget(target, current, draining, spec.gpu_budget)
+        target = self._keep_last_ready(target, ready)
+        self._last[...] = target
+        admission = np.where(np.isnan(decision.admission), state.classes.admission, decision.admission)
+        return ScalingDecision(
+            target_replicas=target,
+            max_batch_size=np.clip(decision.max_batch_size, 1, spec.batch_limits),
+            admission=np.maximum(admission, 0.0),
+        )
+
+    def _within_budget(self, target: IntArray, current: IntArray, draining: IntArray, gpu_budget: int) -> IntArray:
+        gpus = self.spec.gpus_per_replica
+        target = target.copy()
+        kept = np.minimum(target, current)
+        left = gpu_budget - (gpus * (kept + draining)).sum(axis=-1)
+        for p in self._pool_order:
+            affordable = np.maximum(left, 0) // gpus[p]
+            grown = np.minimum(target[..., p] - kept[..., p], affordable)
+            target[..., p] = kept[..., p] + grown
+            left = left - grown * gpus[p]
+        return target
+
+    def _keep_last_ready(self, target: IntArray, ready: IntArray) -> IntArray:
+        target = target.copy()
+        for pools in self._pools_serving:
+            ready_here = ready[..., pools]
+            kept = np.minimum(target[..., pools], ready_here).sum(axis=-1)
+            endangered = (ready_here.sum(axis=-1) > 0) & (kept < 1)
+            keeper = np.asarray(pools)[ready_here.argmax(axis=-1)]
+            for p in pools:
+                rescue = endangered & (keeper == p)
+                target[..., p] = np.where(rescue, np.maximum(target[..., p], 1), target[..., p])
+        return target

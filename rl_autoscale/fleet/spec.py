@@ -1,0 +1,202 @@
+"""What a fleet is: service classes with their SLOs, pools of replicas, the shield's limits. All of it is YAML a user writes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.profile import LatencyProfile, load_profile
+
+IntArray = npt.NDArray[np.int64]
+ClassKind = Literal["interactive", "batch"]
+Role = Literal["interactive", "mixed", "batch"]
+Router = Literal["round_robin", "least_loaded", "power_of_two", "packing"]
+
+ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
+    "interactive": ("interactive", "mixed"),
+    "batch": ("batch", "mixed"),
+}
+"""Roles that may serve a class kind, in the order in which the router tries them (Chiron's preferential routing)."""
+
+
+class ServiceClass(Config):
+    """One kind of traffic and what it was promised.
+
+    A request *attains* its SLOs when its time to first token, its time per output token and, where given, its deadline all
+    hold. A request that was refused, timed out or failed is a miss.
+    """
+
+    name: str = Field(min_length=1)
+    kind: ClassKind = "interactive"
+    ttft_slo_s: PositiveFloat = Field(description="arrival to first token, queueing included")
+    tpot_slo_s: PositiveFloat = Field(description="(last token - first token) / (output tokens - 1)")
+    deadline_s: PositiveFloat | None = Field(default=None, description="arrival to last token")
+    priority: int = Field(default=0, description="lower is served first, as in vLLM")
+    queue_limit: NonNegativeInt = Field(default=2000, description="bound of the gateway's queue for this class")
+    timeout_s: PositiveFloat | None = Field(default=None, description="longest wait in the gateway's queue")
+
+
+class StartupPhase(Config):
+    """One phase of a replica's start (node, image, weights, warm-up), Gamma distributed; cv 0 is a constant."""
+
+    name: str = "start"
+    mean_s: NonNegativeFloat
+    cv: NonNegativeFloat = 0.25
+
+
+class PoolSpec(Config):
+    """Replicas that share hardware, role and engine settings."""
+
+    name: str = Field(min_length=1)
+    role: Role = "mixed"
+    profile: str = Field(description="a shipped profile's name, or a path ending in .yaml")
+    min_replicas: NonNegativeInt = 1
+    max_replicas: PositiveInt = 50
+    initial_replicas: NonNegativeInt | None = Field(default=None, description="ready at time 0; default min_replicas")
+    startup: tuple[StartupPhase, ...] = (StartupPhase(name="start", mean_s=60.0),)
+    max_num_seqs: PositiveInt | None = Field(default=None, description="engine's batch limit; default the profile's")
+    max_num_batched_tokens: PositiveInt | None = Field(default=None, description="token budget; default the profile's")
+    kv_blocks: PositiveInt | None = Field(default=None, description="KV blocks of 16 tokens; default the profile's")
+    scheduler: Literal["fcfs", "priority"] = "fcfs"
+    mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
+    price_usd_per_gpu_hour: NonNegativeFloat = 2.0
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSpec:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; lower it or raise max_replicas"
+            )
+        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
+            raise ValueError(
+                f"initial_replicas={self.initial_replicas} is outside min_replicas={self.min_replicas}.."
+                f"max_replicas={self.max_replicas}"
+            )
+        hardware = self.hardware  # an unknown profile is refused here, not at the first iteration
+        if self.batch_limit > self.token_budget:
+            raise ValueError(
+                f"max_num_seqs={self.batch_limit} exceeds max_num_batched_tokens={self.token_budget}; "
+                "a decode batch must fit one iteration, as vLLM demands"
+            )
+        del hardware
+        return self
+
+    @cached_property
+    def hardware(self) -> LatencyProfile:
+        """The resolved latency profile."""
+        return load_profile(self.profile)
+
+    @property
+    def batch_limit(self) -> int:
+        """The engine's ``max_num_seqs``."""
+        return self.max_num_seqs or self.hardware.max_num_seqs
+
+    @property
+    def token_budget(self) -> int:
+        """The engine's ``max_num_batched_tokens``."""
+        return self.max_num_batched_tokens or self.hardware.max_num_batched_tokens
+
+    @property
+    def num_kv_blocks(self) -> int:
+        """KV blocks of one replica."""
+        return self.kv_blocks or self.hardware.kv_blocks
+
+    @property
+    def initial(self) -> int:
+        """Replicas ready at time 0."""
+        return self.min_replicas if self.initial_replicas is None else self.initial_replicas
+
+    @property
+    def startup_mean_s(self) -> float:
+        """Mean start-up time over all phases."""
+        return sum(phase.mean_s for phase in self.startup)
+
+
+class ShieldSpec(Config):
+    """Limits that hold whatever a policy says; see fleet/shield.py."""
+
+    max_step_up: PositiveInt | None = Field(default=None, description="replicas added per control step and pool; none: no limit")
+    max_step_down: PositiveInt | None = Field(default=None, description="replicas removed per control step and pool")
+    down_stabilisation_s: NonNegativeFloat = Field(
+        default=0.0, description="scale-down uses the maximum recommendation of this window (Kubernetes HPA v2)"
+    )
+    max_pending_starts: PositiveInt | None = Field(default=None, description="replicas of a pool starting at the same time")
+
+
+class FleetSpec(Config):
+    """A whole fleet."""
+
+    pools: tuple[PoolSpec, ...] = Field(min_length=1)
+    classes: tuple[ServiceClass, ...] = Field(min_length=1)
+    router: Router = "least_loaded"
+    control_interval_s: PositiveFloat = 10.0
+    telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")
+    gpu_budget: PositiveInt | None = None
+    evict_batch: bool = Field(default=True, description="interactive requests may evict batch work from mixed replicas")
+
+    @model_validator(mode="after")
+    def _check(self) -> FleetSpec:
+        for kind, names in (("pool", self.pool_names), ("class", self.class_names)):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{kind} names must differ; repeated: {', '.join(repeated)}")
+        if self.telemetry_age_s > self.control_interval_s:
+            raise ValueError(
+                f"telemetry_age_s={self.telemetry_age_s} exceeds control_interval_s={self.control_interval_s}"
+            )
+        for service_class in self.classes:
+            if not any(pool.role in ROLES_SERVING[service_class.kind] for pool in self.pools):
+                raise ValueError(
+                    f"no pool may serve class '{service_class.name}' ({service_class.kind}); "
+                    f"add a pool with role {' or '.join(ROLES_SERVING[service_class.kind])}"
+                )
+        if self.gpu_budget is not None and self.gpu_budget < int(self.gpus_per_replica @ self.min_replicas):
+            raise ValueError(f"gpu_budget={self.gpu_budget} cannot hold min_replicas of every pool")
+        if self.gpu_budget is not None and self.gpu_budget < int(self.gpus_per_replica @ self.initial_replicas):
+            raise ValueError(f"gpu_budget={self.gpu_budget} cannot hold initial_replicas of every pool")
+        return self
+
+    @property
+    def pool_names(self) -> tuple[str, ...]:
+        """Pool names in order; every (num_pools,) array follows it."""
+        return tuple(pool.name for pool in self.pools)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in order; every (num_classes,) array follows it."""
+        return tuple(service_class.name for service_class in self.classes)
+
+    @cached_property
+    def gpus_per_replica(self) -> IntArray:
+        """Shape (num_pools,)."""
+        return np.array([pool.hardware.gpus_per_replica for pool in self.pools], dtype=np.int64)
+
+    @cached_property
+    def min_replicas(self) -> IntArray:
+        """Shape (num_pools,)."""
+        return np.array([pool.min_replicas for pool in self.pools], dtype=np.int64)
+
+    @cached_property
+    def max_replicas(self) -> IntArray:
+        """Shape (num_pools,)."""
+        return np.array([pool.max_replicas for pool in self.pools], dtype=np.int64)
+
+    @cached_property
+    def initial_replicas(self) -> IntArray:
+        """Shape (num_pools,)."""
+        return np.array([pool.initial for pool in self.pools], dtype=np.int64)
+
+    @cached_property
+    def batch_limits(self) -> IntArray:
+        """Shape (num_pools,): each pool's ``max_num_seqs``."""
+        return np.array([pool.batch_limit for pool in self.pools], dtype=np.int64)
+
+    def pools_serving(self, class_index: int) -> tuple[int, ...]:
+        """Indices of the pools that may serve a class, preferred first."""
+        roles = ROLES_SERVING[self.classes[class_index].kind]
+        return tuple(p for role in roles for p, pool in enumerate(self.pools) if pool.role == role)
