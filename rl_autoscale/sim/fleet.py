@@ -1,0 +1,426 @@
+"""The simulated fleet: `FleetBatch` advances many fleets in one compiled call, `SimFleet` is one of them as a `Fleet`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.rng import stream
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.state import NEVER_REFUSE, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
+from rl_autoscale.sim import engine
+from rl_autoscale.sim.layout import (
+    CLASS,
+    FLEET,
+    NONE,
+    POOL,
+    REPLICA,
+    REQUEST,
+    ROUTER_CODES,
+    TPOT_EDGES_S,
+    TTFT_EDGES_S,
+    FloatArray,
+    IntArray,
+    RecordArray,
+    World,
+    next_power_of_two,
+)
+from rl_autoscale.sim.result import EpisodeResult, episode_result
+from rl_autoscale.workload.trace import Workload
+
+NUM_DRAWS = 1024
+"""Start-up times and lives drawn per pool and episode; the j-th start of a pool takes the j-th draw under every policy."""
+
+_DRAIN_MARGIN_S = 600.0
+
+
+def draw_startup_s(pool: PoolSpec, rng: np.random.Generator, num_draws: int = NUM_DRAWS) -> FloatArray:
+    """Start-up durations, shape (num_draws,): the sum over phases of Gamma variables with each phase's mean and cv."""
+    total = np.zeros(num_draws)
+    for phase in pool.startup:
+        if phase.cv == 0.0 or phase.mean_s == 0.0:
+            total += phase.mean_s
+        else:
+            shape = 1.0 / phase.cv**2
+            total += rng.gamma(shape, phase.mean_s / shape, size=num_draws)
+    return total
+
+
+def check_fits(spec: FleetSpec, workload: Workload) -> None:
+    """Refuse a workload with a request that could never run: its KV cache would not fit an empty replica.
+
+    Raises:
+        SpecError: naming the first such request.
+    """
+    tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens - 1
+    for c in range(len(spec.classes)):
+        limit = min(spec.pools[p].num_kv_blocks * 16 for p in spec.pools_serving(c))
+        too_long = np.flatnonzero((workload.class_index == c) & (tokens > limit))
+        if len(too_long):
+            q = int(too_long[0])
+            raise SpecError(
+                f"request {q} needs {tokens[q]} KV tokens, a replica holds {limit}; "
+                "clip the workload's lengths or use hardware with more KV blocks"
+            )
+
+
+class FleetBatch:
+    """Fleets of one spec that advance together.
+
+    Args:
+        spec: what each fleet is made of.
+        num_fleets: how many.
+        num_threads: fleets are dealt out to so many threads; the kernels hold no GIL.
+    """
+
+    def __init__(self, spec: FleetSpec, num_fleets: int = 1, *, num_threads: int = 1) -> None:
+        self.spec = spec
+        self.num_fleets = num_fleets
+        num_threads = max(1, min(num_threads, num_fleets))
+        self._executor = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._shares = [np.arange(k, num_fleets, num_threads) for k in range(num_threads)]
+        self._idle_decision = ScalingDecision(
+            np.tile(spec.initial_replicas, (num_fleets, 1)),
+            np.tile(spec.batch_limits, (num_fleets, 1)),
+            np.full((num_fleets, len(spec.classes)), NEVER_REFUSE),
+        )
+        self._world = self._allocate()
+        self._now_s = np.zeros(num_fleets)
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def _allocate(self) -> World:
+        spec, fleets = self.spec, self.num_fleets
+        slots = [2 * pool.max_replicas for pool in spec.pools]
+        num_slots, num_pools, num_classes = sum(slots), len(spec.pools), len(spec.classes)
+        tree_size = next_power_of_two(max(slots))
+        event_tree_size = next_power_of_two(num_slots)
+        class_pools = np.full((num_classes, num_pools), NONE, dtype=np.int64)
+        for c in range(num_classes):
+            serving = spec.pools_serving(c)
+            class_pools[c, : len(serving)] = serving
+        world = World(
+            req=np.zeros((fleets, 1), dtype=REQUEST),
+            rep=np.zeros((fleets, num_slots), dtype=REPLICA),
+            pool=np.zeros((fleets, num_pools), dtype=POOL),
+            cls=np.zeros((fleets, num_classes), dtype=CLASS),
+            fleet=np.zeros((fleets, 1), dtype=FLEET),
+            heap=np.zeros((fleets, num_slots, int(spec.batch_limits.max())), dtype=np.int64),
+            residue=np.zeros((fleets, num_slots, 16), dtype=np.int32),
+            event_tree=np.full((fleets, 2 * event_tree_size), np.inf),
+            route_tree=np.full((fleets, num_pools, 2 * tree_size), 1 << 40, dtype=np.int64),
+            token_time=np.stack([_token_times(spec)] * fleets),
+            coefficients=np.stack([np.stack([p.hardware.attention_coefficients_s for p in spec.pools])] * fleets),
+            class_pools=class_pools,
+            class_order=np.argsort([item.priority for item in spec.classes], kind="stable").astype(np.int64),
+            startup_s=np.zeros((fleets, num_pools, NUM_DRAWS)),
+            life_s=np.full((fleets, num_pools, NUM_DRAWS), np.inf),
+            route_u=np.zeros((fleets, 1)),
+            ttft_hist=np.zeros((fleets, num_classes, len(TTFT_EDGES_S) + 1), dtype=np.int64),
+            tpot_hist=np.zeros((fleets, num_classes, len(TPOT_EDGES_S) + 1), dtype=np.int64),
+            last_pool=np.zeros((fleets, num_pools), dtype=POOL),
+            last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
+            pool_state=np.zeros((fleets, num_pools, 20)),
+            class_state=np.zeros((fleets, num_classes, 18)),
+        )
+        bases = np.cumsum([0, *slots[:-1]])
+        for p in range(num_pools):
+            world.rep["pool"][:, bases[p] : bases[p] + slots[p]] = p
+        world.fleet["event_tree_size"] = event_tree_size
+        self._fixed_pool = _pool_records(spec, bases, slots, tree_size)
+        self._fixed_class = _class_records(spec)
+        return world
+
+    def _grow(self, num_requests: int) -> None:
+        capacity = self._world.req.shape[1]
+        if num_requests > capacity:
+            grown = np.zeros((self.num_fleets, num_requests), dtype=REQUEST)
+            grown[:, :capacity] = self._world.req
+            numbers = np.zeros((self.num_fleets, num_requests if self.spec.router == "power_of_two" else 1))
+            numbers[:, : self._world.route_u.shape[1]] = self._world.route_u
+            self._world = self._world._replace(req=grown, route_u=numbers)
+
+    # -- episodes ----------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        e: int,
+        workload: Workload,
+        *,
+        seed: int,
+        speed: float = 1.0,
+        startup_scale: float = 1.0,
+        admission: float = NEVER_REFUSE,
+        initial_replicas: IntArray | None = None,
+    ) -> None:
+        """Start a new episode in fleet ``e``: initial replicas are ready, the clock is 0.
+
+        Args:
+            e: which fleet.
+            workload: requests; class names must be the fleet's.
+            seed: start-up times, crashes and routing; independent of the policy.
+            speed: true iteration time over the profile's (a capacity error the policy does not know of).
+            startup_scale: true start-up time over the spec's.
+            admission: strictness until the first decision.
+            initial_replicas: ready at time 0, shape (num_pools,); default the spec's.
+
+        Raises:
+            SpecError: class names differ, or a request can never fit.
+        """
+        spec, world = self.spec, self._world
+        if workload.class_names != spec.class_names:
+            raise SpecError(
+                f"the workload's classes {list(workload.class_names)} are not the fleet's {list(spec.class_names)}"
+            )
+        check_fits(spec, workload)
+        self._grow(workload.num_requests)
+        world = self._world
+        world.req[e] = np.zeros(1, dtype=REQUEST)
+        rows = world.req[e, : workload.num_requests]
+        rows["arrival_s"] = workload.arrival_s
+        rows["prompt_tokens"] = workload.prompt_tokens
+        rows["output_tokens"] = workload.output_tokens
+        rows["class_index"] = workload.class_index
+        for name in ("dispatched_s", "scheduled_s", "first_token_s", "end_s"):
+            rows[name] = np.nan
+        for name in ("replica", "next", "prev"):
+            rows[name] = NONE
+        world.pool[e] = self._fixed_pool
+        if initial_replicas is not None:
+            world.pool["target"][e] = initial_replicas
+        world.cls[e] = self._fixed_class
+        world.cls["admission"][e] = admission
+        event_tree_size = world.fleet["event_tree_size"][e, 0]
+        world.fleet[e] = np.zeros(1, dtype=FLEET)
+        world.fleet["event_tree_size"][e] = event_tree_size
+        world.fleet["num_requests"][e] = workload.num_requests
+        world.fleet["speed"][e] = speed
+        world.fleet["evict_batch"][e] = spec.evict_batch
+        world.event_tree[e] = np.inf
+        world.route_tree[e] = 1 << 40
+        world.ttft_hist[e] = 0
+        world.tpot_hist[e] = 0
+        for p, pool in enumerate(spec.pools):
+            world.startup_s[e, p] = startup_scale * draw_startup_s(pool, stream(seed, f"startup/{pool.name}"))
+            if pool.mean_time_to_crash_s is not None:
+                lives = stream(seed, f"crash/{pool.name}").exponential(pool.mean_time_to_crash_s, NUM_DRAWS)
+                world.life_s[e, p] = lives
+        if spec.router == "power_of_two":
+            world.route_u[e, : workload.num_requests] = stream(seed, "routing").random(workload.num_requests)
+        world.last_pool[e] = world.pool[e]
+        world.last_cls[e] = world.cls[e]
+        self._call(engine.INITIALISE, np.array([e]), self._idle_decision, self._now_s)
+        self._now_s[e] = 0.0
+
+    def observe(self) -> FleetState:
+        """Telemetry of all fleets, shape (num_fleets, ...); a copy."""
+        world = self._world
+        window_s = np.where(self._now_s > 0, self.spec.control_interval_s, 0.0)
+        return FleetState(
+            self._now_s.copy(),
+            window_s,
+            PoolTelemetry.from_matrix(world.pool_state.copy()),
+            ClassTelemetry.from_matrix(world.class_state.copy()),
+        )
+
+    def step(self, decision: ScalingDecision) -> None:
+        """Apply one decision per fleet and let one control interval pass, in one compiled call per thread."""
+        self._now_s += self.spec.control_interval_s
+        if self._executor is None:
+            self._call(engine.STEP, self._shares[0], decision, self._now_s)
+            return
+        jobs = [
+            self._executor.submit(self._call, engine.STEP, share, decision, self._now_s) for share in self._shares
+        ]
+        for job in jobs:
+            job.result()
+
+    def run(self, e: int, until_s: float = np.inf) -> None:
+        """Let one fleet run without further decisions until a time, or until nothing is left to happen."""
+        self._call(engine.RUN, np.array([e]), self._idle_decision, np.full(self.num_fleets, until_s))
+        self._now_s[e] = self._world.fleet["now_s"][e, 0]
+
+    def _call(self, operation: int, which: IntArray, decision: ScalingDecision, until_s: FloatArray) -> None:
+        engine.advance(
+            self._world,
+            which,
+            operation,
+            np.ascontiguousarray(decision.target_replicas, dtype=np.int64),
+            np.ascontiguousarray(decision.max_batch_size, dtype=np.int64),
+            np.ascontiguousarray(decision.admission, dtype=np.float64),
+            until_s,
+            self.spec.telemetry_age_s,
+        )
+
+    # -- books -------------------------------------------------------------------------------------------------------
+
+    @property
+    def now_s(self) -> FloatArray:
+        """Shape (num_fleets,)."""
+        return self._now_s
+
+    @property
+    def unresolved(self) -> IntArray:
+        """Requests that have arrived and not ended, shape (num_fleets,)."""
+        return np.asarray(self._world.fleet["unresolved"][:, 0])
+
+    @property
+    def arrivals_left(self) -> IntArray:
+        """Requests that have not arrived yet, shape (num_fleets,)."""
+        return np.asarray(self._world.fleet["num_requests"][:, 0] - self._world.fleet["next_arrival"][:, 0])
+
+    def gpu_s(self) -> FloatArray:
+        """GPU-seconds so far (starting, ready and draining replicas), shape (num_fleets, num_pools)."""
+        return np.asarray(self._world.pool["replica_s"] * self._world.pool["gpus"])
+
+    def ledger(self, field: str) -> IntArray:
+        """A cumulative count per class (``arrived``, ``met``, ``missed``, ...), shape (num_fleets, num_classes)."""
+        return np.asarray(self._world.cls[field]).copy()
+
+    def num_events(self) -> int:
+        """Events handled so far, over all fleets."""
+        return int(self._world.fleet["num_events"].sum())
+
+    def requests(self, e: int = 0) -> RecordArray:
+        """The REQUEST records of one fleet that have arrived (a view)."""
+        return np.asarray(self._world.req[e, : int(self._world.fleet["next_arrival"][e, 0])])
+
+    def pools(self, e: int = 0) -> RecordArray:
+        """The POOL records of one fleet (a view)."""
+        return np.asarray(self._world.pool[e])
+
+    def replicas(self, e: int = 0) -> RecordArray:
+        """The REPLICA records of one fleet (a view)."""
+        return np.asarray(self._world.rep[e])
+
+    def cut_off(self, e: int) -> None:
+        """Declare everything that has not ended unfinished (a miss)."""
+        self._call(engine.CUT_OFF, np.array([e]), self._idle_decision, self._now_s)
+
+    def result(self, e: int, timeline: dict[str, FloatArray] | None = None) -> EpisodeResult:
+        """Close the books of one fleet."""
+        self.cut_off(e)
+        return episode_result(
+            self.spec, self.requests(e), self.pools(e), float(self._now_s[e]), timeline=timeline or {}
+        )
+
+
+def _token_times(spec: FleetSpec) -> FloatArray:
+    widest = max(pool.token_budget for pool in spec.pools)
+    return np.stack([pool.hardware.token_time_table_s(widest) for pool in spec.pools])
+
+
+def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int) -> RecordArray:
+    records = np.zeros(len(spec.pools), dtype=POOL)
+    for p, pool in enumerate(spec.pools):
+        record = records[p]
+        record["base"], record["num_slots"], record["tree_size"] = bases[p], slots[p], tree_size
+        record["router"] = ROUTER_CODES[spec.router]
+        record["priority_scheduling"] = pool.scheduler == "priority"
+        record["serves_interactive"] = pool.role in ("interactive", "mixed")
+        record["serves_batch"] = pool.role in ("batch", "mixed")
+        record["batch_limit"] = record["cap"] = pool.batch_limit
+        record["token_budget"] = pool.token_budget
+        record["kv_blocks"] = pool.num_kv_blocks
+        record["gpus"] = pool.hardware.gpus_per_replica
+        record["startup_mean_s"] = pool.startup_mean_s
+        record["target"] = pool.initial
+    return records
+
+
+def _class_records(spec: FleetSpec) -> RecordArray:
+    records = np.zeros(len(spec.classes), dtype=CLASS)
+    for c, item in enumerate(spec.classes):
+        record = records[c]
+        record["interactive"] = item.kind == "interactive"
+        record["priority"] = item.priority
+        record["queue_limit"] = item.queue_limit
+        record["ttft_slo_s"], record["tpot_slo_s"] = item.ttft_slo_s, item.tpot_slo_s
+        record["deadline_s"] = np.inf if item.deadline_s is None else item.deadline_s
+        record["timeout_s"] = np.inf if item.timeout_s is None else item.timeout_s
+        record["admission"] = NEVER_REFUSE
+        record["queue_head"] = record["queue_tail"] = NONE
+    return records
+
+
+class SimFleet:
+    """One simulated fleet behind the `Fleet` protocol.
+
+    Args:
+        spec: the fleet.
+        workload: its traffic.
+        seed: start-up times, crashes and routing.
+        speed: true iteration time over the profile's.
+        drain_limit_s: how long after the last arrival the episode may go on until every request has ended; default the
+            longest promise of any class plus ten minutes.
+
+    The episode ends when all requests have ended; control goes on until then, and all GPU time is counted.
+    """
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        workload: Workload,
+        *,
+        seed: int = 0,
+        speed: float = 1.0,
+        drain_limit_s: float | None = None,
+    ) -> None:
+        self._batch = FleetBatch(spec)
+        self._batch.load(0, workload, seed=seed, speed=speed)
+        promises = [max(item.ttft_slo_s, item.deadline_s or 0.0, item.timeout_s or 0.0) for item in spec.classes]
+        self._end_s = workload.span_s
+        self._limit_s = workload.span_s + (max(promises) + _DRAIN_MARGIN_S if drain_limit_s is None else drain_limit_s)
+        self._decision = ScalingDecision(
+            spec.initial_replicas, spec.batch_limits, np.full(len(spec.classes), NEVER_REFUSE)
+        )
+        self._timeline: list[tuple[FleetState, ScalingDecision, FloatArray, IntArray]] = []
+
+    @property
+    def spec(self) -> FleetSpec:
+        """What the fleet is made of."""
+        return self._batch.spec
+
+    @property
+    def batch(self) -> FleetBatch:
+        """The batch of one that does the work."""
+        return self._batch
+
+    def observe(self) -> FleetState:
+        """The newest telemetry."""
+        return self._batch.observe()[0]
+
+    def apply(self, decision: ScalingDecision) -> None:
+        """Set absolute targets."""
+        self._decision = decision
+
+    def advance(self) -> bool:
+        """Let one control interval pass; False once every request has ended."""
+        decision = self._decision
+        self._timeline.append((self.observe(), decision, self._batch.gpu_s()[0], self._batch.ledger("missed")[0]))
+        self._batch.step(
+            ScalingDecision(decision.target_replicas[None], decision.max_batch_size[None], decision.admission[None])
+        )
+        now_s = float(self._batch.now_s[0])
+        left = int(self._batch.unresolved[0]) + int(self._batch.arrivals_left[0])
+        return now_s < self._end_s or (left > 0 and now_s < self._limit_s)
+
+    def result(self) -> EpisodeResult:
+        """Close the books; call once, after the control loop."""
+        missed = np.array([item[3] for item in self._timeline] + [self._batch.ledger("missed")[0]])
+        timeline = {
+            "time_s": np.array([item[0].time_s for item in self._timeline]),
+            "target": np.array([item[1].target_replicas for item in self._timeline], dtype=np.float64),
+            "batch_cap": np.array([item[1].max_batch_size for item in self._timeline], dtype=np.float64),
+            "admission": np.array([item[1].admission for item in self._timeline]),
+            "ready": np.array([item[0].pools.ready for item in self._timeline]),
+            "starting": np.array([item[0].pools.starting for item in self._timeline]),
+            "queue_length": np.array([item[0].classes.queue_length for item in self._timeline]),
+            "waiting": np.array([item[0].pools.waiting for item in self._timeline]),
+            "arrivals_per_s": np.array([item[0].classes.arrivals_per_s for item in self._timeline]),
+            "missed": np.diff(missed, axis=0).astype(np.float64),
+        }
+        return self._batch.result(0, timeline)

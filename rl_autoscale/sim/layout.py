@@ -1,0 +1,245 @@
+"""Memory layout of the compiled engine: record dtypes, codes, and the bundle of arrays (`World`) that kernels work on.
+
+Everything a fleet is at one moment lives in these arrays, so a fleet is copied by copying them and two runs are the same
+when their bytes are.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+RecordArray = npt.NDArray[np.void]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+class Outcome(IntEnum):
+    """How a request ended; each request ends in exactly one of these."""
+
+    PENDING = 0  # not ended yet
+    FINISHED = 1  # all tokens delivered (SLOs met or not)
+    REFUSED = 2  # refused at arrival: predicted to miss its TTFT SLO
+    QUEUE_FULL = 3  # the gateway's queue was full
+    TIMED_OUT = 4  # waited in the gateway's queue longer than the class allows
+    FAILED = 5  # its replica crashed after the stream had begun
+    UNFINISHED = 6  # still in the system when the episode was cut off
+
+
+# The kernels use plain ints; these are the same numbers.
+PENDING, FINISHED, REFUSED, QUEUE_FULL, TIMED_OUT, FAILED, UNFINISHED = (int(o) for o in Outcome)
+
+OFF, STARTING, READY, DRAINING = 0, 1, 2, 3
+ROUND_ROBIN, LEAST_LOADED, POWER_OF_TWO, PACKING = 0, 1, 2, 3
+ROUTER_CODES = {
+    "round_robin": ROUND_ROBIN,
+    "least_loaded": LEAST_LOADED,
+    "power_of_two": POWER_OF_TWO,
+    "packing": PACKING,
+}
+NONE = -1
+NO_ROOM = 1 << 40
+"""Routing key of a replica that may not take a request."""
+
+NO_SLOT = 1 << 30
+"""Stands for "after every replica" where the order of simultaneous events is asked for."""
+
+BLOCK = 16
+
+_f, _i = np.float64, np.int32
+
+REQUEST = np.dtype(
+    [
+        ("arrival_s", _f),
+        ("dispatched_s", _f),  # last dispatch; NaN before the first
+        ("scheduled_s", _f),  # first time in an engine batch; NaN before
+        ("first_token_s", _f),
+        ("end_s", _f),  # last token, refusal, drop or failure
+        ("finish_iteration", np.int64),  # replica's iteration counter after which it finishes; 0 while not decoding
+        ("prompt_tokens", _i),
+        ("output_tokens", _i),
+        ("generated_tokens", _i),  # exact when not decoding; a decoding sequence's follow from finish_iteration
+        ("computed_tokens", _i),  # KV tokens while prefilling
+        ("chunk_tokens", _i),  # prompt tokens in the iteration in progress
+        ("class_index", _i),
+        ("replica", _i),  # last replica it was dispatched to
+        ("outcome", _i),
+        ("slo_met", _i),
+        ("next", _i),  # linked list: gateway queue, engine waiting queue or engine batch
+        ("prev", _i),
+        ("in_batch", _i),  # 1 while in an engine batch
+        ("awaited", _i),  # 1 from dispatch until its prefill is done: the gateway waits for a token
+        ("evict", _i),  # 1 when marked for eviction at the end of the iteration
+        ("num_preemptions", _i),
+        ("num_evictions", _i),
+    ],
+    align=True,
+)
+
+REPLICA = np.dtype(
+    [
+        ("event_s", _f),  # end of start-up or of the iterations in progress; inf when idle
+        ("crash_s", _f),
+        ("asked_s", _f),  # when its start was asked for
+        ("leap_start_s", _f),
+        ("leap_iteration_s", _f),  # constant part of one iteration of the leap
+        ("leap_iterations", np.int64),
+        ("iteration", np.int64),  # iterations completed since it became ready
+        ("decode_tokens", np.int64),  # KV tokens of all decode sequences
+        ("kv_used", np.int64),
+        ("pending_tokens", np.int64),  # dispatched prompt tokens without a first token yet
+        ("seen_tokens", np.int64),  # prompt tokens of dispatched streams that have begun
+        ("state", _i),
+        ("pool", _i),
+        ("num_decode", _i),
+        ("num_prefill", _i),  # sequences with a prompt chunk in the iteration in progress
+        ("partial", _i),  # the sequence whose prompt is partly computed, or NONE; always the batch's tail
+        ("num_waiting", _i),
+        ("batch_head", _i),
+        ("batch_tail", _i),
+        ("wait_head", _i),
+        ("wait_tail", _i),
+        ("in_flight", _i),
+        ("in_flight_interactive", _i),
+        ("num_seen", _i),
+        ("heap_size", _i),
+        ("num_evict_marked", _i),
+        ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
+    ],
+    align=True,
+)
+
+POOL = np.dtype(
+    [
+        ("base", _i),  # first replica slot
+        ("num_slots", _i),
+        ("tree_size", _i),
+        ("router", _i),
+        ("priority_scheduling", _i),
+        ("serves_interactive", _i),
+        ("serves_batch", _i),
+        ("batch_limit", _i),
+        ("token_budget", _i),
+        ("kv_blocks", np.int64),
+        ("gpus", _i),
+        ("startup_mean_s", _f),  # as the spec promises, not as drawn
+        ("cap", _i),
+        ("target", _i),
+        ("ready", _i),
+        ("starting", _i),
+        ("draining", _i),
+        ("round_robin_next", _i),
+        ("num_starts", np.int64),
+        ("in_flight", np.int64),
+        ("in_flight_interactive", np.int64),
+        ("busy_interactive", np.int64),
+        ("residence_s", _f),
+        ("residence_count", np.int64),
+        ("accrued_to_s", _f),
+        ("replica_s", _f),  # starting + ready + draining, integrated
+        ("ready_s", _f),
+        ("itl_sum_s", _f),
+        ("itl_count", np.int64),
+        ("prompt_tokens", np.int64),
+        ("generation_tokens", np.int64),
+        ("preemptions", np.int64),
+        ("evictions", np.int64),
+        ("crashes", np.int64),
+        ("cancelled_starts", np.int64),
+        ("reclaimed", np.int64),
+        ("iterations", np.int64),
+    ],
+    align=True,
+)
+
+CLASS = np.dtype(
+    [
+        ("interactive", _i),
+        ("priority", _i),
+        ("queue_limit", _i),
+        ("ttft_slo_s", _f),
+        ("tpot_slo_s", _f),
+        ("deadline_s", _f),  # inf when none
+        ("timeout_s", _f),  # inf when none
+        ("admission", _f),
+        ("queue_head", _i),
+        ("queue_tail", _i),
+        ("queue_length", _i),
+        ("queue_tokens", np.int64),
+        ("in_flight", np.int64),
+        ("arrived", np.int64),
+        ("arrived_tokens", np.int64),
+        ("first_tokens", np.int64),
+        ("finished", np.int64),
+        ("met", np.int64),
+        ("missed", np.int64),  # known to miss: late first token, late finish, refused, dropped, failed
+        ("refused", np.int64),
+        ("queue_full", np.int64),
+        ("timed_out", np.int64),
+        ("failed", np.int64),
+        ("output_tokens", np.int64),  # of finished requests
+        ("ttft_sum_s", _f),
+        ("tpot_sum_s", _f),
+        ("tpot_count", np.int64),
+    ],
+    align=True,
+)
+
+FLEET = np.dtype(
+    [
+        ("now_s", _f),
+        ("snapshot_s", _f),
+        ("speed", _f),  # true iteration time / profile's: capacity error, 1 when the profile is right
+        ("num_requests", np.int64),
+        ("next_arrival", np.int64),
+        ("queued", np.int64),
+        ("unresolved", np.int64),  # arrived and not ended
+        ("event_tree_size", np.int64),
+        ("evict_batch", _i),
+        ("num_events", np.int64),
+    ],
+    align=True,
+)
+
+# vLLM 0.33.0 v1/metrics/buckets.py; p95 is interpolated in them as Prometheus' histogram_quantile does.
+TTFT_EDGES_S = np.array(
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560]
+)
+TPOT_EDGES_S = np.array(
+    [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80]
+)
+
+
+class World(NamedTuple):
+    """All arrays of one fleet; with a leading dimension, of a batch of fleets."""
+
+    req: Any  # (num_requests,) REQUEST, sorted by arrival
+    rep: Any  # (num_slots,) REPLICA
+    pool: Any  # (num_pools,) POOL
+    cls: Any  # (num_classes,) CLASS
+    fleet: Any  # (1,) FLEET
+    heap: Any  # (num_slots, max_num_seqs) int64: finish iteration << 32 | request, a binary heap per replica
+    residue: Any  # (num_slots, 16) int32: decode sequences that need a KV block when iteration % 16 == column
+    event_tree: Any  # (2 * event_tree_size,) float64: minimum of the next events
+    route_tree: Any  # (num_pools, 2 * tree_size) int64: minimum of the routing keys
+    token_time: Any  # (num_pools, max token budget + 1) float64 seconds
+    coefficients: Any  # (num_pools, 5) float64, LatencyProfile.attention_coefficients_s
+    class_pools: Any  # (num_classes, num_pools) int64: pools that may serve, preferred first, then NONE
+    class_order: Any  # (num_classes,) int64: by priority
+    startup_s: Any  # (num_pools, num_draws) float64: duration of the j-th start of the pool
+    life_s: Any  # (num_pools, num_draws) float64: ready time until the j-th started replica crashes
+    route_u: Any  # (num_requests or 1,) float64 in [0, 1): the router's random numbers
+    ttft_hist: Any  # (num_classes, len(TTFT_EDGES_S) + 1) int64, since the last snapshot
+    tpot_hist: Any  # (num_classes, len(TPOT_EDGES_S) + 1) int64
+    last_pool: Any  # (num_pools,) POOL as of the last snapshot
+    last_cls: Any  # (num_classes,) CLASS as of the last snapshot
+    pool_state: Any  # (num_pools, PoolTelemetry fields) float64: the last snapshot
+    class_state: Any  # (num_classes, ClassTelemetry fields) float64
+
+
+def next_power_of_two(number: int) -> int:
+    """Smallest power of two >= number (>= 1)."""
+    return 1 << max(number - 1, 0).bit_length()

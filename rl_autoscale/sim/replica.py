@@ -1,0 +1,513 @@
+"""Kernel, inside a replica: vLLM V1's scheduler, KV blocks and iteration times, leaping over unchanged decode batches.
+
+Semantics (vllm 0.33.0, v1/core/sched/scheduler.py; reference twin in sim/reference):
+
+- An iteration serves running sequences first (one token per decode, the rest of a partly computed prompt), then admits
+  from the waiting queue while the token budget and ``max_num_seqs`` last and the head's *whole* input fits the free blocks.
+- When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is preempted:
+  it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is admitted in that iteration.
+- Prompt chunks take their blocks when scheduled, decode sequences when the iteration completes (it was checked to fit at its start).
+
+Between events a decode batch of n sequences with S KV tokens does not change, and iteration j of a leap lasts
+``A + c (S + n j)``; k of them last ``k A + c (k S + n k (k + 1) / 2)``: nothing is simulated per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.layout import BLOCK, NONE, OFF
+
+
+@hot
+def tree_set(tree, size, leaf, value):
+    """Set one leaf of a min-tree and repair its ancestors; stops where nothing changes."""
+    node = size + leaf
+    tree[node] = value
+    node >>= 1
+    while node >= 1:
+        left = tree[2 * node]
+        right = tree[2 * node + 1]
+        smaller = left if left <= right else right
+        if tree[node] == smaller:
+            break
+        tree[node] = smaller
+        node >>= 1
+
+
+@hot
+def tree_argmin(tree, size):
+    """Leaf with the smallest value; the lowest index among equals."""
+    node = 1
+    while node < size:
+        node *= 2
+        if tree[node] != tree[node >> 1]:
+            node += 1
+    return node - size
+
+
+@hot
+def blocks_of(tokens):
+    """KV blocks that hold so many tokens."""
+    return (tokens + BLOCK - 1) // BLOCK
+
+
+@hot
+def heap_push(heap, size, key):
+    """Push onto a binary heap stored in heap[:size]."""
+    child = size
+    while child > 0:
+        parent = (child - 1) >> 1
+        if heap[parent] <= key:
+            break
+        heap[child] = heap[parent]
+        child = parent
+    heap[child] = key
+
+
+@hot
+def heap_remove(heap, size, position):
+    """Remove the element at a position from heap[:size]; the heap then has size - 1 elements."""
+    last = size - 1
+    key = heap[last]
+    if position == last:
+        return
+    node = position
+    while node > 0 and heap[(node - 1) >> 1] > key:
+        heap[node] = heap[(node - 1) >> 1]
+        node = (node - 1) >> 1
+    while True:
+        child = 2 * node + 1
+        if child >= last:
+            break
+        if child + 1 < last and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= key:
+            break
+        heap[node] = heap[child]
+        node = child
+    heap[node] = key
+
+
+@hot
+def schedule_event(w, r):
+    """Publish the replica's next event in the event tree."""
+    rep = w.rep[r]
+    tree_set(w.event_tree, w.fleet[0].event_tree_size, r, min(rep.event_s, rep.crash_s))
+
+
+@hot
+def batch_append(w, r, q):
+    """Append a request to the replica's batch (linked list in admission order)."""
+    rep = w.rep[r]
+    request = w.req[q]
+    request.in_batch = 1
+    request.next = NONE
+    request.prev = rep.batch_tail
+    if rep.batch_tail >= 0:
+        w.req[rep.batch_tail].next = q
+    else:
+        rep.batch_head = q
+    rep.batch_tail = q
+
+
+@hot
+def batch_remove(w, r, q):
+    """Unlink a request from the replica's batch."""
+    rep = w.rep[r]
+    request = w.req[q]
+    request.in_batch = 0
+    if request.prev >= 0:
+        w.req[request.prev].next = request.next
+    else:
+        rep.batch_head = request.next
+    if request.next >= 0:
+        w.req[request.next].prev = request.prev
+    else:
+        rep.batch_tail = request.prev
+
+
+@hot
+def waiting_insert(w, r, q, front):
+    """Put a request into the engine's waiting queue.
+
+    FCFS: at the back, or at the front when it was preempted. Priority: sorted by (priority, arrival).
+    """
+    rep = w.rep[r]
+    request = w.req[q]
+    if w.pool[rep.pool].priority_scheduling:
+        priority = w.cls[request.class_index].priority
+        after = rep.wait_tail
+        while after >= 0:
+            other = w.req[after]
+            other_priority = w.cls[other.class_index].priority
+            if other_priority < priority or (other_priority == priority and after < q):
+                break
+            after = other.prev
+    else:
+        after = NONE if front else rep.wait_tail
+    before = rep.wait_head if after < 0 else w.req[after].next
+    request.prev = after
+    request.next = before
+    if after >= 0:
+        w.req[after].next = q
+    else:
+        rep.wait_head = q
+    if before >= 0:
+        w.req[before].prev = q
+    else:
+        rep.wait_tail = q
+    rep.num_waiting += 1
+
+
+@hot
+def waiting_remove(w, r, q):
+    """Unlink a request from the engine's waiting queue."""
+    rep = w.rep[r]
+    request = w.req[q]
+    if request.prev >= 0:
+        w.req[request.prev].next = request.next
+    else:
+        rep.wait_head = request.next
+    if request.next >= 0:
+        w.req[request.next].prev = request.prev
+    else:
+        rep.wait_tail = request.prev
+    rep.num_waiting -= 1
+
+
+@hot
+def join_decode(w, r, q):
+    """A sequence whose prefill is complete starts to decode; it has at least one token to go."""
+    rep = w.rep[r]
+    request = w.req[q]
+    computed = request.computed_tokens
+    finish = rep.iteration + request.output_tokens - request.generated_tokens
+    request.finish_iteration = finish
+    heap_push(w.heap[r], rep.heap_size, (finish << 32) | q)
+    rep.heap_size += 1
+    w.residue[r, (rep.iteration - computed) & (BLOCK - 1)] += 1
+    rep.num_decode += 1
+    rep.decode_tokens += computed
+
+
+@njit
+def leave_decode(w, r, q):
+    """Take a sequence out of the decode counts; sets its generated and computed tokens as of now. Not the heap."""
+    rep = w.rep[r]
+    request = w.req[q]
+    request.generated_tokens = request.output_tokens - (request.finish_iteration - rep.iteration)
+    computed = request.prompt_tokens + request.generated_tokens - 1
+    request.computed_tokens = computed
+    w.residue[r, (rep.iteration - computed) & (BLOCK - 1)] -= 1
+    rep.num_decode -= 1
+    rep.decode_tokens -= computed
+    request.finish_iteration = 0
+
+
+@njit
+def unload(w, r, q):
+    """Take an unfinished sequence out of the batch and free its blocks; it will recompute prompt and output so far."""
+    rep = w.rep[r]
+    request = w.req[q]
+    if request.finish_iteration > 0:
+        key = (request.finish_iteration << 32) | q
+        heap = w.heap[r]
+        for position in range(rep.heap_size):
+            if heap[position] == key:
+                heap_remove(heap, rep.heap_size, position)
+                break
+        rep.heap_size -= 1
+        leave_decode(w, r, q)
+    elif rep.partial == q:
+        rep.partial = NONE
+    rep.kv_used -= blocks_of(request.computed_tokens)
+    request.computed_tokens = 0
+    request.chunk_tokens = 0
+    batch_remove(w, r, q)
+
+
+@njit
+def preemption_victim(w, r):
+    """The sequence vLLM preempts: the batch's tail, or under priority scheduling the worst (priority, arrival)."""
+    rep = w.rep[r]
+    if not w.pool[rep.pool].priority_scheduling:
+        return rep.batch_tail
+    worst = rep.batch_head
+    q = rep.batch_head
+    while q >= 0:
+        priority = w.cls[w.req[q].class_index].priority
+        worst_priority = w.cls[w.req[worst].class_index].priority
+        if priority > worst_priority or (priority == worst_priority and q > worst):
+            worst = q
+        q = w.req[q].next
+    return worst
+
+
+@hot
+def leap_blocks(w, r, iterations):
+    """KV blocks the decode batch needs over its next iterations."""
+    rep = w.rep[r]
+    need = (iterations // BLOCK) * rep.num_decode
+    for j in range(iterations % BLOCK):
+        need += w.residue[r, (rep.iteration + j) & (BLOCK - 1)]
+    return need
+
+
+@hot
+def iterations_until_full(w, r, free_blocks, limit):
+    """Largest number of iterations <= limit whose blocks fit."""
+    rep = w.rep[r]
+    num_decode = rep.num_decode
+    if (limit // BLOCK + 1) * num_decode <= free_blocks:
+        return limit
+    cycles = free_blocks // num_decode
+    left = free_blocks - cycles * num_decode
+    iterations = cycles * BLOCK
+    while iterations < limit:
+        left -= w.residue[r, (rep.iteration + iterations) & (BLOCK - 1)]
+        if left < 0:
+            break
+        iterations += 1
+    return min(iterations, limit)
+
+
+@hot
+def leap_duration_s(w, r, iterations):
+    """Seconds of the leap's first iterations, in closed form."""
+    rep = w.rep[r]
+    slope = w.coefficients[rep.pool, 0] * w.fleet[0].speed
+    k = float(iterations)
+    return k * rep.leap_iteration_s + slope * (k * rep.decode_tokens + rep.num_decode * (k * (k + 1.0) / 2.0))
+
+
+@hot
+def iterations_begun(w, r, elapsed_s):
+    """Number of iterations of the leap that have begun after so long: the smallest k with duration(k) > elapsed."""
+    rep = w.rep[r]
+    slope = w.coefficients[rep.pool, 0] * w.fleet[0].speed
+    a = 0.5 * slope * rep.num_decode
+    b = rep.leap_iteration_s + slope * rep.decode_tokens + a
+    k = int(2.0 * elapsed_s / (b + math.sqrt(b * b + 4.0 * a * elapsed_s)))
+    k = max(k, 1)
+    while k > 1 and leap_duration_s(w, r, k - 1) > elapsed_s:
+        k -= 1
+    while leap_duration_s(w, r, k) <= elapsed_s:
+        k += 1
+    return k
+
+
+@hot
+def cut_leap(w, r, now_s, slot):
+    """Shorten the leap in progress to the end of the iteration that is running now.
+
+    Args:
+        w: the fleet.
+        r: the leaping replica.
+        now_s: when the leap turned out to be too long.
+        slot: replica whose event this is, or NO_SLOT. An iteration of a later slot that ends at this very moment still
+            counts as running: its turn comes next (lowest slot first).
+    """
+    rep = w.rep[r]
+    elapsed_s = now_s - rep.leap_start_s
+    begun = iterations_begun(w, r, elapsed_s)
+    if r > slot and begun > 1 and leap_duration_s(w, r, begun - 1) == elapsed_s:
+        begun -= 1
+    if begun < rep.leap_iterations:
+        rep.leap_iterations = begun
+        rep.event_s = rep.leap_start_s + leap_duration_s(w, r, begun)
+        schedule_event(w, r)
+    rep.cuttable = 0
+
+
+@hot
+def commit_decode(w, r, iterations, duration_s):
+    """Book completed iterations of the decode batch."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    num_decode = rep.num_decode
+    if num_decode > 0:
+        rep.kv_used += leap_blocks(w, r, iterations)
+        rep.decode_tokens += num_decode * iterations
+        pool.itl_sum_s += duration_s * num_decode
+        pool.itl_count += num_decode * iterations
+        pool.generation_tokens += num_decode * iterations
+    rep.iteration += iterations
+    pool.iterations += iterations
+
+
+@njit
+def sync(w, r, now_s):
+    """Book the whole iterations of a leap that are complete by now, leaving the rest of the leap as it is."""
+    rep = w.rep[r]
+    if rep.num_prefill > 0 or rep.num_decode == 0 or rep.event_s == math.inf or rep.leap_iterations <= 1:
+        return
+    elapsed_s = now_s - rep.leap_start_s
+    if elapsed_s <= 0.0:
+        return
+    done = min(iterations_begun(w, r, elapsed_s) - 1, rep.leap_iterations - 1)
+    if done > 0:
+        duration_s = leap_duration_s(w, r, done)
+        commit_decode(w, r, done, duration_s)
+        rep.leap_start_s += duration_s
+        rep.leap_iterations -= done
+
+
+@njit
+def make_room(w, r):
+    """Preempt until the running sequences' next iteration fits the KV cache.
+
+    Returns:
+        (whether anybody was preempted, chunk of the partly computed prompt, blocks the decode batch will need).
+    """
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    preempted = False
+    while True:
+        decode_need = w.residue[r, rep.iteration & (BLOCK - 1)] if rep.num_decode > 0 else 0
+        chunk = 0
+        chunk_need = 0
+        if rep.partial >= 0:
+            request = w.req[rep.partial]
+            left = request.prompt_tokens + request.generated_tokens - request.computed_tokens
+            chunk = min(left, pool.token_budget - rep.num_decode)
+            chunk_need = blocks_of(request.computed_tokens + chunk) - blocks_of(request.computed_tokens)
+        if decode_need + chunk_need <= pool.kv_blocks - rep.kv_used or rep.batch_tail < 0:
+            return preempted, chunk, decode_need
+        victim = preemption_victim(w, r)
+        unload(w, r, victim)
+        waiting_insert(w, r, victim, True)
+        w.req[victim].num_preemptions += 1
+        pool.preemptions += 1
+        preempted = True
+
+
+@hot
+def plan(w, r, now_s):
+    """Decide the replica's next iteration, or its next leap, and when it ends."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    coefficients = w.coefficients[rep.pool]
+    rep.leap_start_s = now_s
+    rep.num_prefill = 0
+    preempted = False
+    chunk = 0
+    decode_need = 0
+    if rep.batch_tail >= 0:
+        preempted, chunk, decode_need = make_room(w, r)
+    num_decode = rep.num_decode
+    prompt_tokens = 0
+    pairs = 0.0
+    context = 0
+    budget = pool.token_budget - num_decode
+    running = num_decode
+    if rep.partial >= 0:
+        request = w.req[rep.partial]
+        done = request.computed_tokens
+        rep.kv_used += blocks_of(done + chunk) - blocks_of(done)
+        request.chunk_tokens = chunk
+        prompt_tokens = chunk
+        pairs = chunk * (done + 0.5 * chunk)
+        context = done
+        budget -= chunk
+        running += 1
+        rep.num_prefill = 1
+    if not preempted:
+        free = pool.kv_blocks - rep.kv_used - decode_need
+        while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
+            q = rep.wait_head
+            request = w.req[q]
+            tokens = request.prompt_tokens + request.generated_tokens
+            if blocks_of(tokens) > free:
+                break
+            waiting_remove(w, r, q)
+            batch_append(w, r, q)
+            chunk = min(tokens, budget)
+            taken = blocks_of(chunk)
+            rep.kv_used += taken
+            free -= taken
+            request.chunk_tokens = chunk
+            request.computed_tokens = 0
+            if not request.scheduled_s >= 0.0:
+                request.scheduled_s = now_s
+            prompt_tokens += chunk
+            pairs += 0.5 * chunk * chunk
+            budget -= chunk
+            running += 1
+            rep.num_prefill += 1
+            if chunk < tokens:
+                rep.partial = q
+    if running == 0:
+        rep.event_s = math.inf
+        rep.cuttable = 0
+        schedule_event(w, r)
+        return
+    speed = w.fleet[0].speed
+    fixed_s = w.token_time[rep.pool, num_decode + prompt_tokens] + coefficients[1] * num_decode
+    if rep.num_prefill > 0:
+        duration_s = speed * (
+            fixed_s
+            + coefficients[0] * (rep.decode_tokens + num_decode)
+            + coefficients[2] * pairs
+            + coefficients[3] * context
+            + coefficients[4] * rep.num_prefill
+        )
+        iterations = 1
+    else:
+        rep.leap_iteration_s = speed * fixed_s
+        iterations = 1
+        if not preempted:
+            iterations = iterations_until_full(
+                w, r, pool.kv_blocks - rep.kv_used, (w.heap[r, 0] >> 32) - rep.iteration
+            )
+        duration_s = leap_duration_s(w, r, iterations)
+    rep.leap_iterations = iterations
+    rep.event_s = now_s + duration_s
+    rep.cuttable = 1 if iterations > 1 else 0
+    schedule_event(w, r)
+
+
+@hot
+def wake(w, r, now_s):
+    """An idle replica has work: end its (empty) leap now, so that the event loop plans its next iteration."""
+    rep = w.rep[r]
+    rep.leap_start_s = now_s
+    rep.leap_iterations = 0
+    rep.event_s = now_s
+    schedule_event(w, r)
+
+
+@njit
+def clear_replica(w, r):
+    """Return an empty replica's slot to OFF."""
+    rep = w.rep[r]
+    rep.state = OFF
+    rep.event_s = math.inf
+    rep.crash_s = math.inf
+    rep.asked_s = 0.0
+    rep.leap_start_s = 0.0
+    rep.leap_iteration_s = 0.0
+    rep.leap_iterations = 0
+    rep.iteration = 0
+    rep.kv_used = 0
+    rep.decode_tokens = 0
+    rep.pending_tokens = 0
+    rep.seen_tokens = 0
+    rep.num_decode = 0
+    rep.num_prefill = 0
+    rep.partial = NONE
+    rep.num_waiting = 0
+    rep.batch_head = NONE
+    rep.batch_tail = NONE
+    rep.wait_head = NONE
+    rep.wait_tail = NONE
+    rep.in_flight = 0
+    rep.in_flight_interactive = 0
+    rep.num_seen = 0
+    rep.heap_size = 0
+    rep.num_evict_marked = 0
+    rep.cuttable = 0
+    for column in range(BLOCK):
+        w.residue[r, column] = 0
+    schedule_event(w, r)

@@ -1,0 +1,156 @@
+"""What an episode came to: cost, attainment, how every request ended, and the distributions behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.sim.layout import FloatArray, Outcome, RecordArray
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """One service class. Attainment counts arrived requests: a request that was refused, dropped or cut off is a miss."""
+
+    name: str
+    num_arrived: int
+    num_met: int
+    outcomes: dict[str, int]
+    ttft_p50_s: float
+    ttft_p95_s: float
+    ttft_p99_s: float
+    tpot_p50_s: float
+    tpot_p95_s: float
+    tpot_p99_s: float
+
+    @property
+    def slo_attainment(self) -> float:
+        """Share of arrived requests that met all their SLOs; NaN without any."""
+        return self.num_met / self.num_arrived if self.num_arrived else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """A whole episode, from time 0 until the last request ended (or the episode was cut off)."""
+
+    duration_s: float
+    gpu_hours: float
+    cost_usd: float
+    slo_attainment: float
+    num_arrived: int
+    num_met: int
+    classes: tuple[ClassResult, ...]
+    outcomes: dict[str, int]
+    num_preemptions: int
+    num_evictions: int
+    num_starts: int
+    num_crashes: int
+    ready_share: float
+    scale_ups: int = 0
+    scale_downs: int = 0
+    reversals: int = 0
+    timeline: dict[str, FloatArray] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float]:
+        """The scalars, for tables and trackers."""
+        return {
+            "gpu_hours": self.gpu_hours,
+            "cost_usd": self.cost_usd,
+            "slo_attainment": self.slo_attainment,
+            "num_arrived": float(self.num_arrived),
+            "refused_share": self.outcomes["refused"] / max(self.num_arrived, 1),
+            "dropped_share": sum(self.outcomes[key] for key in ("queue_full", "timed_out", "failed", "unfinished"))
+            / max(self.num_arrived, 1),
+            "scale_ups": float(self.scale_ups),
+            "scale_downs": float(self.scale_downs),
+            "reversals": float(self.reversals),
+            "num_preemptions": float(self.num_preemptions),
+            "num_evictions": float(self.num_evictions),
+            "ready_share": self.ready_share,
+            **{f"slo_attainment/{item.name}": item.slo_attainment for item in self.classes},
+            **{f"ttft_p99_s/{item.name}": item.ttft_p99_s for item in self.classes},
+            **{f"tpot_p99_s/{item.name}": item.tpot_p99_s for item in self.classes},
+        }
+
+
+def _quantiles(values: FloatArray) -> list[float]:
+    return [float(q) for q in np.quantile(values, [0.5, 0.95, 0.99])] if len(values) else [float("nan")] * 3
+
+
+def _outcome_counts(outcome: RecordArray) -> dict[str, int]:
+    counts = np.bincount(outcome.astype(np.int64), minlength=len(Outcome))
+    return {item.name.lower(): int(counts[item]) for item in Outcome if item is not Outcome.PENDING}
+
+
+def class_result(name: str, requests: RecordArray) -> ClassResult:
+    """Summarise the requests of one class (a slice of REQUEST records)."""
+    first = requests["first_token_s"]
+    seen = ~np.isnan(first)
+    ttft_s = first[seen] - requests["arrival_s"][seen]
+    done = (requests["outcome"] == Outcome.FINISHED) & (requests["output_tokens"] > 1)
+    tpot_s = (requests["end_s"][done] - first[done]) / (requests["output_tokens"][done] - 1)
+    return ClassResult(
+        name, len(requests), int(requests["slo_met"].sum()), _outcome_counts(requests["outcome"]),
+        *_quantiles(ttft_s), *_quantiles(tpot_s),
+    )  # fmt: skip
+
+
+def episode_result(
+    spec: FleetSpec, requests: RecordArray, pools: RecordArray, duration_s: float, *, timeline: dict[str, FloatArray]
+) -> EpisodeResult:
+    """Close the books of one fleet.
+
+    Args:
+        spec: the fleet.
+        requests: arrived REQUEST records, all ended.
+        pools: POOL records, integrated up to duration_s.
+        duration_s: length of the episode.
+        timeline: per control step arrays; "target" has shape (num_steps, num_pools).
+    """
+    gpu_s = pools["replica_s"] * pools["gpus"]
+    prices = np.array([pool.price_usd_per_gpu_hour for pool in spec.pools])
+    by_class = tuple(
+        class_result(item.name, requests[requests["class_index"] == c]) for c, item in enumerate(spec.classes)
+    )
+    num_met = sum(item.num_met for item in by_class)
+    scaling = scaling_actions(timeline["target"]) if "target" in timeline else (0, 0, 0)
+    return EpisodeResult(
+        duration_s=duration_s,
+        gpu_hours=float(gpu_s.sum()) / SECONDS_PER_HOUR,
+        cost_usd=float(gpu_s @ prices) / SECONDS_PER_HOUR,
+        slo_attainment=num_met / len(requests) if len(requests) else float("nan"),
+        num_arrived=len(requests),
+        num_met=num_met,
+        classes=by_class,
+        outcomes=_outcome_counts(requests["outcome"]),
+        num_preemptions=int(pools["preemptions"].sum()),
+        num_evictions=int(pools["evictions"].sum()),
+        num_starts=int(pools["num_starts"].sum()),
+        num_crashes=int(pools["crashes"].sum()),
+        ready_share=float(pools["ready_s"].sum() / max(pools["replica_s"].sum(), 1e-12)),
+        scale_ups=scaling[0],
+        scale_downs=scaling[1],
+        reversals=scaling[2],
+        timeline=timeline,
+    )
+
+
+def scaling_actions(targets: FloatArray) -> tuple[int, int, int]:
+    """Count changes of target.
+
+    Args:
+        targets: shape (num_steps, num_pools).
+
+    Returns:
+        (scale-ups, scale-downs, reversals): a reversal is a change whose direction is opposite to the pool's previous change.
+    """
+    change = np.diff(targets, axis=0)
+    reversals = 0
+    for column in change.T:
+        direction = np.sign(column[column != 0])
+        reversals += int((direction[1:] != direction[:-1]).sum())
+    return int((change > 0).sum()), int((change < 0).sum()), reversals
