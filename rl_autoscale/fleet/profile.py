@@ -20,7 +20,7 @@ Profiles ship as YAML in ``rl_autoscale/profiles`` and are made by ``rl-autoscal
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,13 @@ def shipped_profile_names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
+@cache
+def _shipped_profile(name: str) -> LatencyProfile:
+    text = (resources.files("rl_autoscale") / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
+    data: Any = yaml.safe_load(text)
+    return LatencyProfile.from_dict(data, where=f"profile {name}")
+
+
 def load_profile(name_or_path: str) -> LatencyProfile:
     """Load a shipped profile by name, or any profile by path (anything that ends in .yaml).
 
@@ -151,6 +158,4 @@ def load_profile(name_or_path: str) -> LatencyProfile:
         return LatencyProfile.from_yaml(Path(name_or_path))
     if name_or_path not in shipped_profile_names():
         raise UnknownNameError("profile", name_or_path, shipped_profile_names())
-    text = (resources.files("rl_autoscale") / "profiles" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    data: Any = yaml.safe_load(text)
-    return LatencyProfile.from_dict(data, where=f"profile {name_or_path}")
+    return _shipped_profile(name_or_path)

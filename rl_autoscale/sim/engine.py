@@ -10,6 +10,7 @@ import hashlib
 import math
 from pathlib import Path
 
+from rl_autoscale.fleet.jit import cached_njit, hot, njit
 from rl_autoscale.sim.gateway import (
     arrive,
     complete_evictions,
@@ -23,7 +24,6 @@ from rl_autoscale.sim.gateway import (
     requeue,
     update_route,
 )
-from rl_autoscale.fleet.jit import cached_njit, hot, njit
 from rl_autoscale.sim.layout import (
     BLOCK,
     DRAINING,
@@ -291,14 +291,14 @@ def change_replica(w, r, now_s):
 def run_until(w, until_s):
     """Handle every event at or before a time.
 
-    Each event: book what happened, refill replicas from the gateway's queues, then let the replica whose iteration ended
-    plan its next one.
+    Each event: book what happened, refill replicas from the gateway's queues, then let the replica whose iteration
+    ended plan its next one.
     """
     fleet = w.fleet[0]
     tree = w.event_tree
     size = fleet.event_tree_size
     num_requests = fleet.num_requests
-    arrival_s = w.req[fleet.next_arrival].arrival_s if fleet.next_arrival < num_requests else math.inf
+    arrival_s = w.trace[fleet.next_arrival].arrival_s if fleet.next_arrival < num_requests else math.inf
     while True:
         event_s = tree[1]
         if event_s > arrival_s:
@@ -308,7 +308,7 @@ def run_until(w, until_s):
             fleet.now_s = arrival_s
             arrive(w, fleet.next_arrival, arrival_s)
             fleet.next_arrival += 1
-            arrival_s = w.req[fleet.next_arrival].arrival_s if fleet.next_arrival < num_requests else math.inf
+            arrival_s = w.trace[fleet.next_arrival].arrival_s if fleet.next_arrival < num_requests else math.inf
             continue
         if event_s > until_s or event_s == math.inf:
             break
@@ -350,7 +350,7 @@ def quantile_from_histogram(histogram, edges, share):
 
 @njit
 def snapshot(w, now_s, age_s):
-    """Fill ``pool_state`` and ``class_state``; the columns are the fields of PoolTelemetry and ClassTelemetry in order."""
+    """Fill ``pool_state`` and ``class_state``; columns are the fields of PoolTelemetry and ClassTelemetry in order."""
     fleet = w.fleet[0]
     window_s = now_s - fleet.snapshot_s
     per_s = 1.0 / window_s if window_s > 0.0 else math.nan
@@ -496,6 +496,7 @@ def cut_off(w, now_s):
 def world_of(batch, e):
     """One fleet of a batch, as views."""
     return World(
+        batch.trace[e],
         batch.req[e],
         batch.rep[e],
         batch.pool[e],
@@ -544,7 +545,8 @@ def _compile_entry(source_digest: str):  # type: ignore[no-untyped-def]
             which: shape (n,), int64.
             operation: INITIALISE a loaded episode; STEP: apply the decision, run to ``until_s`` and take the snapshot
                 ``age_s`` before it; RUN to ``until_s`` without a decision; CUT_OFF: close the books.
-            targets, caps: shape (num_fleets, num_pools), int64; read by STEP.
+            targets: shape (num_fleets, num_pools), int64; read by STEP.
+            caps: the same shape; read by STEP.
             admission: shape (num_fleets, num_classes), float64; read by STEP.
             until_s: shape (num_fleets,).
             age_s: seconds.

@@ -1,4 +1,4 @@
-"""The simulated fleet: `FleetBatch` advances many fleets in one compiled call, `SimFleet` is one of them as a `Fleet`."""
+"""The simulated fleet: `FleetBatch` advances many in one compiled call, `SimFleet` is one of them as a `Fleet`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.rng import stream
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from rl_autoscale.sim import engine
+from rl_autoscale.sim.episode import (
+    NUM_DRAWS,
+    Timeline,
+    check_workload,
+    cut_off_s,
+    draw_life_s,
+    draw_routing,
+    draw_startup_s,
+)
 from rl_autoscale.sim.layout import (
     CLASS,
     FLEET,
@@ -21,6 +28,7 @@ from rl_autoscale.sim.layout import (
     REQUEST,
     ROUTER_CODES,
     TPOT_EDGES_S,
+    TRACE,
     TTFT_EDGES_S,
     FloatArray,
     IntArray,
@@ -30,41 +38,6 @@ from rl_autoscale.sim.layout import (
 )
 from rl_autoscale.sim.result import EpisodeResult, episode_result
 from rl_autoscale.workload.trace import Workload
-
-NUM_DRAWS = 1024
-"""Start-up times and lives drawn per pool and episode; the j-th start of a pool takes the j-th draw under every policy."""
-
-_DRAIN_MARGIN_S = 600.0
-
-
-def draw_startup_s(pool: PoolSpec, rng: np.random.Generator, num_draws: int = NUM_DRAWS) -> FloatArray:
-    """Start-up durations, shape (num_draws,): the sum over phases of Gamma variables with each phase's mean and cv."""
-    total = np.zeros(num_draws)
-    for phase in pool.startup:
-        if phase.cv == 0.0 or phase.mean_s == 0.0:
-            total += phase.mean_s
-        else:
-            shape = 1.0 / phase.cv**2
-            total += rng.gamma(shape, phase.mean_s / shape, size=num_draws)
-    return total
-
-
-def check_fits(spec: FleetSpec, workload: Workload) -> None:
-    """Refuse a workload with a request that could never run: its KV cache would not fit an empty replica.
-
-    Raises:
-        SpecError: naming the first such request.
-    """
-    tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens - 1
-    for c in range(len(spec.classes)):
-        limit = min(spec.pools[p].num_kv_blocks * 16 for p in spec.pools_serving(c))
-        too_long = np.flatnonzero((workload.class_index == c) & (tokens > limit))
-        if len(too_long):
-            q = int(too_long[0])
-            raise SpecError(
-                f"request {q} needs {tokens[q]} KV tokens, a replica holds {limit}; "
-                "clip the workload's lengths or use hardware with more KV blocks"
-            )
 
 
 class FleetBatch:
@@ -103,6 +76,7 @@ class FleetBatch:
             serving = spec.pools_serving(c)
             class_pools[c, : len(serving)] = serving
         world = World(
+            trace=np.zeros((fleets, 1), dtype=TRACE),
             req=np.zeros((fleets, 1), dtype=REQUEST),
             rep=np.zeros((fleets, num_slots), dtype=REPLICA),
             pool=np.zeros((fleets, num_pools), dtype=POOL),
@@ -135,13 +109,18 @@ class FleetBatch:
         return world
 
     def _grow(self, num_requests: int) -> None:
-        capacity = self._world.req.shape[1]
-        if num_requests > capacity:
-            grown = np.zeros((self.num_fleets, num_requests), dtype=REQUEST)
-            grown[:, :capacity] = self._world.req
-            numbers = np.zeros((self.num_fleets, num_requests if self.spec.router == "power_of_two" else 1))
-            numbers[:, : self._world.route_u.shape[1]] = self._world.route_u
-            self._world = self._world._replace(req=grown, route_u=numbers)
+        """Make room for so many requests per fleet; what is there stays."""
+        old = self._world
+        capacity = old.req.shape[1]
+        if num_requests <= capacity:
+            return
+        size = max(num_requests, capacity + capacity // 2)
+        req = np.empty((self.num_fleets, size), dtype=REQUEST)
+        trace = np.empty((self.num_fleets, size), dtype=TRACE)
+        route_u = np.zeros((self.num_fleets, size if self.spec.router == "power_of_two" else 1))
+        req[:, :capacity], trace[:, :capacity] = old.req, old.trace
+        route_u[:, : old.route_u.shape[1]] = old.route_u
+        self._world = old._replace(req=req, trace=trace, route_u=route_u)
 
     # -- episodes ----------------------------------------------------------------------------------------------------
 
@@ -171,23 +150,14 @@ class FleetBatch:
             SpecError: class names differ, or a request can never fit.
         """
         spec, world = self.spec, self._world
-        if workload.class_names != spec.class_names:
-            raise SpecError(
-                f"the workload's classes {list(workload.class_names)} are not the fleet's {list(spec.class_names)}"
-            )
-        check_fits(spec, workload)
+        check_workload(spec, workload)
         self._grow(workload.num_requests)
         world = self._world
-        world.req[e] = np.zeros(1, dtype=REQUEST)
-        rows = world.req[e, : workload.num_requests]
+        rows = world.trace[e, : workload.num_requests]
         rows["arrival_s"] = workload.arrival_s
         rows["prompt_tokens"] = workload.prompt_tokens
         rows["output_tokens"] = workload.output_tokens
         rows["class_index"] = workload.class_index
-        for name in ("dispatched_s", "scheduled_s", "first_token_s", "end_s"):
-            rows[name] = np.nan
-        for name in ("replica", "next", "prev"):
-            rows[name] = NONE
         world.pool[e] = self._fixed_pool
         if initial_replicas is not None:
             world.pool["target"][e] = initial_replicas
@@ -204,12 +174,10 @@ class FleetBatch:
         world.ttft_hist[e] = 0
         world.tpot_hist[e] = 0
         for p, pool in enumerate(spec.pools):
-            world.startup_s[e, p] = startup_scale * draw_startup_s(pool, stream(seed, f"startup/{pool.name}"))
-            if pool.mean_time_to_crash_s is not None:
-                lives = stream(seed, f"crash/{pool.name}").exponential(pool.mean_time_to_crash_s, NUM_DRAWS)
-                world.life_s[e, p] = lives
+            world.startup_s[e, p] = startup_scale * draw_startup_s(pool, seed)
+            world.life_s[e, p] = draw_life_s(pool, seed)
         if spec.router == "power_of_two":
-            world.route_u[e, : workload.num_requests] = stream(seed, "routing").random(workload.num_requests)
+            world.route_u[e, : workload.num_requests] = draw_routing(seed, workload.num_requests)
         world.last_pool[e] = world.pool[e]
         world.last_cls[e] = world.cls[e]
         self._call(engine.INITIALISE, np.array([e]), self._idle_decision, self._now_s)
@@ -371,13 +339,12 @@ class SimFleet:
     ) -> None:
         self._batch = FleetBatch(spec)
         self._batch.load(0, workload, seed=seed, speed=speed)
-        promises = [max(item.ttft_slo_s, item.deadline_s or 0.0, item.timeout_s or 0.0) for item in spec.classes]
         self._end_s = workload.span_s
-        self._limit_s = workload.span_s + (max(promises) + _DRAIN_MARGIN_S if drain_limit_s is None else drain_limit_s)
+        self._limit_s = cut_off_s(spec, workload, drain_limit_s)
         self._decision = ScalingDecision(
             spec.initial_replicas, spec.batch_limits, np.full(len(spec.classes), NEVER_REFUSE)
         )
-        self._timeline: list[tuple[FleetState, ScalingDecision, FloatArray, IntArray]] = []
+        self._timeline = Timeline()
 
     @property
     def spec(self) -> FleetSpec:
@@ -400,7 +367,7 @@ class SimFleet:
     def advance(self) -> bool:
         """Let one control interval pass; False once every request has ended."""
         decision = self._decision
-        self._timeline.append((self.observe(), decision, self._batch.gpu_s()[0], self._batch.ledger("missed")[0]))
+        self._timeline.record(self.observe(), decision, self._batch.ledger("missed")[0])
         self._batch.step(
             ScalingDecision(decision.target_replicas[None], decision.max_batch_size[None], decision.admission[None])
         )
@@ -410,17 +377,5 @@ class SimFleet:
 
     def result(self) -> EpisodeResult:
         """Close the books; call once, after the control loop."""
-        missed = np.array([item[3] for item in self._timeline] + [self._batch.ledger("missed")[0]])
-        timeline = {
-            "time_s": np.array([item[0].time_s for item in self._timeline]),
-            "target": np.array([item[1].target_replicas for item in self._timeline], dtype=np.float64),
-            "batch_cap": np.array([item[1].max_batch_size for item in self._timeline], dtype=np.float64),
-            "admission": np.array([item[1].admission for item in self._timeline]),
-            "ready": np.array([item[0].pools.ready for item in self._timeline]),
-            "starting": np.array([item[0].pools.starting for item in self._timeline]),
-            "queue_length": np.array([item[0].classes.queue_length for item in self._timeline]),
-            "waiting": np.array([item[0].pools.waiting for item in self._timeline]),
-            "arrivals_per_s": np.array([item[0].classes.arrivals_per_s for item in self._timeline]),
-            "missed": np.diff(missed, axis=0).astype(np.float64),
-        }
-        return self._batch.result(0, timeline)
+        self._batch.cut_off(0)  # before the last count of misses
+        return self._batch.result(0, self._timeline.arrays(self._batch.ledger("missed")[0]))

@@ -115,7 +115,7 @@ def route(w, c, q):
 
 @njit
 def evictable_replica(w, c):
-    """Replica that may serve the class and holds the most batch requests not yet marked for eviction; NONE if none does."""
+    """Replica that may serve the class and holds the most unmarked batch requests; NONE if none has any."""
     best = NONE
     most = 0
     for position in range(w.class_pools.shape[1]):
@@ -328,7 +328,7 @@ def purge_timeouts(w, c, now_s):
 def requeue(w, q, now_s):
     """Put a request that lost its replica in front of its class's queue, if its patience lasts.
 
-    Those whose patience has ended go first, so that nobody is hidden behind a stream that has begun and cannot time out.
+    Those whose patience has ended go first, so that nobody hides behind a stream that has begun and cannot time out.
     """
     c = w.req[q].class_index
     purge_timeouts(w, c, now_s)
@@ -409,7 +409,7 @@ def evict_for(w, r, now_s):
 
 @njit
 def return_to_queue(w, r, q, now_s):
-    """An evicted request, already off the engine, goes back to the front of its class's queue; it keeps its tokens so far."""
+    """An evicted request, already off the engine, goes back to its class's queue; it keeps its tokens so far."""
     leave_replica(w, r, q)
     w.req[q].num_evictions += 1
     w.pool[w.rep[r].pool].evictions += 1
@@ -420,7 +420,7 @@ def return_to_queue(w, r, q, now_s):
 def complete_evictions(w, r, now_s):
     """At an iteration's end, take the marked batch requests off the engine, youngest first.
 
-    All of them are still in the batch: they were marked during the iteration that ends, and preemption waits for the next.
+    All of them are still in the batch: they were marked during the iteration that ends; preemption is at the next.
     """
     rep = w.rep[r]
     q = rep.batch_tail
@@ -503,8 +503,38 @@ def dispatch_after_eviction(w, now_s):
 
 
 @hot
+def enter(w, q):
+    """Fill the row of a request that arrives."""
+    trace = w.trace[q]
+    request = w.req[q]
+    request.arrival_s = trace.arrival_s
+    request.prompt_tokens = trace.prompt_tokens
+    request.output_tokens = trace.output_tokens
+    request.class_index = trace.class_index
+    request.dispatched_s = math.nan
+    request.scheduled_s = math.nan
+    request.first_token_s = math.nan
+    request.end_s = math.nan
+    request.finish_iteration = 0
+    request.generated_tokens = 0
+    request.computed_tokens = 0
+    request.chunk_tokens = 0
+    request.replica = NONE
+    request.outcome = 0
+    request.slo_met = 0
+    request.next = NONE
+    request.prev = NONE
+    request.in_batch = 0
+    request.awaited = 0
+    request.evict = 0
+    request.num_preemptions = 0
+    request.num_evictions = 0
+
+
+@hot
 def arrive(w, q, now_s):
     """A request reaches the gateway: it is refused, dispatched, held, or turned away because the queue is full."""
+    enter(w, q)
     c = w.req[q].class_index
     cls = w.cls[c]
     cls.arrived += 1

@@ -51,6 +51,12 @@ BLOCK = 16
 
 _f, _i = np.float64, np.int32
 
+TRACE = np.dtype(
+    [("arrival_s", _f), ("prompt_tokens", _i), ("output_tokens", _i), ("class_index", _i)],
+    align=True,
+)
+"""A request as the workload gives it; its REQUEST row is filled when it arrives."""
+
 REQUEST = np.dtype(
     [
         ("arrival_s", _f),
@@ -216,7 +222,8 @@ TPOT_EDGES_S = np.array(
 class World(NamedTuple):
     """All arrays of one fleet; with a leading dimension, of a batch of fleets."""
 
-    req: Any  # (num_requests,) REQUEST, sorted by arrival
+    trace: Any  # (num_requests,) TRACE, sorted by arrival
+    req: Any  # (num_requests,) REQUEST; rows of requests that have not arrived hold anything
     rep: Any  # (num_slots,) REPLICA
     pool: Any  # (num_pools,) POOL
     cls: Any  # (num_classes,) CLASS

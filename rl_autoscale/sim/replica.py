@@ -3,10 +3,13 @@
 Semantics (vllm 0.33.0, v1/core/sched/scheduler.py; reference twin in sim/reference):
 
 - An iteration serves running sequences first (one token per decode, the rest of a partly computed prompt), then admits
-  from the waiting queue while the token budget and ``max_num_seqs`` last and the head's *whole* input fits the free blocks.
-- When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is preempted:
-  it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is admitted in that iteration.
-- Prompt chunks take their blocks when scheduled, decode sequences when the iteration completes (it was checked to fit at its start).
+  from the waiting queue while the token budget and ``max_num_seqs`` last and the head's *whole* input fits the free
+  blocks.
+- When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is
+  preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
+  admitted in that iteration.
+- Prompt chunks take their blocks when scheduled. So do decode sequences, but the books follow when the iteration
+  completes: ``kv_used`` plus the current residue count is what vLLM has allocated.
 
 Between events a decode batch of n sequences with S KV tokens does not change, and iteration j of a leap lasts
 ``A + c (S + n j)``; k of them last ``k A + c (k S + n k (k + 1) / 2)``: nothing is simulated per token.

@@ -1,0 +1,39 @@
+"""Counters of a pool and of a service class; they only rise, and telemetry is their difference over a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class PoolBooks:
+    """What a pool has done so far."""
+
+    replica_s: float = 0.0  # starting, ready and draining replicas, integrated over time
+    ready_s: float = 0.0
+    itl_sum_s: float = 0.0  # seconds between consecutive tokens of decoding sequences
+    itl_count: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    evictions: int = 0
+    starts: int = 0
+    crashes: int = 0
+    cancelled_starts: int = 0
+    reclaimed: int = 0
+    preemptions: int = 0
+
+
+@dataclass(slots=True)
+class ClassBooks:
+    """What has become of a class's requests so far."""
+
+    arrived: int = 0
+    arrived_tokens: int = 0
+    finished: int = 0
+    output_tokens: int = 0  # of finished requests
+    met: int = 0
+    missed: int = 0  # known to miss
+    refused: int = 0
+    dropped: int = 0  # queue full, timed out or failed
+    ttft_s: list[float] = field(default_factory=list)  # of every first token, in the order of the tokens
+    tpot_s: list[float] = field(default_factory=list)  # of every finished request with more than one token

@@ -1,0 +1,167 @@
+"""The reference behind the `Fleet` protocol: any policy that runs on the compiled engine runs on it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
+from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_life_s, draw_routing, draw_startup_s
+from rl_autoscale.sim.layout import POOL, REQUEST, IntArray, Outcome, RecordArray
+from rl_autoscale.sim.reference.clock import ARRIVAL, Clock
+from rl_autoscale.sim.reference.gateway import Gateway
+from rl_autoscale.sim.reference.pool import Pool
+from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.telemetry import Telemetry
+from rl_autoscale.sim.result import EpisodeResult, episode_result
+from rl_autoscale.workload.trace import Workload
+
+
+class ReferenceFleet:
+    """One simulated fleet, iteration by iteration; arguments and results are those of `SimFleet`.
+
+    Args:
+        spec: the fleet.
+        workload: its traffic.
+        seed: start-up times, crashes and routing.
+        speed: true iteration time over the profile's.
+        drain_limit_s: how long after the last arrival the episode may go on until every request has ended; see
+            `cut_off_s`.
+
+    Raises:
+        SpecError: class names differ, or a request can never fit.
+    """
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        workload: Workload,
+        *,
+        seed: int = 0,
+        speed: float = 1.0,
+        drain_limit_s: float | None = None,
+    ) -> None:
+        check_workload(spec, workload)
+        self._spec = spec
+        self.clock = Clock()
+        self.gateway = Gateway(self.clock, spec, draw_routing(seed, workload.num_requests))
+        self.pools = _make_pools(self.clock, spec, self.gateway, seed, speed)
+        self.gateway.pools = self.pools
+        self.requests = _make_requests(spec, workload)
+        for request in self.requests:
+            arrival = self.clock.wait(request.arrival_s, ARRIVAL)
+            assert arrival.callbacks is not None
+            arrival.callbacks.append(lambda _, request=request: self.gateway.arrive(request))
+        self._telemetry = Telemetry(self.gateway)
+        self._time_s = 0.0
+        self._end_s = workload.span_s
+        self._limit_s = cut_off_s(spec, workload, drain_limit_s)
+        self._decision = ScalingDecision(
+            spec.initial_replicas, spec.batch_limits, np.full(len(spec.classes), NEVER_REFUSE)
+        )
+        self._timeline = Timeline()
+
+    @property
+    def spec(self) -> FleetSpec:
+        """What the fleet is made of."""
+        return self._spec
+
+    @property
+    def arrived(self) -> list[Request]:
+        """The requests that have arrived, in order."""
+        return self.requests[: sum(books.arrived for books in self.gateway.books)]
+
+    def observe(self) -> FleetState:
+        """The newest telemetry."""
+        window_s = self._spec.control_interval_s if self._time_s > 0 else 0.0
+        return FleetState(
+            np.float64(self._time_s), np.float64(window_s), self._telemetry.pools, self._telemetry.classes
+        )
+
+    def apply(self, decision: ScalingDecision) -> None:
+        """Set absolute targets."""
+        self._decision = decision
+
+    def advance(self) -> bool:
+        """Let one control interval pass; False once every request has ended."""
+        self._timeline.record(self.observe(), self._decision, self._missed())
+        self._enact(self._decision)
+        self._time_s += self._spec.control_interval_s
+        self.clock.run_through(self._time_s - self._spec.telemetry_age_s)
+        self._telemetry.look(age_s=self._spec.telemetry_age_s)
+        self.clock.run_through(self._time_s)
+        left = self.gateway.num_unresolved + len(self.requests) - len(self.arrived)
+        return self._time_s < self._end_s or (left > 0 and self._time_s < self._limit_s)
+
+    def result(self) -> EpisodeResult:
+        """Close the books; call once, after the control loop."""
+        for request in self.arrived:
+            if request.outcome is Outcome.PENDING:
+                self.gateway.books[request.class_index].missed += not request.first_token_late
+                request.outcome = Outcome.UNFINISHED
+                request.end_s = self._time_s
+        return episode_result(
+            self._spec,
+            self.request_records(),
+            self.pool_records(),
+            self._time_s,
+            timeline=self._timeline.arrays(self._missed()),
+        )
+
+    def request_records(self) -> RecordArray:
+        """The arrived requests as REQUEST records, the fields that describe a request's fate filled in."""
+        arrived = self.arrived
+        records = np.zeros(len(arrived), dtype=REQUEST)
+        for name in ("arrival_s", "dispatched_s", "scheduled_s", "first_token_s", "end_s", "prompt_tokens", "output_tokens",
+                     "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions"):  # fmt: skip
+            records[name] = [getattr(request, name) for request in arrived]
+        records["replica"] = [request.slot for request in arrived]
+        return records
+
+    def pool_records(self) -> RecordArray:
+        """The pools as POOL records, the cumulative counts filled in."""
+        records = np.zeros(len(self.pools), dtype=POOL)
+        for record, pool in zip(records, self.pools, strict=True):
+            pool.book_time()
+            books = pool.books
+            record["gpus"] = pool.spec.hardware.gpus_per_replica
+            record["num_starts"] = books.starts
+            for name in ("replica_s", "ready_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens",
+                         "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed"):  # fmt: skip
+                record[name] = getattr(books, name)
+        return records
+
+    def _enact(self, decision: ScalingDecision) -> None:
+        self.gateway.admission = [float(level) for level in decision.admission]
+        for p, pool in enumerate(self.pools):
+            pool.target = int(decision.target_replicas[p])
+            pool.cap = int(decision.max_batch_size[p])
+            pool.reconcile()
+        self.gateway.dispatch_queued()
+
+    def _missed(self) -> IntArray:
+        return np.array([books.missed for books in self.gateway.books], dtype=np.int64)
+
+
+def _make_pools(clock: Clock, spec: FleetSpec, gateway: Gateway, seed: int, speed: float) -> list[Pool]:
+    bases = itertools.accumulate((pool.max_replicas for pool in spec.pools), initial=0)
+    return [
+        Pool(clock, pool, base, gateway, draw_startup_s(pool, seed), draw_life_s(pool, seed), speed)
+        for pool, base in zip(spec.pools, bases, strict=False)
+    ]
+
+
+def _make_requests(spec: FleetSpec, workload: Workload) -> list[Request]:
+    return [
+        Request(
+            index=q,
+            class_index=int(workload.class_index[q]),
+            service_class=spec.classes[int(workload.class_index[q])],
+            arrival_s=float(workload.arrival_s[q]),
+            prompt_tokens=int(workload.prompt_tokens[q]),
+            output_tokens=int(workload.output_tokens[q]),
+        )
+        for q in range(workload.num_requests)
+    ]

@@ -1,0 +1,218 @@
+"""The gateway: it holds, refuses, sends and takes back requests, and keeps the books of their classes.
+
+It knows what it sent where and which streams have begun and ended; it sees no KV blocks and no output length to come.
+"""
+
+from __future__ import annotations
+
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import NEVER_REFUSE, FloatArray
+from rl_autoscale.sim.layout import Outcome
+from rl_autoscale.sim.reference.books import ClassBooks
+from rl_autoscale.sim.reference.clock import Clock
+from rl_autoscale.sim.reference.estimate import estimate_ttft_s
+from rl_autoscale.sim.reference.pool import Pool
+from rl_autoscale.sim.reference.replica import Replica, State
+from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.router import Router
+
+
+class Gateway:
+    """Class queues in front of the pools.
+
+    Args:
+        clock: the simulated time.
+        spec: the fleet.
+        routing_u: shape (num_requests,): one random number in [0, 1) per request, for routers that draw.
+    """
+
+    def __init__(self, clock: Clock, spec: FleetSpec, routing_u: FloatArray) -> None:
+        self.clock = clock
+        self.spec = spec
+        self.pools: list[Pool] = []  # filled by the fleet, in the spec's order
+        self.queues: list[list[Request]] = [[] for _ in spec.classes]
+        self.books = [ClassBooks() for _ in spec.classes]
+        self.admission = [float(NEVER_REFUSE) for _ in spec.classes]
+        self.num_unresolved = 0
+        self._router = Router(spec, routing_u)
+        self._class_order = sorted(range(len(spec.classes)), key=lambda c: spec.classes[c].priority)
+
+    # -- arrivals --------------------------------------------------------------------------------------------------
+
+    def arrive(self, request: Request) -> None:
+        """A request is refused, sent, held, or turned away because the queue is full."""
+        c = request.class_index
+        self.books[c].arrived += 1
+        self.books[c].arrived_tokens += request.prompt_tokens
+        self.num_unresolved += 1
+        self.drop_impatient(c)
+        replica, evicting = self._place_for(request)
+        if self._would_be_late(request, replica):
+            self._drop(request, Outcome.REFUSED)
+        elif replica is not None:
+            if evicting:
+                self._evict_from(replica)
+            self._send(request, replica)
+            if evicting:
+                self.dispatch_queued()  # another replica may have room for the evicted request
+        elif len(self.queues[c]) < request.service_class.queue_limit:
+            self.queues[c].append(request)
+        else:
+            self._drop(request, Outcome.QUEUE_FULL)
+
+    def _place_for(self, request: Request) -> tuple[Replica | None, bool]:
+        """Where to send a request now, and whether batch work must make room for it there. Nobody overtakes a queue."""
+        if self.queues[request.class_index]:
+            return None, False
+        pools = self._pools_serving(request)
+        replica = self._router.pick(request, pools)
+        if replica is None and request.interactive and self.spec.evict_batch:
+            replica = _most_evictable(pools)
+            return replica, replica is not None
+        return replica, False
+
+    def _would_be_late(self, request: Request, replica: Replica | None) -> bool:
+        """Whether the request is predicted to miss its TTFT SLO by more than its class's admission level allows."""
+        admission = self.admission[request.class_index]
+        if admission == NEVER_REFUSE:
+            return False
+        ahead = 0
+        for c in range(len(self.queues)):
+            if self.spec.classes[c].priority <= request.service_class.priority:
+                self.drop_impatient(c)
+                ahead += len(self.queues[c])
+        ttft_s = estimate_ttft_s(request, replica, self._pools_serving(request), ahead)
+        return ttft_s > admission * request.service_class.ttft_slo_s
+
+    def _pools_serving(self, request: Request) -> list[Pool]:
+        return [self.pools[p] for p in self.spec.pools_serving(request.class_index)]
+
+    # -- queues ----------------------------------------------------------------------------------------------------
+
+    def dispatch_queued(self) -> None:
+        """Send held requests while there is room, classes by priority, first come first served within a class."""
+        for c in self._class_order:
+            while True:
+                self.drop_impatient(c)
+                if not self.queues[c]:
+                    break
+                head = self.queues[c][0]
+                replica = self._router.pick(head, self._pools_serving(head))
+                if replica is None:
+                    break
+                self._send(self.queues[c].pop(0), replica)
+
+    def drop_impatient(self, c: int) -> None:
+        """Drop requests whose patience has ended from the head of a queue, as of the moment when it ended.
+
+        Only the head is looked at: the oldest is first, unless a stream that was evicted stands in front.
+        """
+        queue = self.queues[c]
+        while queue and queue[0].lost_patience(self.clock.now):
+            request = queue.pop(0)
+            assert request.service_class.timeout_s is not None
+            self._drop(request, Outcome.TIMED_OUT, request.arrival_s + request.service_class.timeout_s)
+
+    def _requeue(self, request: Request) -> None:
+        """A request that lost its replica goes to the front of its queue, if its patience lasts."""
+        self.drop_impatient(request.class_index)
+        if request.lost_patience(self.clock.now):
+            self._drop(request, Outcome.TIMED_OUT)
+        else:
+            self.queues[request.class_index].insert(0, request)
+
+    def _send(self, request: Request, replica: Replica) -> None:
+        request.dispatched_s = self.clock.now
+        request.slot = replica.slot
+        request.awaited = True
+        self._router.on_send(replica)
+        replica.receive(request)
+
+    # -- what comes back -------------------------------------------------------------------------------------------
+
+    def on_token(self, replica: Replica, request: Request, *, finished: bool) -> None:
+        """A stream has sent a token: its first, its last, both or neither."""
+        request.awaited = False
+        if not request.has_begun:
+            self._book_first_token(replica, request)
+        if finished:
+            self._book_last_token(replica, request)
+
+    def _book_first_token(self, replica: Replica, request: Request) -> None:
+        request.first_token_s = self.clock.now
+        replica.pool.books.prompt_tokens += request.prompt_tokens
+        books = self.books[request.class_index]
+        books.ttft_s.append(self.clock.now - request.arrival_s)
+        books.missed += request.first_token_late
+
+    def _book_last_token(self, replica: Replica, request: Request) -> None:
+        now_s = self.clock.now
+        books = self.books[request.class_index]
+        books.finished += 1
+        books.output_tokens += request.output_tokens
+        if request.output_tokens > 1:
+            books.tpot_s.append(request.tpot_s(now_s))
+        request.slo_met = request.meets_slos(now_s)
+        books.met += request.slo_met
+        books.missed += not request.slo_met and not request.first_token_late  # a late first token is booked already
+        request.marked_for_eviction = False
+        replica.in_flight.remove(request)
+        replica.pool.book_residence(now_s - request.dispatched_s)
+        self._end(request, Outcome.FINISHED, now_s)
+
+    def lose(self, replica: Replica, request: Request) -> None:
+        """A request's replica has crashed: a stream that has begun fails, another is held again."""
+        replica.in_flight.remove(request)
+        request.marked_for_eviction = False
+        if request.has_begun:
+            self._drop(request, Outcome.FAILED)
+        else:
+            self._requeue(request)
+
+    def take_back(self, replica: Replica, request: Request) -> None:
+        """An evicted request, already off the engine, is held again; it keeps its tokens so far."""
+        replica.in_flight.remove(request)
+        request.marked_for_eviction = False
+        request.num_evictions += 1
+        replica.pool.books.evictions += 1
+        self._requeue(request)
+
+    def _evict_from(self, replica: Replica) -> None:
+        """Free a place: the youngest waiting batch request leaves now, else the youngest running one after this iteration."""
+        for request in reversed(replica.scheduler.waiting):
+            if not request.interactive:
+                replica.scheduler.remove(request)
+                self.take_back(replica, request)
+                return
+        for request in reversed(replica.scheduler.running):
+            if not request.interactive and not request.marked_for_eviction:
+                request.marked_for_eviction = True
+                return
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _drop(self, request: Request, outcome: Outcome, end_s: float | None = None) -> None:
+        """End a request without (full) service: always a miss."""
+        books = self.books[request.class_index]
+        if outcome is Outcome.REFUSED:
+            books.refused += 1
+        else:
+            books.dropped += 1
+        books.missed += not request.first_token_late
+        self._end(request, outcome, self.clock.now if end_s is None else end_s)
+
+    def _end(self, request: Request, outcome: Outcome, end_s: float) -> None:
+        request.outcome = outcome
+        request.end_s = end_s
+        self.num_unresolved -= 1
+
+
+def _most_evictable(pools: list[Pool]) -> Replica | None:
+    """The ready replica with the most batch requests that may still be evicted; the first among equals."""
+    candidates = [replica for pool in pools for replica in pool.replicas(State.READY)]
+    best = max(candidates, key=_num_evictable, default=None)
+    return best if best is not None and _num_evictable(best) > 0 else None
+
+
+def _num_evictable(replica: Replica) -> int:
+    return sum(not request.interactive and not request.marked_for_eviction for request in replica.in_flight)

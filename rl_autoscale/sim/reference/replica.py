@@ -1,0 +1,145 @@
+"""One replica's life: start-up, iterations one by one, drain, crash."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import simpy
+
+from rl_autoscale.sim.reference.clock import Clock, crash_rank, replica_rank
+from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler
+
+if TYPE_CHECKING:
+    from rl_autoscale.sim.reference.pool import Pool
+
+Process = Generator[simpy.Event, Any, None]
+
+
+class State(Enum):
+    """Where a replica stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    GONE = "gone"  # start cancelled, drained or crashed
+
+
+class Replica:
+    """One serving engine.
+
+    Args:
+        clock: the simulated time.
+        pool: who owns it.
+        slot: its number in the fleet; slots are used again.
+        state: STARTING, or READY at time 0.
+        startup_s: how long its start takes.
+        life_s: ready time until it crashes; inf for never.
+        speed: true iteration time over the profile's.
+    """
+
+    def __init__(
+        self, clock: Clock, pool: Pool, slot: int, state: State, startup_s: float, life_s: float, speed: float
+    ) -> None:
+        self.clock = clock
+        self.pool = pool
+        self.slot = slot
+        self.asked_s = clock.now
+        self.state = state
+        self.scheduler = Scheduler(pool.spec)
+        self.in_flight: list[Request] = []  # what the gateway has sent and not seen end
+        self._speed = speed
+        self._work: simpy.Event | None = None  # what an idle replica waits for
+        clock.process(self._live(startup_s))
+        clock.process(self._die(startup_s, life_s))
+
+    # -- what the gateway knows ------------------------------------------------------------------------------------
+
+    @property
+    def num_interactive(self) -> int:
+        """Interactive requests in flight."""
+        return sum(request.interactive for request in self.in_flight)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the gateway may send it one more request."""
+        return self.state is State.READY and len(self.in_flight) < self.pool.cap
+
+    @property
+    def pending_prompt_tokens(self) -> int:
+        """Prompt tokens sent here whose stream has not begun (or begun again, after an eviction)."""
+        return sum(request.prompt_tokens for request in self.in_flight if request.awaited)
+
+    @property
+    def streams(self) -> list[Request]:
+        """Requests in flight that have sent a token since they were dispatched."""
+        return [request for request in self.in_flight if not request.awaited]
+
+    @property
+    def running(self) -> list[Request]:
+        """Sequences in the engine's batch."""
+        return self.scheduler.running
+
+    def receive(self, request: Request) -> None:
+        """Take a request; an engine in the middle of an iteration sees it when that ends."""
+        self.in_flight.append(request)
+        self.scheduler.add(request)
+        if self._work is not None:
+            self.clock.trigger(self._work, replica_rank(self.slot))
+            self._work = None
+
+    # -- its processes ---------------------------------------------------------------------------------------------
+
+    def _live(self, startup_s: float) -> Process:
+        """Start, then run one iteration after the other until there is nothing left to do and none will come."""
+        rank = replica_rank(self.slot)
+        if self.state is State.STARTING:
+            yield self.clock.wait(startup_s, rank)
+            if self.state is State.GONE:
+                return
+            self.pool.on_ready(self)
+            self.pool.gateway.dispatch_queued()
+        while True:
+            iteration = self.scheduler.schedule(self.clock.now)
+            if iteration is None:
+                self._work = self.clock.event()
+                yield self._work
+                if self.state is State.GONE:
+                    return
+                continue
+            self.pool.books.preemptions += iteration.num_preempted
+            duration_s = self._speed * iteration.duration_s(self.pool.spec.hardware)
+            yield self.clock.wait(duration_s, rank)
+            if self.state is State.GONE:
+                return
+            self._end_iteration(iteration, duration_s)
+            self.pool.gateway.dispatch_queued()
+            if self.state is State.DRAINING and not self.in_flight:
+                self.pool.on_drained(self)
+                return
+
+    def _end_iteration(self, iteration: Iteration, duration_s: float) -> None:
+        """Hand out the iteration's tokens, let finished requests go, then the evicted ones, youngest first."""
+        books = self.pool.books
+        books.itl_sum_s += duration_s * len(iteration.decodes)
+        books.itl_count += len(iteration.decodes)
+        for request in self.scheduler.complete(iteration):
+            books.generation_tokens += 1
+            finished = request.generated_tokens == request.output_tokens
+            if finished:
+                self.scheduler.remove(request)
+            self.pool.gateway.on_token(self, request, finished=finished)
+        for request in reversed(list(self.scheduler.running)):
+            if request.marked_for_eviction:
+                self.scheduler.remove(request)
+                self.pool.gateway.take_back(self, request)
+
+    def _die(self, startup_s: float, life_s: float) -> Process:
+        """Crash at the end of its life, unless it has left before; the iteration in progress is lost."""
+        yield self.clock.wait(startup_s, replica_rank(self.slot))
+        yield self.clock.wait(life_s, crash_rank(self.slot))
+        if self.state is not State.GONE:
+            self.pool.on_crash(self)
+            self.pool.gateway.dispatch_queued()

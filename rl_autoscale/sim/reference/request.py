@@ -1,0 +1,84 @@
+"""One request on its way through the fleet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
+from rl_autoscale.fleet.spec import ServiceClass
+from rl_autoscale.sim.layout import Outcome
+
+
+def blocks_for(tokens: int) -> int:
+    """KV blocks that hold so many tokens."""
+    return math.ceil(tokens / BLOCK_SIZE_TOKENS)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request, the tokens it has and what happened to it.
+
+    vLLM knows no phases: a request has ``num_tokens`` (prompt and output so far) and ``computed_tokens`` of them in the
+    KV cache, and every iteration lets the second chase the first. An iteration in which it catches up yields a token.
+
+    Times are seconds since the episode's start, NaN before they are known.
+    """
+
+    index: int
+    class_index: int
+    service_class: ServiceClass
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+    dispatched_s: float = math.nan  # last dispatch
+    scheduled_s: float = math.nan  # first time in an engine batch
+    first_token_s: float = math.nan
+    end_s: float = math.nan
+    outcome: Outcome = Outcome.PENDING
+    slo_met: bool = False
+    slot: int = -1  # replica slot of the last dispatch
+    generated_tokens: int = 0
+    computed_tokens: int = 0
+    kv_blocks: int = 0
+    decoding: bool = False  # its prompt (and what it had generated before it lost its KV) is computed
+    awaited: bool = False  # dispatched, and no token has come since
+    marked_for_eviction: bool = False
+    num_preemptions: int = 0
+    num_evictions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist: the prompt and the output so far."""
+        return self.prompt_tokens + self.generated_tokens
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person waits for it."""
+        return self.service_class.kind == "interactive"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its first token is out."""
+        return not math.isnan(self.first_token_s)
+
+    @property
+    def first_token_late(self) -> bool:
+        """Whether the first token came after its SLO; False while there is none."""
+        return self.first_token_s - self.arrival_s > self.service_class.ttft_slo_s
+
+    def lost_patience(self, now_s: float) -> bool:
+        """Whether it has waited in the gateway longer than its class allows; a stream that has begun waits for ever."""
+        timeout_s = self.service_class.timeout_s
+        return not self.has_begun and timeout_s is not None and self.arrival_s + timeout_s <= now_s
+
+    def tpot_s(self, now_s: float) -> float:
+        """Seconds per output token after the first, were it to end now; 0 for a single token."""
+        return (now_s - self.first_token_s) / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0
+
+    def meets_slos(self, now_s: float) -> bool:
+        """Whether all its SLOs hold when its last token comes now."""
+        promise = self.service_class
+        in_time = promise.deadline_s is None or now_s - self.arrival_s <= promise.deadline_s
+        return not self.first_token_late and self.tpot_s(now_s) <= promise.tpot_slo_s and in_time

@@ -1,0 +1,164 @@
+"""vLLM V1's scheduler inside one replica: which sequences run in the next iteration, and with how many tokens each.
+
+Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`Scheduler.schedule`, `_preempt_request`, `update_from_output`) and
+v1/core/kv_cache_manager.py (`allocate_slots`), without prefix caching, speculative decoding and pipeline parallelism.
+
+Two deviations, both only under priority scheduling, where the victim may stand before the sequence that needs its
+blocks: a sequence that preempts itself does not make those behind it pause for an iteration, and a prompt chunk uses the
+token budget that a victim gives back.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from rl_autoscale.fleet.profile import LatencyProfile
+from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.sim.reference.request import Request, blocks_for
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One forward pass: the new tokens of each sequence in it.
+
+    Attributes:
+        decodes: sequences that compute one token each.
+        chunks: (sequence, prompt tokens) pairs.
+        num_preempted: sequences that lost their KV so that these could go on.
+    """
+
+    decodes: tuple[Request, ...]
+    chunks: tuple[tuple[Request, int], ...]
+    num_preempted: int
+
+    def duration_s(self, profile: LatencyProfile) -> float:
+        """Seconds by the latency profile; a decode sequence reads its whole context and the token it computes."""
+        return profile.iteration_s(
+            num_decode=len(self.decodes),
+            decode_context_tokens=sum(request.computed_tokens + 1 for request in self.decodes),
+            chunks=tuple((tokens, request.computed_tokens) for request, tokens in self.chunks),
+        )
+
+
+class Scheduler:
+    """Running and waiting sequences of one engine and its KV blocks.
+
+    Args:
+        pool: engine settings.
+    """
+
+    def __init__(self, pool: PoolSpec) -> None:
+        self.pool = pool
+        self.running: list[Request] = []  # in the order of admission
+        self.waiting: list[Request] = []
+        self.free_blocks = pool.num_kv_blocks
+
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks in use."""
+        return self.pool.num_kv_blocks - self.free_blocks
+
+    def add(self, request: Request) -> None:
+        """A request arrives at the engine."""
+        if self.pool.scheduler == "priority":
+            insort(self.waiting, request, key=_urgency)
+        else:
+            self.waiting.append(request)
+
+    def schedule(self, now_s: float) -> Iteration | None:
+        """Decide the next iteration: running sequences first, then the waiting queue; None with nothing to run."""
+        scheduled, num_preempted = self._schedule_running()
+        if num_preempted == 0:
+            self._admit_waiting(scheduled, now_s)
+        if not scheduled:
+            return None
+        return Iteration(
+            tuple(request for request in scheduled if request.decoding),
+            tuple((request, tokens) for request, tokens in scheduled.items() if not request.decoding),
+            num_preempted,
+        )
+
+    def _schedule_running(self) -> tuple[dict[Request, int], int]:
+        """Give every running sequence its tokens and blocks; when blocks run out, preempt."""
+        scheduled: dict[Request, int] = {}
+        num_preempted = 0
+        for request in list(self.running):
+            while request in self.running:
+                budget = self.pool.token_budget - sum(scheduled.values())
+                tokens = min(request.num_tokens - request.computed_tokens, budget)
+                if self._allocate(request, tokens):
+                    scheduled[request] = tokens
+                    break
+                victim = self._victim()
+                self._preempt(victim)
+                scheduled.pop(victim, None)
+                num_preempted += 1
+        return scheduled, num_preempted
+
+    def _admit_waiting(self, scheduled: dict[Request, int], now_s: float) -> None:
+        """Admit from the head of the waiting queue while budget, batch and blocks last; one that does not fit stops it."""
+        budget = self.pool.token_budget - sum(scheduled.values())
+        while self.waiting and budget > 0 and len(self.running) < self.pool.batch_limit:
+            request = self.waiting[0]
+            if blocks_for(request.num_tokens) > self.free_blocks:  # scheduler_reserve_full_isl
+                break
+            tokens = min(request.num_tokens, budget)
+            self._allocate(request, tokens)
+            self.running.append(self.waiting.pop(0))
+            scheduled[request] = tokens
+            budget -= tokens
+            if not request.scheduled_s >= 0.0:
+                request.scheduled_s = now_s
+
+    def complete(self, iteration: Iteration) -> list[Request]:
+        """Book the computed tokens of an iteration that has ended.
+
+        Returns:
+            The sequences that got a new token: decodes by index, then prompts in the order of admission.
+        """
+        for request in iteration.decodes:
+            request.computed_tokens += 1
+        for request, tokens in iteration.chunks:
+            request.computed_tokens += tokens
+        caught_up = [request for request, _ in iteration.chunks if request.computed_tokens == request.num_tokens]
+        yielding = sorted(iteration.decodes, key=lambda request: request.index) + caught_up
+        for request in yielding:
+            request.generated_tokens += 1
+            request.decoding = True
+        return yielding
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, finished or not: its KV is lost."""
+        (self.running if request in self.running else self.waiting).remove(request)
+        self.free_blocks += request.kv_blocks
+        request.kv_blocks = 0
+        request.computed_tokens = 0
+        request.decoding = False
+
+    def _allocate(self, request: Request, tokens: int) -> bool:
+        """Take the blocks that so many more tokens need; False, and nothing taken, when they are not free."""
+        blocks = blocks_for(request.computed_tokens + tokens) - request.kv_blocks
+        if blocks > self.free_blocks:
+            return False
+        self.free_blocks -= blocks
+        request.kv_blocks += blocks
+        return True
+
+    def _victim(self) -> Request:
+        """The sequence to preempt: the last admitted, or under priority scheduling the least urgent."""
+        return max(self.running, key=_urgency) if self.pool.scheduler == "priority" else self.running[-1]
+
+    def _preempt(self, victim: Request) -> None:
+        """Send a running sequence back to the front of the waiting queue; it keeps its tokens, not their KV."""
+        self.remove(victim)
+        victim.num_preemptions += 1
+        if self.pool.scheduler == "priority":
+            insort(self.waiting, victim, key=_urgency)
+        else:
+            self.waiting.insert(0, victim)
+
+
+def _urgency(request: Request) -> tuple[int, int]:
+    """Sort key of priority scheduling: lower priority first, then the earlier arrival."""
+    return request.service_class.priority, request.index
