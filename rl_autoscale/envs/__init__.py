@@ -1,0 +1,27 @@
+"""The decision process and its Gymnasium shells.
+
+``import rl_autoscale.envs`` registers ``rl_autoscale/Fleet-v0``; Gymnasium finds it without the import too, through the package's
+``gymnasium.envs`` entry point:
+
+    import gymnasium as gym
+    env = gym.make("rl_autoscale/Fleet-v0", scenario="azure-conversation")
+"""
+
+from __future__ import annotations
+
+FLEET_ENV_ID = "rl_autoscale/Fleet-v0"
+
+
+def register_envs() -> None:
+    """Register every environment of the package; calling it again changes nothing."""
+    import gymnasium as gym
+
+    if FLEET_ENV_ID not in gym.registry:
+        gym.register(
+            FLEET_ENV_ID,
+            entry_point="rl_autoscale.envs.make:make_fleet_env",
+            vector_entry_point="rl_autoscale.envs.make:make_fleet_vector_env",
+        )
+
+
+register_envs()

@@ -1,0 +1,69 @@
+"""From a policy's output in [-1, 1] to a `ScalingDecision`: relative to measured demand, so that 0 already scales sensibly.
+
+| action | 0 means | range |
+|---|---|---|
+| pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.7 x to 2.8 x demand: factor 2 each way |
+| pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
+| class.admission | refuse what is expected to miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
+
+A pool that is no class's first choice (see fleet/demand.py) has no demand of its own; its replicas follow the demand of
+the classes it may serve. Without any demand measured yet, what is asked for now is held.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale.envs.schema import CLASS_ACTIONS, POOL_ACTIONS
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
+
+NEUTRAL_HEADROOM = 1.4
+HEADROOM_OCTAVES = 1.0
+BATCH_CAP_FLOOR = 0.25
+ADMISSION_OCTAVES = 2.0
+OPEN_ADMISSION = 0.95
+
+
+class ActionDecoder:
+    """Decodes actions for one fleet or a batch of fleets.
+
+    Args:
+        spec: the fleet.
+        refuse: whether early refusal is the policy's to use; without it admission is always open.
+    """
+
+    def __init__(self, spec: FleetSpec, *, refuse: bool = True) -> None:
+        self.spec = spec
+        self.refuse = refuse
+        self.num_actions = len(spec.pools) * len(POOL_ACTIONS) + len(spec.classes) * len(CLASS_ACTIONS)
+
+    def decode(self, action: npt.NDArray[np.floating], base_replicas: FloatArray, state: FleetState) -> ScalingDecision:
+        """Turn actions into absolute targets.
+
+        Args:
+            action: shape (..., num_actions); values outside [-1, 1] are clipped.
+            base_replicas: ObservationEncoder.base_replicas, shape (..., num_pools).
+            state: the observation, for what is asked for now.
+        """
+        spec = self.spec
+        num_pools = len(spec.pools)
+        action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        per_pool = action[..., : 2 * num_pools].reshape(*action.shape[:-1], num_pools, len(POOL_ACTIONS))
+        headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * per_pool[..., 0])
+        base = np.where(base_replicas > 0, base_replicas, 0.0)
+        wanted = np.ceil(headroom * base - 1e-9)
+        held = np.nan_to_num(state.pools.asked_for)
+        unmeasured = base.sum(axis=-1, keepdims=True) <= 0
+        target = np.where(unmeasured, held, wanted)
+        cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - per_pool[..., 1]) / 2.0))
+        refusal = action[..., 2 * num_pools :]
+        admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))
+        if not self.refuse:
+            admission = np.full_like(refusal, NEVER_REFUSE)
+        return ScalingDecision(
+            target_replicas=np.clip(target, spec.min_replicas, spec.max_replicas).astype(np.int64),
+            max_batch_size=np.maximum(cap, 1).astype(np.int64),
+            admission=admission,
+        )

@@ -1,0 +1,39 @@
+"""Telemetry faults to train under: scrapes that fail and scrapes that freeze."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryFaults:
+    """Probabilities per control step and fleet.
+
+    Attributes:
+        missing: the whole observation is missing (every field NaN).
+        frozen: the previous observation is delivered again, older by one interval.
+    """
+
+    missing: float = 0.0
+    frozen: float = 0.0
+
+    def corrupt(self, state: FleetState, previous: FleetState | None, rng: np.random.Generator) -> FleetState:
+        """Return what a controller would see. ``state`` has one leading fleet dimension."""
+        draw = rng.random(state.time_s.shape)[:, None, None]
+        pools, classes = state.pools.to_matrix(), state.classes.to_matrix()
+        if previous is not None:
+            frozen = (draw >= self.missing) & (draw < self.missing + self.frozen) & (state.window_s > 0)[:, None, None]
+            old_pools, old_classes = previous.pools.to_matrix(), previous.classes.to_matrix()
+            old_pools[..., -1] += state.window_s[:, None]  # age_s is the last field of both
+            old_classes[..., -1] += state.window_s[:, None]
+            pools = np.where(frozen, old_pools, pools)
+            classes = np.where(frozen, old_classes, classes)
+        pools = np.where(draw < self.missing, np.nan, pools)
+        classes = np.where(draw < self.missing, np.nan, classes)
+        return FleetState(
+            state.time_s, state.window_s, PoolTelemetry.from_matrix(pools), ClassTelemetry.from_matrix(classes)
+        )

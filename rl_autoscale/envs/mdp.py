@@ -1,0 +1,222 @@
+"""The decision process itself: many simulated fleets, one observation, action and reward. Gymnasium and SB3 are shells around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale.envs.action import ActionDecoder
+from rl_autoscale.envs.faults import TelemetryFaults
+from rl_autoscale.envs.observation import ObservationEncoder
+from rl_autoscale.envs.reward import Reward, step_reward
+from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.rng import stream
+from rl_autoscale.fleet.shield import Shield
+from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
+from rl_autoscale.fleet.state import ClassTelemetry, FleetState, FloatArray, PoolTelemetry, ScalingDecision
+from rl_autoscale.sim.fleet import FleetBatch
+from rl_autoscale.workload.trace import Workload
+
+
+_OPENING_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSetup:
+    """What one episode is made of; drawn anew for each.
+
+    Attributes:
+        workload: its traffic; the episode lasts ``workload.span_s``, rounded down to whole control steps.
+        miss_price: see envs/reward.py.
+        speed: true iteration time over the profile's (capacity error).
+        startup_scale: true start-up time over the spec's.
+        initial_headroom: replicas ready at time 0 over the demand of the first minute; None for the spec's initial replicas.
+    """
+
+    workload: Workload
+    miss_price: float
+    speed: float = 1.0
+    startup_scale: float = 1.0
+    initial_headroom: float | None = None
+
+
+EpisodeSampler = Callable[[int], EpisodeSetup]
+"""Makes the episode of a seed; must depend on the seed alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class MdpStep:
+    """What a step of all fleets gave; arrays have shape (num_fleets, ...)."""
+
+    observation: npt.NDArray[np.float32]
+    reward: Reward
+    truncated: npt.NDArray[np.bool_]
+    state: FleetState
+    decision: ScalingDecision
+
+
+class FleetMdp:
+    """A batch of fleets as a Markov decision process with horizon (reaching it is truncation, never termination).
+
+    Episode k of fleet e has seed ``SeedSequence([seed, e, k])``: the same for any number of fleets or threads, and independent
+    of the actions.
+
+    Args:
+        spec: the fleet.
+        shield: limits in force in training as in production.
+        sampler: makes episodes.
+        num_fleets: fleets advanced together.
+        num_threads: threads that share them.
+        refuse: whether early refusal is part of the action.
+        faults: telemetry faults to train under.
+    """
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        shield: ShieldSpec,
+        sampler: EpisodeSampler,
+        *,
+        num_fleets: int = 1,
+        num_threads: int = 1,
+        refuse: bool = True,
+        faults: TelemetryFaults | None = None,
+    ) -> None:
+        self.spec = spec
+        self.num_fleets = num_fleets
+        self._sampler = sampler
+        self._batch = FleetBatch(spec, num_fleets, num_threads=num_threads)
+        self._shield = Shield(spec, shield, (num_fleets,))
+        self.encoder = ObservationEncoder(spec, (num_fleets,))
+        self.decoder = ActionDecoder(spec, refuse=refuse)
+        self._demand = DemandEstimator(spec)
+        self._faults = faults
+        self._fault_rng = stream(0, "faults")
+        self.miss_price = np.ones(num_fleets)
+        self.state: FleetState | None = None
+        self._horizon_s = np.zeros(num_fleets)
+        self._ideal_gpu_s = np.ones(num_fleets)
+        self._mean_arrivals = np.ones(num_fleets)
+        self._seed = 0
+        self._episode = np.zeros(num_fleets, dtype=np.int64)
+
+    @property
+    def batch(self) -> FleetBatch:
+        """The fleets."""
+        return self._batch
+
+    def reset(self, seed: int) -> npt.NDArray[np.float32]:
+        """Begin a run: a first episode in every fleet. Returns observations, shape (num_fleets, num_features)."""
+        self._seed = seed
+        self._fault_rng = stream(seed, "faults")
+        self._episode[:] = 0
+        for e in range(self.num_fleets):
+            self._begin(e)
+        self._shield.reset()
+        self.encoder.reset()
+        return self._encode()
+
+    def reset_fleets(self, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """Begin the next episode in the selected fleets; returns their first observations, shape (count, num_features)."""
+        for e in np.flatnonzero(which):
+            self._episode[e] += 1
+            self._begin(int(e))
+        self._shield.reset(which)
+        first = self._batch.observe()
+        if self.state is not None:
+            self.state = _replace(self.state, first, which)
+        fresh = ObservationEncoder(self.spec, (int(which.sum()),))
+        observation = fresh.encode(first[which], self.miss_price[which])
+        self.encoder.adopt(fresh, which)
+        return observation
+
+    def _begin(self, e: int) -> None:
+        episode_seed = int(np.random.SeedSequence([self._seed, e, int(self._episode[e])]).generate_state(1)[0])
+        setup = self._sampler(episode_seed)
+        workload, spec = setup.workload, self.spec
+        initial = None
+        if setup.initial_headroom is not None:
+            opening = int(np.searchsorted(workload.arrival_s, _OPENING_S))
+            wanted = np.ceil(setup.initial_headroom * setup.speed * self._work_s(workload, opening) / _OPENING_S)
+            initial = np.clip(wanted, spec.min_replicas, spec.max_replicas).astype(np.int64)
+        self._batch.load(
+            e,
+            workload,
+            seed=episode_seed,
+            speed=setup.speed,
+            startup_scale=setup.startup_scale,
+            initial_replicas=initial,
+        )
+        num_steps = max(int(workload.span_s / spec.control_interval_s), 1)
+        self._horizon_s[e] = num_steps * spec.control_interval_s
+        work_s = self._work_s(workload, workload.num_requests)
+        self._ideal_gpu_s[e] = max(float(work_s @ spec.gpus_per_replica) / num_steps, 1e-6)
+        self._mean_arrivals[e] = max(workload.num_requests / num_steps, 1e-6)
+        self.miss_price[e] = setup.miss_price
+
+    def _work_s(self, workload: Workload, count: int) -> FloatArray:
+        """Replica-seconds of the first requests of a workload by the pool they go to first, shape (num_pools,)."""
+        num_classes = len(self.spec.classes)
+        classes = workload.class_index[:count]
+        prompt = np.bincount(classes, workload.prompt_tokens[:count], num_classes)
+        output = np.bincount(classes, workload.output_tokens[:count], num_classes)
+        per_class = self._demand.request_work_s(prompt, output, np.arange(num_classes))
+        return np.bincount(self._demand.primary_pool, per_class, len(self.spec.pools))
+
+    def _encode(self) -> npt.NDArray[np.float32]:
+        state = self._batch.observe()
+        if self._faults is not None:
+            state = self._faults.corrupt(state, self.state, self._fault_rng)
+        self.state = state
+        return self.encoder.encode(state, self.miss_price)
+
+    def step(self, action: npt.NDArray[np.floating]) -> MdpStep:
+        """One control step in every fleet.
+
+        Args:
+            action: shape (num_fleets, num_actions), in [-1, 1].
+        """
+        if self.state is None:
+            raise RuntimeError("step() before reset()")
+        decision = self._shield.clip(
+            self.decoder.decode(action, self.encoder.base_replicas(), self.state), self.state
+        )
+        gpu_s_before = self._batch.gpu_s().sum(axis=-1)
+        missed_before = self._batch.ledger("missed").sum(axis=-1)
+        self._batch.step(decision)
+        reward = step_reward(
+            self._batch.gpu_s().sum(axis=-1) - gpu_s_before,
+            (self._batch.ledger("missed").sum(axis=-1) - missed_before).astype(np.float64),
+            self._ideal_gpu_s,
+            self._mean_arrivals,
+            self.miss_price,
+        )
+        observation = self._encode()
+        return MdpStep(observation, reward, self._batch.now_s >= self._horizon_s, self.state, decision)
+
+    def books(self, e: int) -> dict[str, float]:
+        """Cost and attainment of fleet ``e`` so far, for logs."""
+        arrived = float(self._batch.ledger("arrived")[e].sum())
+        missed = float(self._batch.ledger("missed")[e].sum())
+        gpu_s = float(self._batch.gpu_s()[e].sum())
+        steps = max(float(self._batch.now_s[e]) / self.spec.control_interval_s, 1.0)
+        return {
+            "gpu_hours": gpu_s / 3600.0,
+            "cost_over_ideal": gpu_s / (self._ideal_gpu_s[e] * steps),
+            "slo_attainment": 1.0 - missed / arrived if arrived else float("nan"),
+            "miss_price": float(self.miss_price[e]),
+        }
+
+
+def _replace(state: FleetState, new: FleetState, which: npt.NDArray[np.bool_]) -> FleetState:
+    """``state`` with the rows of the selected fleets taken from ``new``."""
+    chosen = which[:, None, None]
+    return FleetState(
+        np.where(which, new.time_s, state.time_s),
+        np.where(which, new.window_s, state.window_s),
+        PoolTelemetry.from_matrix(np.where(chosen, new.pools.to_matrix(), state.pools.to_matrix())),
+        ClassTelemetry.from_matrix(np.where(chosen, new.classes.to_matrix(), state.classes.to_matrix())),
+    )

@@ -1,0 +1,176 @@
+"""From telemetry to features: dimensionless numbers, mostly within [-1, 1], always within [-LIMIT, LIMIT].
+
+One encoder serves training (a batch of fleets), the benchmark and a live controller (one fleet). It remembers demand
+averages and the time since each pool's target last changed, and nothing else. Missing telemetry becomes 0 plus a ``missing``
+flag, stale telemetry an ``age``; neither looks like an idle fleet, because the demand features hold their last value.
+
+| feature | meaning | scale |
+|---|---|---|
+| ready, starting, draining, asked_for | replicas per replica of demand (30 s average), plus one | log2, half |
+| oldest_start, newest_start | time since the oldest/newest pending start was asked for | mean start-up time |
+| waiting, batch_fill, cap_fill | sequences queued in engines, running, in flight per ready replica | batch limit, batch limit, cap |
+| kv_usage, batch_cap | fraction of KV blocks in use; cap over the engine's limit | 0..1 |
+| itl | inter-token latency | tightest TPOT SLO of the pool's classes |
+| preemptions | per running sequence in the window | |
+| prefill_backlog | seconds of prefill pending per ready replica | tightest TTFT SLO |
+| demand_window, demand_slow, demand_slowest | last window, 120 s and 600 s average against the 30 s average | log2 |
+| demand_trend | change of the 30 s average since the previous step | log2, times 4 |
+| demand_level | 30 s average over max_replicas | 0..1 |
+| since_change | time since the pool's target changed | 2 x start-up time, at most 1 |
+| age | age of the row | control interval |
+| queue_wait, oldest_wait | gateway queue over finish rate; its head's wait | TTFT SLO |
+| ttft_mean, ttft_p95, tpot_p95 | in the window | their SLO |
+| unmet, refused, dropped | shares of the window's finished / arrived / arrived | 0..1 |
+| admission | strictness in force | log2 over 3 |
+| share | the class's part of the arrivals | 0..1 |
+| miss_price | what an SLO miss costs, see envs/reward.py | log10, over 2 |
+| startup | mean start-up over control interval | log2 over 5 |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import FleetState, FloatArray
+
+LIMIT = 5.0
+DEMAND_TIME_CONSTANTS_S = (30.0, 120.0, 600.0, 0.0)
+FAST, SLOW, SLOWEST, WINDOW = range(4)
+
+_MIN_REPLICAS_OF_DEMAND = 0.05
+
+
+class ObservationEncoder:
+    """Encodes observations of one fleet, or of a batch of fleets of one spec.
+
+    Args:
+        spec: the fleet.
+        batch_shape: leading dimensions, () for one fleet.
+    """
+
+    def __init__(self, spec: FleetSpec, batch_shape: tuple[int, ...] = ()) -> None:
+        self.spec = spec
+        self.schema = Schema.of(spec)
+        self.demand = DemandEstimator(spec, DEMAND_TIME_CONSTANTS_S, batch_shape)
+        pools, classes = range(len(spec.pools)), range(len(spec.classes))
+        served = [[c for c in classes if p in spec.pools_serving(c)] or list(classes) for p in pools]
+        self._tpot_slo_s = np.array([min(spec.classes[c].tpot_slo_s for c in served[p]) for p in pools])
+        self._pool_ttft_slo_s = np.array([min(spec.classes[c].ttft_slo_s for c in served[p]) for p in pools])
+        self._class_ttft_slo_s = np.array([item.ttft_slo_s for item in spec.classes])
+        self._class_tpot_slo_s = np.array([item.tpot_slo_s for item in spec.classes])
+        self._startup_s = np.array([max(pool.startup_mean_s, spec.control_interval_s) for pool in spec.pools])
+        self._prefill_s = np.array([pool.hardware.prefill_s_per_token() for pool in spec.pools])
+        self._last_target = np.full((*batch_shape, len(spec.pools)), np.nan)
+        self._since_change_s = np.zeros((*batch_shape, len(spec.pools)))
+        self._last_demand = np.full((*batch_shape, len(spec.pools)), np.nan)
+
+    def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
+        """Forget, for all fleets or those selected by a boolean array of the batch shape."""
+        self.demand.reset(which)
+        chosen = ... if which is None else which
+        self._last_target[chosen] = np.nan
+        self._since_change_s[chosen] = 0.0
+        self._last_demand[chosen] = np.nan
+
+    def adopt(self, other: ObservationEncoder, which: npt.NDArray[np.bool_]) -> None:
+        """Take over the memory of an encoder of fewer fleets for the selected ones."""
+        self.demand.adopt(other.demand, which)
+        self._last_target[which] = other._last_target
+        self._since_change_s[which] = other._since_change_s
+        self._last_demand[which] = other._last_demand
+
+    def base_replicas(self) -> FloatArray:
+        """What the headroom action multiplies: the 30 s average of demand, shape (..., num_pools)."""
+        return self.demand.replicas(FAST)
+
+    def encode(self, state: FleetState, miss_price: FloatArray | float) -> npt.NDArray[np.float32]:
+        """Features of one observation; call exactly once per control step.
+
+        Args:
+            state: leading dimensions as given at construction.
+            miss_price: see envs/reward.py; scalar or the batch shape, > 0.
+
+        Returns:
+            float32, shape (..., len(schema.features)).
+        """
+        self.demand.update(state)
+        pool = np.stack(self._pool_features(state), axis=-1)
+        cls = np.stack(self._class_features(state), axis=-1)
+        lead = pool.shape[:-2]
+        price = np.broadcast_to(np.log10(miss_price) / 2.0, lead)
+        startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
+        parts = [pool.reshape(*lead, -1), cls.reshape(*lead, -1), price[..., None], startup[..., None]]
+        features = np.concatenate(parts, axis=-1)
+        return np.clip(np.nan_to_num(features, nan=0.0, posinf=LIMIT, neginf=-LIMIT), -LIMIT, LIMIT).astype(np.float32)
+
+    def _pool_features(self, state: FleetState) -> list[FloatArray]:
+        pools, spec = state.pools, self.spec
+        fast = self.demand.replicas(FAST)
+        base = np.maximum(fast, _MIN_REPLICAS_OF_DEMAND)
+        ready = np.maximum(np.nan_to_num(pools.ready), 1.0)
+
+        def per_demand(replicas: FloatArray) -> FloatArray:
+            return 0.5 * np.log2((replicas + 1.0) / (base + 1.0))
+
+        def against_fast(scale: int) -> FloatArray:
+            return np.log2((self.demand.replicas(scale) + 0.2) / (fast + 0.2))
+
+        trend = 4.0 * np.log2((fast + 0.2) / (np.where(np.isnan(self._last_demand), fast, self._last_demand) + 0.2))
+        self._last_demand = fast
+        limits = spec.batch_limits
+        return [
+            per_demand(pools.ready),
+            pools.starting / (base + 1.0),
+            pools.draining / (base + 1.0),
+            per_demand(pools.asked_for),
+            pools.oldest_start_age_s / self._startup_s,
+            pools.newest_start_age_s / self._startup_s,
+            pools.waiting / (ready * limits),
+            pools.running / (ready * limits),
+            pools.in_flight / (ready * np.maximum(pools.batch_cap, 1.0)),
+            pools.kv_usage,
+            pools.batch_cap / limits,
+            pools.itl_s / self._tpot_slo_s,
+            pools.preemptions / np.maximum(pools.running, 1.0),
+            pools.pending_prompt_tokens * self._prefill_s / (ready * self._pool_ttft_slo_s),
+            against_fast(WINDOW),
+            against_fast(SLOW),
+            against_fast(SLOWEST),
+            trend,
+            fast / spec.max_replicas,
+            self._since_change(state),
+            pools.age_s / spec.control_interval_s,
+            np.isnan(pools.ready).astype(np.float64),
+        ]
+
+    def _since_change(self, state: FleetState) -> FloatArray:
+        target = state.pools.asked_for
+        known = ~np.isnan(target)
+        changed = known & ~np.isnan(self._last_target) & (target != self._last_target)
+        self._since_change_s = np.where(changed, 0.0, self._since_change_s + np.asarray(state.window_s)[..., None])
+        self._last_target = np.where(known, target, self._last_target)
+        return np.minimum(self._since_change_s / (2.0 * self._startup_s), 1.0)
+
+    def _class_features(self, state: FleetState) -> list[FloatArray]:
+        classes = state.classes
+        arrivals = np.maximum(classes.arrivals_per_s, 1e-9)
+        finished = np.maximum(classes.finished_per_s, 0.1)
+        admission = np.clip(classes.admission, 1.0 / 8.0, 8.0)
+        total = np.nansum(classes.arrivals_per_s, axis=-1, keepdims=True)
+        return [
+            classes.queue_length / finished / self._class_ttft_slo_s,
+            classes.oldest_wait_s / self._class_ttft_slo_s,
+            classes.ttft_mean_s / self._class_ttft_slo_s,
+            classes.ttft_p95_s / self._class_ttft_slo_s,
+            classes.tpot_p95_s / self._class_tpot_slo_s,
+            np.where(classes.finished_per_s > 0, 1.0 - classes.met_per_s / finished, 0.0),
+            classes.refused_per_s / arrivals,
+            classes.dropped_per_s / arrivals,
+            np.log2(admission) / 3.0,
+            classes.arrivals_per_s / np.maximum(total, 1e-9),
+            np.isnan(classes.arrivals_per_s).astype(np.float64),
+        ]

@@ -1,0 +1,74 @@
+"""Training episodes of a scenario, each a function of its seed alone."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from rl_autoscale.envs.mdp import EpisodeSetup
+from rl_autoscale.envs.reward import PRICE_RANGE
+from rl_autoscale.fleet.rng import stream
+from rl_autoscale.workload.spec import BuiltWorkload, TraceSource
+from rl_autoscale.workload.trace import Workload
+
+INITIAL_HEADROOM = (0.8, 2.0)
+"""Replicas ready when an episode begins, over the demand of its first minute."""
+
+
+class TrainingScenario(Protocol):
+    """What a sampler needs of a scenario."""
+
+    def build_train(self, seed: int, store: TraceSource) -> BuiltWorkload:
+        """Traffic of one training episode."""
+        ...
+
+    def draw_randomisation(self, seed: int) -> tuple[float, float]:
+        """(speed, start-up scale) of one training episode."""
+        ...
+
+
+class ScenarioSampler:
+    """Draws traffic, capacity error, start-up scale, initial fleet and the price of a miss.
+
+    Building traffic takes as long as simulating it, so a run draws from ``num_workloads`` of them; everything else is new in
+    each episode.
+
+    Args:
+        scenario: where episodes come from.
+        store: where traces come from.
+        price_range: prices are log-uniform in it; equal ends fix the price.
+        num_workloads: different traffic draws in a run.
+    """
+
+    def __init__(
+        self,
+        scenario: TrainingScenario,
+        store: TraceSource,
+        price_range: tuple[float, float] = PRICE_RANGE,
+        num_workloads: int = 96,
+    ) -> None:
+        self._scenario = scenario
+        self._store = store
+        self._price_range = price_range
+        self._num_workloads = num_workloads
+        self._workloads: dict[int, Workload] = {}
+        self.notes: set[str] = set()
+
+    def __call__(self, seed: int) -> EpisodeSetup:
+        """The episode of a seed."""
+        number = seed % self._num_workloads
+        if number not in self._workloads:
+            built = self._scenario.build_train(number, self._store)
+            self._workloads[number] = built.workload
+            self.notes.update(built.notes)
+        speed, startup_scale = self._scenario.draw_randomisation(seed)
+        rng = stream(seed, "episode")
+        low, high = np.log(self._price_range)
+        return EpisodeSetup(
+            self._workloads[number],
+            float(np.exp(rng.uniform(low, high))),
+            speed=speed,
+            startup_scale=startup_scale,
+            initial_headroom=float(rng.uniform(*INITIAL_HEADROOM)),
+        )

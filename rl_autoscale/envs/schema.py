@@ -1,0 +1,85 @@
+"""The contract between an environment, a trained policy and a live controller: names and order of features and actions.
+
+Two fleets have the same schema when their pools have the same roles and their classes the same kinds, in the same order.
+Everything else (model, GPU, rates, SLOs, start-up times) is divided out, so a policy carries over. The hash travels with an
+exported policy, and a policy of another schema is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from rl_autoscale.fleet.spec import FleetSpec
+
+SCHEMA_VERSION = 1
+"""Raised whenever the meaning, order or scaling of any feature or action changes."""
+
+POOL_FEATURES = (
+    "ready",
+    "starting",
+    "draining",
+    "asked_for",
+    "oldest_start",
+    "newest_start",
+    "waiting",
+    "batch_fill",
+    "cap_fill",
+    "kv_usage",
+    "batch_cap",
+    "itl",
+    "preemptions",
+    "prefill_backlog",
+    "demand_window",
+    "demand_slow",
+    "demand_slowest",
+    "demand_trend",
+    "demand_level",
+    "since_change",
+    "age",
+    "missing",
+)
+CLASS_FEATURES = (
+    "queue_wait",
+    "oldest_wait",
+    "ttft_mean",
+    "ttft_p95",
+    "tpot_p95",
+    "unmet",
+    "refused",
+    "dropped",
+    "admission",
+    "share",
+    "missing",
+)
+GLOBAL_FEATURES = ("miss_price", "startup")
+POOL_ACTIONS = ("headroom", "batch_cap")
+CLASS_ACTIONS = ("admission",)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Ordered names of all features and actions of one fleet layout."""
+
+    features: tuple[str, ...]
+    actions: tuple[str, ...]
+    layout: tuple[str, ...]
+
+    @staticmethod
+    def of(spec: FleetSpec) -> Schema:
+        """The schema of a fleet."""
+        pools = [f"pool{p}.{pool.role}" for p, pool in enumerate(spec.pools)]
+        classes = [f"class{c}.{item.kind}" for c, item in enumerate(spec.classes)]
+        features = [f"{pool}.{name}" for pool in pools for name in POOL_FEATURES]
+        features += [f"{item}.{name}" for item in classes for name in CLASS_FEATURES]
+        features += GLOBAL_FEATURES
+        actions = [f"{pool}.{name}" for pool in pools for name in POOL_ACTIONS]
+        actions += [f"{item}.{name}" for item in classes for name in CLASS_ACTIONS]
+        return Schema(tuple(features), tuple(actions), (*pools, *classes))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change with the version, any name or any order."""
+        content = json.dumps([SCHEMA_VERSION, self.features, self.actions])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
