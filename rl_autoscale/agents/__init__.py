@@ -1,0 +1,1 @@
+"""Every policy: hand-written rules, the clairvoyant planner, and what is learned."""

@@ -1,0 +1,96 @@
+"""A trained policy leaves training as two files: ``policy.onnx`` (the network) and ``policy.json`` (its card).
+
+The card holds what is needed to use the network rightly and to distrust it rightly: schema hash, feature and action
+names, the network file's SHA-256, the dial's range, where it was trained and what it scored. The network is written
+operator by operator (Gemm, Tanh, Clip), so the file depends on no tracing and holds no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale import __version__
+from rl_autoscale.envs.reward import PRICE_RANGE
+from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
+from rl_autoscale.fleet.errors import MissingExtraError
+
+CARD_FORMAT = 1
+_OPSET = 17
+_IR_VERSION = 8
+
+Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def onnx_bytes(layers: list[Layer]) -> bytes:
+    """Serialise a tanh MLP whose output is clipped to [-1, 1].
+
+    Input ``observation`` float32 (batch, num_features); output ``action`` float32 (batch, num_actions).
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError as error:
+        raise MissingExtraError("exporting a policy", "train") from error
+
+    nodes, initializers, value = [], [], "observation"
+    for k, (weight, bias) in enumerate(layers):
+        initializers += [numpy_helper.from_array(weight, f"w{k}"), numpy_helper.from_array(bias, f"b{k}")]
+        nodes.append(helper.make_node("Gemm", [value, f"w{k}", f"b{k}"], [f"z{k}"], transB=1))
+        value = f"z{k}"
+        if k < len(layers) - 1:
+            nodes.append(helper.make_node("Tanh", [value], [f"h{k}"]))
+            value = f"h{k}"
+    initializers += [
+        numpy_helper.from_array(np.array(-1.0, dtype=np.float32), "low"),
+        numpy_helper.from_array(np.array(1.0, dtype=np.float32), "high"),
+    ]
+    nodes.append(helper.make_node("Clip", [value, "low", "high"], ["action"]))
+    inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
+    outputs = [helper.make_tensor_value_info("action", TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
+    graph = helper.make_graph(nodes, "policy", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="rl-autoscale")
+    model.ir_version = _IR_VERSION
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def export_policy(layers: list[Layer], schema: Schema, folder: Path, *, refuse: bool, training: dict[str, Any]) -> Path:
+    """Write ``policy.onnx`` and ``policy.json``; the card is written last, so a folder with a card is whole.
+
+    Args:
+        layers: weights (out, in) and biases of a tanh MLP, see `agents.ppo.policy_layers`.
+        schema: of the fleet it was trained on.
+        folder: made if missing.
+        refuse: whether early refusal is part of its action.
+        training: scenario, seed, timesteps, envelope, results: copied into the card.
+
+    Returns:
+        The card's path.
+    """
+    content = onnx_bytes(layers)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "policy.onnx.tmp").write_bytes(content)
+    (folder / "policy.onnx.tmp").replace(folder / "policy.onnx")
+    card = {
+        "format": CARD_FORMAT,
+        "package_version": __version__,
+        "schema_version": SCHEMA_VERSION,
+        "schema": schema.digest,
+        "layout": list(schema.layout),
+        "features": list(schema.features),
+        "actions": list(schema.actions),
+        "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "refuse": refuse,
+        "miss_price_range": list(PRICE_RANGE),
+        "training": training,
+    }
+    temporary = folder / "policy.json.tmp"
+    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "policy.json")
+    return folder / "policy.json"

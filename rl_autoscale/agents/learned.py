@@ -1,0 +1,146 @@
+"""The exported policy as a `Policy`: ONNX Runtime, the training's own encoder and decoder, and one dial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rl_autoscale.agents.base import Knob, RegisteredPolicy
+from rl_autoscale.agents.export import CARD_FORMAT
+from rl_autoscale.envs.action import ActionDecoder
+from rl_autoscale.envs.observation import ObservationEncoder
+from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
+from rl_autoscale.fleet.errors import PolicyFileError, SpecError
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import FleetState, ScalingDecision
+
+_REQUIRED = ("format", "schema_version", "schema", "layout", "features", "actions", "onnx_sha256", "refuse")
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read and check ``policy.json``.
+
+    Args:
+        path: the card, or the folder that holds it.
+
+    Raises:
+        PolicyFileError: missing, not JSON, incomplete, or of another format.
+    """
+    card_path = path / "policy.json" if path.is_dir() else path
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PolicyFileError(f"{card_path}: no such file; export a policy with 'rl-autoscale export'") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PolicyFileError(f"{card_path}: not a policy card ({error})") from None
+    missing = [key for key in _REQUIRED if not isinstance(card, dict) or key not in card]
+    if missing:
+        raise PolicyFileError(f"{card_path}: not a policy card; missing {', '.join(missing)}")
+    if card["format"] != CARD_FORMAT:
+        raise PolicyFileError(f"{card_path}: card format {card['format']}, this version reads {CARD_FORMAT}")
+    return dict(card)
+
+
+def load_network(path: Path, card: dict[str, Any]) -> Any:
+    """Load the network beside a card into ONNX Runtime, after checking its SHA-256.
+
+    Raises:
+        PolicyFileError: missing, changed since export, or not a network of the card's shape.
+    """
+    import onnxruntime
+
+    network_path = (path if path.is_dir() else path.parent) / "policy.onnx"
+    try:
+        content = network_path.read_bytes()
+    except OSError:
+        raise PolicyFileError(f"{network_path}: no such file; it belongs beside its card") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card["onnx_sha256"]:
+        raise PolicyFileError(
+            f"{network_path}: SHA-256 {digest[:12]}... is not the card's {card['onnx_sha256'][:12]}...; export it again"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own, undocumented exception types
+        raise PolicyFileError(f"{network_path}: not a usable ONNX network ({type(error).__name__})") from None
+    shape = session.get_inputs()[0].shape, session.get_outputs()[0].shape
+    if (shape[0][-1], shape[1][-1]) != (len(card["features"]), len(card["actions"])):
+        raise PolicyFileError(f"{network_path}: network of shape {shape} does not match its card")
+    return session
+
+
+class LearnedPolicy(RegisteredPolicy):
+    """A trained policy at one setting of its dial.
+
+    Args:
+        path: the exported policy's folder, or its card.
+        miss_price: what an SLO miss costs (envs/reward.py); higher holds more replicas for a higher attainment.
+        admission: None lets the policy decide how strict early refusal is; inf switches refusal off.
+    """
+
+    NAME: ClassVar[str] = "learned"
+    READS: ClassVar[str] = "all of FleetState, through envs/observation.py"
+    RULE: ClassVar[str] = "a network maps features to headroom and batch cap per pool and refusal strictness per class"
+    SOURCE: ClassVar[str] = (
+        "PPO (Schulman et al., arXiv 1707.06347) in Stable-Baselines3, trained by 'rl-autoscale train'"
+    )
+    KNOB: ClassVar[Knob | None] = Knob(
+        "miss_price", (2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 110.0, 200.0), "ideal bills per unit of missed share"
+    )
+
+    def __init__(self, path: str | Path, miss_price: float = 20.0, admission: float | None = None) -> None:
+        if not (np.isfinite(miss_price) and miss_price > 0):
+            raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
+        self._path = Path(path)
+        self.miss_price = float(miss_price)
+        self.admission = admission
+        self.card = read_card(self._path)
+        self._session = load_network(self._path, self.card)
+        self._encoder: ObservationEncoder | None = None
+        self._decoder: ActionDecoder | None = None
+
+    @property
+    def name(self) -> str:
+        """The registered name with the dial's setting."""
+        closed = "" if self.admission is None else f", admission={self.admission:g}"
+        return f"learned(miss_price={self.miss_price:g}{closed})"
+
+    def reset(self, spec: FleetSpec) -> None:
+        """Prepare for a fleet.
+
+        Raises:
+            PolicyFileError: the policy was trained for another schema.
+        """
+        schema = Schema.of(spec)
+        if self.card["schema"] != schema.digest or self.card["schema_version"] != SCHEMA_VERSION:
+            raise PolicyFileError(
+                f"{self._path}: trained for schema {self.card['schema']} ({', '.join(self.card['layout'])}), this fleet has "
+                f"{schema.digest} ({', '.join(schema.layout)}); train a policy on a scenario with these pools and classes"
+            )
+        self._encoder = ObservationEncoder(spec)
+        self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]))
+
+    def run_network(self, observations: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Actions in [-1, 1], shape (batch, num_actions), of observations of shape (batch, num_features)."""
+        return np.asarray(self._session.run(None, {"observation": observations})[0])
+
+    def decide(self, state: FleetState) -> ScalingDecision:
+        """Encode, run the network, decode."""
+        if self._encoder is None or self._decoder is None:
+            raise RuntimeError("policy 'learned' was asked to decide before reset(spec)")
+        features = self._encoder.encode(state, self.miss_price)
+        action = self.run_network(features[None])[0]
+        decision = self._decoder.decode(action, self._encoder.base_replicas(), state)
+        if self.admission is None:
+            return decision
+        return ScalingDecision(
+            decision.target_replicas, decision.max_batch_size, np.full_like(decision.admission, self.admission)
+        )

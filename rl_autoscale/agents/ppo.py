@@ -1,0 +1,301 @@
+"""PPO on the fleet environment, with Stable-Baselines3 (extra ``train``).
+
+One policy is trained for a whole scenario: the price of a miss, the capacity error, the start-up time and the traffic
+are drawn anew for each episode, and the price is part of the observation, so that the trained policy covers the
+cost/attainment front and is turned by one dial. The reward is the reported metric (envs/reward.py).
+
+A checkpoint is tensors (read back with ``weights_only=True``) and JSON: nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rl_autoscale.agents.export import Layer
+from rl_autoscale.envs.fleet_env import make_spaces
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.reward import PRICE_SCALE
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError
+
+try:
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError as error:  # pragma: no cover - depends on the installation
+    raise MissingExtraError("training", "train") from error
+
+
+class PpoConfig(Config):
+    """Hyper-parameters; the defaults are the ones the demo trains with."""
+
+    total_timesteps: PositiveInt = 400_000
+    num_fleets: PositiveInt = 16
+    num_threads: PositiveInt = 2
+    rollout_steps: PositiveInt = 128
+    minibatch_size: PositiveInt = 256
+    num_epochs: PositiveInt = 10
+    learning_rate: PositiveFloat = 5e-4
+    final_learning_rate: NonNegativeFloat = 5e-5
+    gamma: float = Field(default=0.97, gt=0, lt=1)
+    gae_lambda: float = Field(default=0.92, gt=0, le=1)
+    clip_range: PositiveFloat = 0.2
+    entropy_coefficient: NonNegativeFloat = 0.0
+    value_coefficient: PositiveFloat = 0.5
+    target_kl: PositiveFloat | None = 0.03
+    max_gradient_norm: PositiveFloat = 0.5
+    initial_log_std: float = -1.6
+    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
+    checkpoint_every: PositiveInt = 100_000
+    refuse: bool = True
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingProgress:
+    """What a training run reports after each rollout."""
+
+    timesteps: int
+    total_timesteps: int
+    steps_per_s: float
+    mean_reward: float
+    cost_over_ideal: float
+    slo_attainment: float
+    metrics: dict[str, float]
+
+
+REWARD_SCALE = 3.0
+TYPICAL_COST = 1.6
+"""Cost over ideal that the learner's rewards are centred on: returns near zero are what a fresh critic predicts."""
+
+
+class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
+    """Stable-Baselines3's view of a `FleetMdp`: same-step autoreset, truncation flagged for bootstrapping.
+
+    The learner's reward is the MDP's, centred and scaled by constants so that returns are of size one; with a fixed horizon this
+    changes no preference between policies.
+    """
+
+    def __init__(self, mdp: FleetMdp, seed: int, reward_scale: float = 1.0) -> None:
+        observation_space, action_space = make_spaces(mdp)
+        super().__init__(mdp.num_fleets, observation_space, action_space)
+        self.mdp = mdp
+        self.finished_books: list[dict[str, float]] = []
+        self._run_seed = seed
+        self._reward_scale = reward_scale
+        self._actions: npt.NDArray[np.float32] = np.zeros((mdp.num_fleets, mdp.decoder.num_actions), np.float32)
+        self._returns = np.zeros(mdp.num_fleets)
+        self._lengths = np.zeros(mdp.num_fleets, dtype=np.int64)
+
+    def reset(self) -> npt.NDArray[np.float32]:
+        """Begin a run in all fleets."""
+        return self.mdp.reset(self._run_seed)
+
+    def step_async(self, actions: npt.NDArray[np.float32]) -> None:
+        """Remember the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        """Advance all fleets in one compiled call."""
+        typical = TYPICAL_COST / (1.0 + self.mdp.miss_price / PRICE_SCALE)
+        step = self.mdp.step(self._actions)
+        observation = step.observation
+        reward = (self._reward_scale * (step.reward.total + typical)).astype(np.float32)
+        done = step.truncated.copy()
+        self._returns += reward
+        self._lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if done.any():
+            for e in np.flatnonzero(done):
+                self.finished_books.append(self.mdp.books(int(e)))
+                infos[e] = {
+                    "terminal_observation": observation[e].copy(),
+                    "TimeLimit.truncated": True,
+                    "episode": {"r": float(self._returns[e]), "l": int(self._lengths[e]), "t": 0.0},
+                }
+            observation[done] = self.mdp.reset_fleets(done)
+            self._returns[done] = 0.0
+            self._lengths[done] = 0
+        return observation, reward, done, infos
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The same attribute for every fleet."""
+        return [getattr(self, attr_name, None)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Not supported: fleets share one MDP."""
+        raise NotImplementedError("fleets of one MDP have no attributes of their own")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Not supported: fleets share one MDP."""
+        raise NotImplementedError("fleets of one MDP have no methods of their own")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """No fleet is wrapped."""
+        return [False] * self.num_envs
+
+
+def build_ppo(mdp: FleetMdp, config: PpoConfig) -> PPO:
+    """An untrained PPO on an MDP."""
+    torch.set_num_threads(1)  # the network is small: more threads cost more than they give
+    fleets = SB3Fleets(mdp, config.seed, reward_scale=REWARD_SCALE * (1.0 - config.gamma))
+
+    def learning_rate(progress_remaining: float) -> float:
+        return config.final_learning_rate + progress_remaining * (config.learning_rate - config.final_learning_rate)
+
+    return PPO(
+        "MlpPolicy",
+        fleets,
+        learning_rate=learning_rate,
+        n_steps=config.rollout_steps,
+        batch_size=min(config.minibatch_size, config.rollout_steps * config.num_fleets),
+        n_epochs=config.num_epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.entropy_coefficient,
+        vf_coef=config.value_coefficient,
+        max_grad_norm=config.max_gradient_norm,
+        target_kl=config.target_kl,
+        policy_kwargs={
+            "net_arch": {"pi": list(config.hidden_sizes), "vf": list(config.hidden_sizes)},
+            "log_std_init": config.initial_log_std,
+        },
+        seed=config.seed,
+        device="cpu",
+        verbose=0,
+    )
+
+
+class _Reporter(BaseCallback):  # type: ignore[misc,unused-ignore]
+    """Reports after each rollout, checkpoints on the way."""
+
+    def __init__(
+        self, config: PpoConfig, report: Callable[[TrainingProgress], None] | None, checkpoint_folder: Path | None
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._report = report
+        self._folder = checkpoint_folder
+        self._next_checkpoint = 0
+
+    def _on_training_start(self) -> None:
+        self._next_checkpoint = self.num_timesteps + self._config.checkpoint_every
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._folder is not None and self.num_timesteps >= self._next_checkpoint:
+            save_checkpoint(self.model, self._folder)
+            self._next_checkpoint += self._config.checkpoint_every
+        if self._report is None:
+            return
+        fleets = self.training_env
+        assert isinstance(fleets, SB3Fleets)
+        recent = fleets.finished_books[-2 * fleets.num_envs :]
+        elapsed_s = max((time.time_ns() - self.model.start_time) / 1e9, 1e-9)
+        done = self.num_timesteps - self.model._num_timesteps_at_start
+        logged = {k: float(v) for k, v in self.logger.name_to_value.items() if isinstance(v, int | float)}
+        self._report(
+            TrainingProgress(
+                timesteps=self.num_timesteps,
+                total_timesteps=self._config.total_timesteps,
+                steps_per_s=done / elapsed_s,
+                mean_reward=float(self.model.rollout_buffer.rewards.mean()),
+                cost_over_ideal=_mean([b["cost_over_ideal"] for b in recent]),
+                slo_attainment=_mean([b["slo_attainment"] for b in recent]),
+                metrics=logged,
+            )
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.nanmean(values)) if values else float("nan")
+
+
+def train_ppo(
+    mdp: FleetMdp,
+    config: PpoConfig,
+    *,
+    report: Callable[[TrainingProgress], None] | None = None,
+    checkpoint_folder: Path | None = None,
+    resume: bool = False,
+) -> PPO:
+    """Train from scratch, or go on from the folder's checkpoint.
+
+    Args:
+        mdp: made with ``num_fleets = config.num_fleets``.
+        config: hyper-parameters.
+        report: called after each rollout.
+        checkpoint_folder: where checkpoints go; None for none.
+        resume: continue from the checkpoint there, if any.
+
+    Returns:
+        The trained SB3 model.
+    """
+    model = build_ppo(mdp, config)
+    done = load_checkpoint(model, checkpoint_folder) if resume and checkpoint_folder is not None else 0
+    left = config.total_timesteps - done
+    if left > 0:
+        callback = _Reporter(config, report, checkpoint_folder)
+        model.learn(left, callback=callback, reset_num_timesteps=done == 0)
+        if checkpoint_folder is not None:
+            save_checkpoint(model, checkpoint_folder)
+    return model
+
+
+def save_checkpoint(model: PPO, folder: Path) -> None:
+    """Write weights, optimiser state and progress; each file replaces the old one whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"policy": model.policy.state_dict(), "optimizer": model.policy.optimizer.state_dict()}
+    torch.save(tensors, folder / "checkpoint.pt.tmp")
+    (folder / "checkpoint.pt.tmp").replace(folder / "checkpoint.pt")
+    (folder / "checkpoint.json.tmp").write_text(json.dumps({"timesteps": model.num_timesteps}))
+    (folder / "checkpoint.json.tmp").replace(folder / "checkpoint.json")
+
+
+def load_checkpoint(model: PPO, folder: Path) -> int:
+    """Restore a checkpoint into a model of the same shape.
+
+    Returns:
+        Timesteps it had been trained for; 0 when the folder has no checkpoint.
+
+    Raises:
+        PolicyFileError: the checkpoint is damaged or of another network.
+    """
+    if not (folder / "checkpoint.pt").exists() or not (folder / "checkpoint.json").exists():
+        return 0
+    try:
+        tensors = torch.load(folder / "checkpoint.pt", weights_only=True)
+        timesteps = int(json.loads((folder / "checkpoint.json").read_text())["timesteps"])
+        model.policy.load_state_dict(tensors["policy"])
+        model.policy.optimizer.load_state_dict(tensors["optimizer"])
+    except Exception as error:
+        raise PolicyFileError(
+            f"{folder}/checkpoint.pt cannot be resumed ({type(error).__name__}); delete the folder to train anew"
+        ) from error
+    model.num_timesteps = timesteps
+    return timesteps
+
+
+def policy_layers(policy: Any) -> list[Layer]:
+    """Weights (out, in) and biases of the actor of an SB3 ``MlpPolicy`` with tanh activations, first layer first."""
+    actor = [module for module in policy.mlp_extractor.policy_net if isinstance(module, torch.nn.Linear)]
+    return [
+        (layer.weight.detach().numpy().astype(np.float32), layer.bias.detach().numpy().astype(np.float32))
+        for layer in (*actor, policy.action_net)
+    ]

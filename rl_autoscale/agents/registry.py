@@ -1,0 +1,55 @@
+"""Every policy by name. A new one: write its file, add its line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl_autoscale.agents.base import RegisteredPolicy
+from rl_autoscale.agents.chiron import ChironLiteralPolicy, ChironRobustPolicy, ChironTunedPolicy
+from rl_autoscale.agents.headroom import HeadroomPolicy
+from rl_autoscale.agents.hpa import HpaPolicy
+from rl_autoscale.agents.learned import LearnedPolicy
+from rl_autoscale.agents.oracle import OraclePolicy
+from rl_autoscale.agents.static import StaticPolicy
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError, did_you_mean
+
+POLICIES: dict[str, type[RegisteredPolicy]] = {
+    "static": StaticPolicy,
+    "headroom": HeadroomPolicy,
+    "hpa": HpaPolicy,
+    "chiron-literal": ChironLiteralPolicy,
+    "chiron-robust": ChironRobustPolicy,
+    "chiron-tuned": ChironTunedPolicy,
+    "oracle": OraclePolicy,
+    "learned": LearnedPolicy,
+}
+
+
+def policy_class(name: str) -> type[RegisteredPolicy]:
+    """The class registered under a name; raises UnknownNameError with the nearest name."""
+    if name not in POLICIES:
+        raise UnknownNameError("policy", name, POLICIES)
+    return POLICIES[name]
+
+
+def make_policy(name: str, **knobs: Any) -> RegisteredPolicy:
+    """Make a policy by name.
+
+    Args:
+        name: a key of `POLICIES`.
+        knobs: its keyword arguments, for example ``make_policy("hpa", target=40, admission=1.0)``.
+
+    Raises:
+        UnknownNameError: no policy has that name.
+        SpecError: the policy has no such knob, needs one that was not given, or refuses a value.
+    """
+    chosen = policy_class(name)
+    known = chosen.knob_names()
+    for knob in knobs:
+        if knob not in known:
+            suggestion = did_you_mean(knob, known)
+            raise SpecError(f"policy '{name}' has no knob '{knob}'{suggestion}; knobs: {', '.join(known)}")
+    missing = [knob for knob in chosen.required_knob_names() if knob not in knobs]
+    if missing:
+        raise SpecError(f"policy '{name}' needs {', '.join(missing)}; give each as a keyword argument")
+    return chosen(**knobs)

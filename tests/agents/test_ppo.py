@@ -1,0 +1,147 @@
+"""PPO learns a fleet with a known best policy, resumes, and leaves training unchanged through ONNX."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3")
+
+from rl_autoscale.agents.export import export_policy
+from rl_autoscale.agents.learned import LearnedPolicy
+from rl_autoscale.agents.ppo import PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.fleet.errors import PolicyFileError, SpecError
+from rl_autoscale.fleet.protocols import run_control_loop
+from rl_autoscale.sim.fleet import SimFleet
+from tests.envs.toy import SHIELD, poisson_workload, sampler, toy_spec
+
+SMALL = PpoConfig(total_timesteps=512, num_fleets=4, rollout_steps=32, num_threads=1, checkpoint_every=128)
+
+
+def small_mdp(**options: object) -> FleetMdp:
+    return FleetMdp(toy_spec(), SHIELD, sampler(), num_fleets=4, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    model = build_ppo(small_mdp(), SMALL)
+    export_policy(policy_layers(model.policy), Schema.of(toy_spec()), folder, refuse=True, training={"seed": 0})
+    return model, folder
+
+
+def test_onnx_gives_sb3s_actions(exported):
+    model, folder = exported
+    observations = np.random.default_rng(0).uniform(-5, 5, (1000, len(Schema.of(toy_spec()).features)))
+    observations = observations.astype(np.float32)
+    expected, _ = model.predict(observations, deterministic=True)
+    actual = LearnedPolicy(folder).run_network(observations)
+    assert np.abs(actual - expected).max() < 1e-5
+    assert np.abs(expected).max() > 0  # not a network of zeros
+
+
+def test_learns_that_an_idle_fleet_should_be_small():
+    """Almost no traffic and cheap misses: the best policy is the smallest headroom, and PPO finds it in seconds."""
+    mdp = FleetMdp(toy_spec(initial_replicas=6), SHIELD, sampler(rate_per_s=30.0, miss_price=0.01), num_fleets=8)
+    config = PpoConfig(
+        total_timesteps=12_000, num_fleets=8, rollout_steps=64, num_threads=1, learning_rate=3e-3, initial_log_std=-0.5
+    )
+    untrained = build_ppo(mdp, config)
+    trained = train_ppo(mdp, config)
+
+    def mean_headroom(model: object) -> float:
+        observation, total = mdp.reset(99), 0.0
+        for _ in range(19):
+            action, _ = model.predict(observation, deterministic=True)  # type: ignore[attr-defined]
+            total += float(action[:, 0].mean()) / 19
+            observation = mdp.step(action).observation
+        return total
+
+    assert mean_headroom(trained) < -0.8 < mean_headroom(untrained)
+
+
+def test_checkpoint_resumes_where_it_stopped(tmp_path):
+    train_ppo(small_mdp(), SMALL, checkpoint_folder=tmp_path)
+    fresh = build_ppo(small_mdp(), SMALL)
+    assert load_checkpoint(fresh, tmp_path) == 512
+    longer = SMALL.model_copy(update={"total_timesteps": 768})
+    resumed = train_ppo(small_mdp(), longer, checkpoint_folder=tmp_path, resume=True)
+    assert resumed.num_timesteps == 768
+
+
+def test_damaged_checkpoint_is_refused_clearly(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"not tensors")
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"timesteps": 5}))
+    with pytest.raises(PolicyFileError, match="delete the folder"):
+        load_checkpoint(build_ppo(small_mdp(), SMALL), tmp_path)
+
+
+def test_training_is_reproducible():
+    first, second = (train_ppo(small_mdp(), SMALL).policy.state_dict() for _ in range(2))
+    assert all(np.array_equal(first[key].numpy(), second[key].numpy()) for key in first)
+
+
+def test_reports_progress():
+    seen = []
+    train_ppo(small_mdp(), SMALL, report=seen.append)
+    assert [item.timesteps for item in seen] == [128, 256, 384, 512]
+    assert seen[-1].steps_per_s > 0
+    assert 0 <= seen[-1].slo_attainment <= 1
+
+
+def test_learned_policy_runs_a_fleet(exported):
+    _, folder = exported
+    fleet = SimFleet(toy_spec(), poisson_workload(20.0, 60.0, 0), seed=0)
+    run_control_loop(fleet, LearnedPolicy(folder, miss_price=20.0))
+    result = fleet.result()
+    assert result.num_arrived > 0
+    assert 0 < result.slo_attainment <= 1
+
+
+def test_decides_quickly(exported):
+    """Not a timed assertion of speed, a guard against accidental recompilation or session start per call."""
+    _, folder = exported
+    policy = LearnedPolicy(folder)
+    spec = toy_spec()
+    policy.reset(spec)
+    state = SimFleet(spec, poisson_workload(20.0, 60.0, 0)).observe()
+    started = time.perf_counter()
+    for _ in range(50):
+        policy.decide(state)
+    assert time.perf_counter() - started < 5.0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "policy.onnx").write_bytes(b"x"), "SHA-256"),
+        (lambda folder: (folder / "policy.onnx").unlink(), "no such file"),
+        (lambda folder: (folder / "policy.json").write_text("{"), "not a policy card"),
+        (lambda folder: (folder / "policy.json").write_text("{}"), "missing format"),
+        (lambda folder: (folder / "policy.json").unlink(), "rl-autoscale export"),
+    ],
+)
+def test_damaged_policy_is_refused_with_one_clear_line(exported, tmp_path, damage, message):
+    for name in ("policy.onnx", "policy.json"):
+        (tmp_path / name).write_bytes((exported[1] / name).read_bytes())
+    damage(tmp_path)
+    with pytest.raises(PolicyFileError, match=message) as caught:
+        LearnedPolicy(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_policy_of_another_schema_is_refused(exported):
+    policy = LearnedPolicy(exported[1])
+    with pytest.raises(PolicyFileError, match="trained for schema"):
+        policy.reset(toy_spec(role="interactive"))
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_price_is_refused(exported, price):
+    with pytest.raises(SpecError, match="miss_price"):
+        LearnedPolicy(exported[1], miss_price=price)
