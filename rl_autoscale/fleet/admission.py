@@ -1,14 +1,19 @@
 """How long a new request will wait for its first token: the estimate behind early refusal, in simulation and live.
 
-The gateway knows what it sent where and which streams have begun, so it knows the tokens ahead of a request on the
+The gateway knows what it sent where and which streams have begun, so it knows the prompt tokens ahead of a request on the
 replica the router would choose, and the requests ahead of it in its own queue. From these and the latency profile:
 
-    time to first token ~ wait in the gateway's queue                  (requests ahead) x residence / (requests in flight)
-                        + half an iteration in progress
-                        + the iterations that prefill the tokens ahead and its own prompt beside the running decodes
+    time to first token ~ wait in the gateway's queue            (requests ahead) x residence / (requests in flight)
+                        + wait for the prompts ahead             a clock per replica, see below
+                        + its own prefill beside the running decodes
 
-A request is refused at arrival when this exceeds ``admission * ttft_slo_s`` (fleet/state.py: ScalingDecision.admission).
-It is worth more than any scaling rule (docs/results.md). One compiled copy serves the simulator and the gateway.
+How far the prompts ahead have come inside an iteration is not visible, so each replica has a *clearing time*: when the prompts
+sent to it should have their first tokens. Sending a prompt moves it on by that prompt's prefill time; a first token that
+appears corrects it; once it has passed without a token, the replica is stalled, and the stall so far is taken for the stall to
+come. Counting whole prompts until their token shows, without the clock, refuses four requests wrongly for one rightly.
+
+A request is refused at arrival when the estimate exceeds ``admission * ttft_slo_s`` (fleet/state.py: ScalingDecision.admission). One
+compiled copy serves the simulator and the gateway.
 """
 
 from __future__ import annotations
@@ -34,37 +39,86 @@ def estimate_queue_wait_s(requests_ahead: int, in_flight: int, mean_residence_s:
 
 
 @njit
-def estimate_prefill_wait_s(
-    prompt_tokens: int,
-    pending_tokens: int,
+def prefill_time_s(
+    tokens: int,
+    squared_tokens: int,
     num_decoding: int,
     decoding_tokens: int,
     token_budget: int,
     token_time_table_s: FloatArray,
     attention_coefficients_s: FloatArray,
 ) -> float:
-    """Time from dispatch to first token on one replica.
+    """Time in which a replica computes prompts beside its running decodes.
 
     Args:
-        prompt_tokens: the request's own prompt.
-        pending_tokens: prompt tokens dispatched to the replica whose first token has not been seen.
-        num_decoding: its streams that have begun.
+        tokens: prompt tokens in total; 0 takes no time.
+        squared_tokens: sum of the squares of the prompts' lengths, for attention.
+        num_decoding: streams that have begun.
         decoding_tokens: their prompt tokens (what they generated since is neglected).
         token_budget: ``max_num_batched_tokens``.
         token_time_table_s: shape (token_budget + 1,), seconds of the linear part by new tokens.
         attention_coefficients_s: shape (5,), see LatencyProfile.attention_coefficients_s.
     """
+    if tokens <= 0:
+        return 0.0
     room = max(token_budget - num_decoding, 1)
-    ahead = pending_tokens + prompt_tokens
-    num_iterations = math.ceil(ahead / room)
-    last_tokens = min(num_decoding + ahead - (num_iterations - 1) * room, token_budget)
-    per_iteration_s = attention_coefficients_s[0] * decoding_tokens + attention_coefficients_s[1] * num_decoding
-    in_progress_s = token_time_table_s[min(num_decoding + min(pending_tokens, room), token_budget)] + per_iteration_s
-    busy = num_decoding > 0 or pending_tokens > 0
-    return (
-        (0.5 * in_progress_s if busy else 0.0)
-        + (num_iterations - 1) * token_time_table_s[token_budget]
-        + token_time_table_s[last_tokens]
-        + num_iterations * (per_iteration_s + attention_coefficients_s[4])
-        + attention_coefficients_s[2] * 0.5 * prompt_tokens * ahead
+    num_iterations = math.ceil(tokens / room)
+    last_tokens = min(num_decoding + tokens - (num_iterations - 1) * room, token_budget)
+    per_iteration_s = (
+        attention_coefficients_s[0] * decoding_tokens
+        + attention_coefficients_s[1] * num_decoding
+        + attention_coefficients_s[4]
     )
+    return (
+        (num_iterations - 1) * token_time_table_s[token_budget]
+        + token_time_table_s[last_tokens]
+        + num_iterations * per_iteration_s
+        + attention_coefficients_s[2] * 0.5 * squared_tokens
+    )
+
+
+@njit
+def residual_iteration_s(
+    num_decoding: int,
+    decoding_tokens: int,
+    token_budget: int,
+    token_time_table_s: FloatArray,
+    attention_coefficients_s: FloatArray,
+) -> float:
+    """What is left, on average, of the decode iteration in progress: half of it; 0 on an idle replica."""
+    if num_decoding <= 0:
+        return 0.0
+    return 0.5 * (
+        token_time_table_s[min(num_decoding, token_budget)]
+        + attention_coefficients_s[0] * decoding_tokens
+        + attention_coefficients_s[1] * num_decoding
+    )
+
+
+@njit
+def wait_ahead_s(now_s: float, clearing_s: float, pending_time_s: float, residual_s: float) -> float:
+    """Wait for the prompts that were sent to the replica before.
+
+    Args:
+        now_s: the time.
+        clearing_s: when they should have their first tokens.
+        pending_time_s: how long all of them take from their beginning; 0 when there are none.
+        residual_s: see `residual_iteration_s`; what there is to wait for when no prompt is ahead.
+    """
+    if pending_time_s <= 0.0:
+        return residual_s
+    left_s = clearing_s - now_s
+    return left_s if left_s >= 0.0 else min(-left_s, pending_time_s)
+
+
+@njit
+def corrected_clearing_s(now_s: float, clearing_s: float, pending_time_s: float) -> float:
+    """The clearing time after a prompt's first token has shown, or after it was taken away.
+
+    Args:
+        now_s: the time.
+        clearing_s: what was expected.
+        pending_time_s: how long the prompts that are left take from their beginning.
+    """
+    fresh_s = now_s + pending_time_s
+    return fresh_s if clearing_s <= now_s else min(clearing_s, fresh_s)

@@ -25,7 +25,7 @@ class Config(BaseModel):
                 if key not in known:
                     raise ValueError(
                         f"unknown key '{key}' in {cls.__name__}{did_you_mean(str(key), known)}; "
-                        f"allowed: {', '.join(sorted(cls.model_fields))}"
+                        f"allowed: {', '.join(sorted(field.alias or name for name, field in cls.model_fields.items()))}"
                     )
         return data
 

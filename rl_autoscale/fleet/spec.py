@@ -131,8 +131,8 @@ class ShieldSpec(Config):
 class FleetSpec(Config):
     """A whole fleet."""
 
-    pools: tuple[PoolSpec, ...] = Field(min_length=1)
-    classes: tuple[ServiceClass, ...] = Field(min_length=1)
+    pools: tuple[PoolSpec, ...]
+    classes: tuple[ServiceClass, ...]
     router: Router = "least_loaded"
     control_interval_s: PositiveFloat = 10.0
     telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")
@@ -142,6 +142,8 @@ class FleetSpec(Config):
     @model_validator(mode="after")
     def _check(self) -> FleetSpec:
         for kind, names in (("pool", self.pool_names), ("class", self.class_names)):
+            if not names:
+                raise ValueError(f"a fleet needs at least one {kind}")
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"{kind} names must differ; repeated: {', '.join(repeated)}")

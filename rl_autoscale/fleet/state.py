@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from rl_autoscale.fleet.spec import FleetSpec, IntArray
+from rl_autoscale.fleet.spec import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -130,12 +130,3 @@ class ScalingDecision:
     target_replicas: IntArray
     max_batch_size: IntArray
     admission: FloatArray
-
-    @staticmethod
-    def hold(spec: FleetSpec, state: FleetState) -> ScalingDecision:
-        """The decision that changes nothing: what a blind controller does."""
-        return ScalingDecision(
-            target_replicas=np.nan_to_num(state.pools.asked_for).astype(np.int64),
-            max_batch_size=np.where(np.isnan(state.pools.batch_cap), spec.batch_limits, state.pools.batch_cap).astype(np.int64),
-            admission=np.where(np.isnan(state.classes.admission), NEVER_REFUSE, state.classes.admission),
-        )

@@ -81,7 +81,7 @@ def complete_prefills(w, r, now_s):
             w.pool[rep.pool].generation_tokens += 1
             if not request.first_token_s >= 0.0:
                 first_token(w, r, q, now_s)
-            count_seen(w, r, q)
+            count_seen(w, r, q, now_s)
             if request.generated_tokens < request.output_tokens:
                 join_decode(w, r, q)
             else:
@@ -271,7 +271,7 @@ def lose_request(w, r, q, now_s):
     request.computed_tokens = 0
     request.chunk_tokens = 0
     request.finish_iteration = 0
-    leave_replica(w, r, q)
+    leave_replica(w, r, q, now_s)
     if request.first_token_s >= 0.0:
         drop(w, q, FAILED, now_s)
     else:
@@ -569,6 +569,8 @@ def _compile_entry(source_digest: str):  # type: ignore[no-untyped-def]
                     snapshot(w, until_s[e] - age_s, age_s)
             for p in range(w.pool.shape[0]):
                 accrue(w, p, w.fleet[0].now_s)
+            for c in range(w.cls.shape[0]):
+                purge_timeouts(w, c, w.fleet[0].now_s)
 
     return advance
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import math
 
-from rl_autoscale.fleet.admission import estimate_prefill_wait_s, estimate_queue_wait_s
+import numpy as np
+
+from rl_autoscale.fleet.admission import (
+    corrected_clearing_s,
+    estimate_queue_wait_s,
+    prefill_time_s,
+    residual_iteration_s,
+    wait_ahead_s,
+)
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.layout import (
     FAILED,
@@ -154,26 +162,65 @@ def count_in_flight(w, r, c, change):
 
 
 @hot
-def count_seen(w, r, q):
+def pending_time_s(w, r, more_tokens):
+    """How long the replica's pending prompts take from their beginning, with one more prompt of so many tokens."""
+    rep = w.rep[r]
+    return prefill_time_s(
+        rep.pending_tokens + more_tokens,
+        rep.pending_squares + more_tokens * more_tokens,
+        rep.num_seen,
+        rep.seen_tokens,
+        w.pool[rep.pool].token_budget,
+        w.token_time[rep.pool],
+        w.coefficients[rep.pool],
+    )
+
+
+@hot
+def expected_first_token_s(w, r, prompt_tokens, now_s):
+    """When a prompt sent to the replica now should have its first token."""
+    rep = w.rep[r]
+    residual_s = residual_iteration_s(
+        rep.num_seen,
+        rep.seen_tokens,
+        w.pool[rep.pool].token_budget,
+        w.token_time[rep.pool],
+        w.coefficients[rep.pool],
+    )
+    ahead_s = pending_time_s(w, r, 0)
+    own_s = pending_time_s(w, r, prompt_tokens) - ahead_s
+    return now_s + wait_ahead_s(now_s, rep.clearing_s, ahead_s, residual_s) + own_s
+
+
+@hot
+def no_longer_pending(w, r, tokens, now_s):
+    """A prompt that was awaited has its first token, or has left: correct the replica's clearing time."""
+    rep = w.rep[r]
+    rep.pending_tokens -= tokens
+    rep.pending_squares -= tokens * tokens
+    rep.clearing_s = corrected_clearing_s(now_s, rep.clearing_s, pending_time_s(w, r, 0))
+
+
+@hot
+def count_seen(w, r, q, now_s):
     """The stream's first token since its dispatch was seen: its prompt is no longer pending."""
     rep = w.rep[r]
     request = w.req[q]
     if request.awaited:
-        tokens = request.prompt_tokens
         request.awaited = 0
-        rep.pending_tokens -= tokens
-        rep.seen_tokens += tokens
+        rep.seen_tokens += request.prompt_tokens
         rep.num_seen += 1
+        no_longer_pending(w, r, np.int64(request.prompt_tokens), now_s)
 
 
 @hot
-def leave_replica(w, r, q):
+def leave_replica(w, r, q, now_s):
     """Undo what dispatch booked: the request is no longer on the replica."""
     rep = w.rep[r]
     request = w.req[q]
     if request.awaited:
         request.awaited = 0
-        rep.pending_tokens -= request.prompt_tokens
+        no_longer_pending(w, r, np.int64(request.prompt_tokens), now_s)
     else:
         rep.seen_tokens -= request.prompt_tokens
         rep.num_seen -= 1
@@ -269,7 +316,7 @@ def finish(w, r, q, now_s):
     if request.evict:
         request.evict = 0
         w.rep[r].num_evict_marked -= 1
-    leave_replica(w, r, q)
+    leave_replica(w, r, q, now_s)
     end_request(w, q, FINISHED, now_s)
 
 
@@ -357,7 +404,10 @@ def send(w, q, r, now_s, slot):
     request.replica = r
     request.dispatched_s = now_s
     request.awaited = 1
-    rep.pending_tokens += request.prompt_tokens
+    tokens = np.int64(request.prompt_tokens)
+    rep.clearing_s = expected_first_token_s(w, r, tokens, now_s)
+    rep.pending_tokens += tokens
+    rep.pending_squares += tokens * tokens
     count_in_flight(w, r, request.class_index, 1)
     waiting_insert(w, r, q, False)
     if rep.event_s == math.inf:
@@ -410,7 +460,7 @@ def evict_for(w, r, now_s):
 @njit
 def return_to_queue(w, r, q, now_s):
     """An evicted request, already off the engine, goes back to its class's queue; it keeps its tokens so far."""
-    leave_replica(w, r, q)
+    leave_replica(w, r, q, now_s)
     w.req[q].num_evictions += 1
     w.pool[w.rep[r].pool].evictions += 1
     requeue(w, q, now_s)
@@ -475,24 +525,11 @@ def estimate_ttft_s(w, c, q, r, has_place, now_s):
             wait_s = estimate_queue_wait_s(requests_ahead(w, c, now_s), in_flight, residence_s)
         else:
             wait_s = w.pool[p].startup_mean_s
-    pending = 0
-    decoding = 0
-    decoding_tokens = 0
-    if r >= 0:
-        rep = w.rep[r]
-        p = rep.pool
-        decoding = rep.num_seen
-        decoding_tokens = rep.seen_tokens
-        if has_place:
-            pending = rep.pending_tokens
-    return wait_s + estimate_prefill_wait_s(
-        w.req[q].prompt_tokens,
-        pending,
-        decoding,
-        decoding_tokens,
-        w.pool[p].token_budget,
-        w.token_time[p],
-        w.coefficients[p],
+    tokens = np.int64(w.req[q].prompt_tokens)
+    if has_place:
+        return expected_first_token_s(w, r, tokens, now_s) - now_s
+    return wait_s + prefill_time_s(
+        tokens, tokens * tokens, 0, 0, w.pool[p].token_budget, w.token_time[p], w.coefficients[p]
     )
 
 
@@ -555,7 +592,7 @@ def arrive(w, q, now_s):
         if evicting:
             rep = w.rep[r]
             evict_for(w, r, now_s)
-            if rep.num_evict_marked > 0 and rep.cuttable:
+            if rep.cuttable:  # one was marked, or the waiting queue's head left and the next one may fit
                 cut_leap(w, r, now_s, NO_SLOT)
         send(w, q, r, now_s, NO_SLOT)
         if evicting and w.fleet[0].queued > 0:

@@ -91,12 +91,14 @@ REPLICA = np.dtype(
         ("crash_s", _f),
         ("asked_s", _f),  # when its start was asked for
         ("leap_start_s", _f),
+        ("clearing_s", _f),  # when the pending prompts should have their first tokens, see fleet/admission.py
         ("leap_iteration_s", _f),  # constant part of one iteration of the leap
         ("leap_iterations", np.int64),
         ("iteration", np.int64),  # iterations completed since it became ready
         ("decode_tokens", np.int64),  # KV tokens of all decode sequences
         ("kv_used", np.int64),
         ("pending_tokens", np.int64),  # dispatched prompt tokens without a first token yet
+        ("pending_squares", np.int64),  # sum of their prompts' squared lengths
         ("seen_tokens", np.int64),  # prompt tokens of dispatched streams that have begun
         ("state", _i),
         ("pool", _i),

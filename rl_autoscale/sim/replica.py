@@ -495,7 +495,9 @@ def clear_replica(w, r):
     rep.iteration = 0
     rep.kv_used = 0
     rep.decode_tokens = 0
+    rep.clearing_s = 0.0
     rep.pending_tokens = 0
+    rep.pending_squares = 0
     rep.seen_tokens = 0
     rep.num_decode = 0
     rep.num_prefill = 0

@@ -6,6 +6,8 @@ arrivals in their order; then the control tick.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import simpy
 from simpy.events import EventPriority
 
@@ -39,6 +41,12 @@ class Clock(simpy.Environment):
         event._ok = True
         event._value = None
         self.schedule(event, EventPriority(rank), delay_s)
+
+    def call_after(self, delay_s: float, rank: int, action: Callable[[], None]) -> None:
+        """Do something after a delay, in the order of rank."""
+        event = self.wait(delay_s, rank)
+        assert event.callbacks is not None  # it has not happened yet
+        event.callbacks.append(lambda _: action())
 
     def run_through(self, until_s: float) -> None:
         """Handle every event at or before a time (>= now)."""

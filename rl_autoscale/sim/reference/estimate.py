@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from rl_autoscale.fleet.admission import estimate_prefill_wait_s, estimate_queue_wait_s
+from collections.abc import Sequence
+
+from rl_autoscale.fleet.admission import (
+    corrected_clearing_s,
+    estimate_queue_wait_s,
+    prefill_time_s,
+    residual_iteration_s,
+    wait_ahead_s,
+)
 from rl_autoscale.sim.reference.pool import Pool
 from rl_autoscale.sim.reference.replica import Replica
 from rl_autoscale.sim.reference.request import Request
 
 
-def estimate_ttft_s(request: Request, replica: Replica | None, pools: list[Pool], requests_ahead: int) -> float:
+def estimate_ttft_s(
+    request: Request, replica: Replica | None, pools: list[Pool], requests_ahead: int, now_s: float
+) -> float:
     """Predict the time to first token of a request that arrives now.
 
     Args:
@@ -16,10 +26,32 @@ def estimate_ttft_s(request: Request, replica: Replica | None, pools: list[Pool]
         replica: where it would be sent now; None when it would be held.
         pools: those that may serve it, preferred first.
         requests_ahead: requests in the gateway's queues that are served before it.
+        now_s: the time.
     """
     if replica is not None:
-        return _prefill_wait_s(request, replica.pool, replica.pending_prompt_tokens, replica.streams)
-    return _queue_wait_s(pools, requests_ahead) + _prefill_wait_s(request, pools[0], 0, [])
+        return expected_first_token_s(request, replica, now_s) - now_s
+    return _queue_wait_s(pools, requests_ahead) + _prefill_time_s(pools[0], [request], [])
+
+
+def expected_first_token_s(request: Request, replica: Replica, now_s: float) -> float:
+    """When a request sent to the replica now should have its first token."""
+    pool, streams = replica.pool, replica.streams
+    residual_s = residual_iteration_s(
+        len(streams),
+        sum(stream.prompt_tokens for stream in streams),
+        pool.spec.token_budget,
+        pool.token_time_table_s,
+        pool.spec.hardware.attention_coefficients_s,
+    )
+    ahead_s = _prefill_time_s(pool, replica.pending, streams)
+    own_s = _prefill_time_s(pool, [*replica.pending, request], streams) - ahead_s
+    return float(now_s + wait_ahead_s(now_s, replica.clearing_s, ahead_s, residual_s) + own_s)
+
+
+def correct_clearing(replica: Replica, now_s: float) -> None:
+    """A pending request has its first token, or has left: correct the replica's clearing time."""
+    left_s = _prefill_time_s(replica.pool, replica.pending, replica.streams)
+    replica.clearing_s = float(corrected_clearing_s(now_s, replica.clearing_s, left_s))
 
 
 def _queue_wait_s(pools: list[Pool], requests_ahead: int) -> float:
@@ -28,16 +60,20 @@ def _queue_wait_s(pools: list[Pool], requests_ahead: int) -> float:
     if not ready:
         return pools[0].spec.startup_mean_s
     in_flight = sum(len(pool.in_flight) for pool in pools)
-    return estimate_queue_wait_s(requests_ahead, in_flight, max(pool.mean_residence_s for pool in ready))
+    residence_s = max(pool.mean_residence_s for pool in ready)
+    return float(estimate_queue_wait_s(requests_ahead, in_flight, residence_s))
 
 
-def _prefill_wait_s(request: Request, pool: Pool, pending_prompt_tokens: int, streams: list[Request]) -> float:
-    return estimate_prefill_wait_s(
-        request.prompt_tokens,
-        pending_prompt_tokens,
-        len(streams),
-        sum(stream.prompt_tokens for stream in streams),
-        pool.spec.token_budget,
-        pool.token_time_table_s,
-        pool.spec.hardware.attention_coefficients_s,
+def _prefill_time_s(pool: Pool, prompts: Sequence[Request], streams: Sequence[Request]) -> float:
+    """Time in which an engine of the pool computes these prompts beside these streams."""
+    return float(
+        prefill_time_s(
+            sum(request.prompt_tokens for request in prompts),
+            sum(request.prompt_tokens**2 for request in prompts),
+            len(streams),
+            sum(stream.prompt_tokens for stream in streams),
+            pool.spec.token_budget,
+            pool.token_time_table_s,
+            pool.spec.hardware.attention_coefficients_s,
+        )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,15 @@ from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.telemetry import Telemetry
 from rl_autoscale.sim.result import EpisodeResult, episode_result
 from rl_autoscale.workload.trace import Workload
+
+_FATE = (
+    "arrival_s", "dispatched_s", "scheduled_s", "first_token_s", "end_s", "prompt_tokens", "output_tokens",
+    "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions",
+)  # fmt: skip
+_COUNTS = (
+    "replica_s", "ready_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",
+    "evictions", "crashes", "cancelled_starts", "reclaimed",
+)  # fmt: skip
 
 
 class ReferenceFleet:
@@ -51,9 +61,7 @@ class ReferenceFleet:
         self.gateway.pools = self.pools
         self.requests = _make_requests(spec, workload)
         for request in self.requests:
-            arrival = self.clock.wait(request.arrival_s, ARRIVAL)
-            assert arrival.callbacks is not None
-            arrival.callbacks.append(lambda _, request=request: self.gateway.arrive(request))
+            self.clock.call_after(request.arrival_s, ARRIVAL, partial(self.gateway.arrive, request))
         self._telemetry = Telemetry(self.gateway)
         self._time_s = 0.0
         self._end_s = workload.span_s
@@ -77,7 +85,7 @@ class ReferenceFleet:
         """The newest telemetry."""
         window_s = self._spec.control_interval_s if self._time_s > 0 else 0.0
         return FleetState(
-            np.float64(self._time_s), np.float64(window_s), self._telemetry.pools, self._telemetry.classes
+            np.asarray(self._time_s), np.asarray(window_s), self._telemetry.pools, self._telemetry.classes
         )
 
     def apply(self, decision: ScalingDecision) -> None:
@@ -92,6 +100,7 @@ class ReferenceFleet:
         self.clock.run_through(self._time_s - self._spec.telemetry_age_s)
         self._telemetry.look(age_s=self._spec.telemetry_age_s)
         self.clock.run_through(self._time_s)
+        self.gateway.drop_all_impatient()
         left = self.gateway.num_unresolved + len(self.requests) - len(self.arrived)
         return self._time_s < self._end_s or (left > 0 and self._time_s < self._limit_s)
 
@@ -111,11 +120,10 @@ class ReferenceFleet:
         )
 
     def request_records(self) -> RecordArray:
-        """The arrived requests as REQUEST records, the fields that describe a request's fate filled in."""
+        """The arrived requests as REQUEST records; only the fields that tell a request's fate are filled in."""
         arrived = self.arrived
         records = np.zeros(len(arrived), dtype=REQUEST)
-        for name in ("arrival_s", "dispatched_s", "scheduled_s", "first_token_s", "end_s", "prompt_tokens", "output_tokens",
-                     "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions"):  # fmt: skip
+        for name in _FATE:
             records[name] = [getattr(request, name) for request in arrived]
         records["replica"] = [request.slot for request in arrived]
         return records
@@ -128,8 +136,7 @@ class ReferenceFleet:
             books = pool.books
             record["gpus"] = pool.spec.hardware.gpus_per_replica
             record["num_starts"] = books.starts
-            for name in ("replica_s", "ready_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens",
-                         "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed"):  # fmt: skip
+            for name in _COUNTS:
                 record[name] = getattr(books, name)
         return records
 

@@ -10,7 +10,7 @@ from rl_autoscale.fleet.state import NEVER_REFUSE, FloatArray
 from rl_autoscale.sim.layout import Outcome
 from rl_autoscale.sim.reference.books import ClassBooks
 from rl_autoscale.sim.reference.clock import Clock
-from rl_autoscale.sim.reference.estimate import estimate_ttft_s
+from rl_autoscale.sim.reference.estimate import correct_clearing, estimate_ttft_s, expected_first_token_s
 from rl_autoscale.sim.reference.pool import Pool
 from rl_autoscale.sim.reference.replica import Replica, State
 from rl_autoscale.sim.reference.request import Request
@@ -81,7 +81,7 @@ class Gateway:
             if self.spec.classes[c].priority <= request.service_class.priority:
                 self.drop_impatient(c)
                 ahead += len(self.queues[c])
-        ttft_s = estimate_ttft_s(request, replica, self._pools_serving(request), ahead)
+        ttft_s = estimate_ttft_s(request, replica, self._pools_serving(request), ahead, self.clock.now)
         return ttft_s > admission * request.service_class.ttft_slo_s
 
     def _pools_serving(self, request: Request) -> list[Pool]:
@@ -113,6 +113,11 @@ class Gateway:
             assert request.service_class.timeout_s is not None
             self._drop(request, Outcome.TIMED_OUT, request.arrival_s + request.service_class.timeout_s)
 
+    def drop_all_impatient(self) -> None:
+        """Bring the books up to date for whoever reads them now."""
+        for c in range(len(self.queues)):
+            self.drop_impatient(c)
+
     def _requeue(self, request: Request) -> None:
         """A request that lost its replica goes to the front of its queue, if its patience lasts."""
         self.drop_impatient(request.class_index)
@@ -125,6 +130,7 @@ class Gateway:
         request.dispatched_s = self.clock.now
         request.slot = replica.slot
         request.awaited = True
+        replica.clearing_s = expected_first_token_s(request, replica, self.clock.now)
         self._router.on_send(replica)
         replica.receive(request)
 
@@ -132,9 +138,11 @@ class Gateway:
 
     def on_token(self, replica: Replica, request: Request, *, finished: bool) -> None:
         """A stream has sent a token: its first, its last, both or neither."""
-        request.awaited = False
         if not request.has_begun:
             self._book_first_token(replica, request)
+        if request.awaited:
+            request.awaited = False
+            correct_clearing(replica, self.clock.now)
         if finished:
             self._book_last_token(replica, request)
 
@@ -172,13 +180,15 @@ class Gateway:
     def take_back(self, replica: Replica, request: Request) -> None:
         """An evicted request, already off the engine, is held again; it keeps its tokens so far."""
         replica.in_flight.remove(request)
+        if request.awaited:
+            correct_clearing(replica, self.clock.now)
         request.marked_for_eviction = False
         request.num_evictions += 1
         replica.pool.books.evictions += 1
         self._requeue(request)
 
     def _evict_from(self, replica: Replica) -> None:
-        """Free a place: the youngest waiting batch request leaves now, else the youngest running one after this iteration."""
+        """Free a place: the youngest waiting batch request leaves now, or the youngest running one soon."""
         for request in reversed(replica.scheduler.waiting):
             if not request.interactive:
                 replica.scheduler.remove(request)

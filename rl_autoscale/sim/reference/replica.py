@@ -50,12 +50,18 @@ class Replica:
         self.state = state
         self.scheduler = Scheduler(pool.spec)
         self.in_flight: list[Request] = []  # what the gateway has sent and not seen end
+        self.clearing_s = 0.0  # when the prompts sent here should have their first tokens, see fleet/admission.py
         self._speed = speed
         self._work: simpy.Event | None = None  # what an idle replica waits for
         clock.process(self._live(startup_s))
         clock.process(self._die(startup_s, life_s))
 
     # -- what the gateway knows ------------------------------------------------------------------------------------
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has left the fleet."""
+        return self.state is State.GONE
 
     @property
     def num_interactive(self) -> int:
@@ -68,9 +74,9 @@ class Replica:
         return self.state is State.READY and len(self.in_flight) < self.pool.cap
 
     @property
-    def pending_prompt_tokens(self) -> int:
-        """Prompt tokens sent here whose stream has not begun (or begun again, after an eviction)."""
-        return sum(request.prompt_tokens for request in self.in_flight if request.awaited)
+    def pending(self) -> list[Request]:
+        """Requests in flight that have sent no token since they were dispatched."""
+        return [request for request in self.in_flight if request.awaited]
 
     @property
     def streams(self) -> list[Request]:
@@ -97,7 +103,7 @@ class Replica:
         rank = replica_rank(self.slot)
         if self.state is State.STARTING:
             yield self.clock.wait(startup_s, rank)
-            if self.state is State.GONE:
+            if self.is_gone:
                 return
             self.pool.on_ready(self)
             self.pool.gateway.dispatch_queued()
@@ -106,13 +112,13 @@ class Replica:
             if iteration is None:
                 self._work = self.clock.event()
                 yield self._work
-                if self.state is State.GONE:
+                if self.is_gone:
                     return
                 continue
             self.pool.books.preemptions += iteration.num_preempted
             duration_s = self._speed * iteration.duration_s(self.pool.spec.hardware)
             yield self.clock.wait(duration_s, rank)
-            if self.state is State.GONE:
+            if self.is_gone:
                 return
             self._end_iteration(iteration, duration_s)
             self.pool.gateway.dispatch_queued()
@@ -140,6 +146,6 @@ class Replica:
         """Crash at the end of its life, unless it has left before; the iteration in progress is lost."""
         yield self.clock.wait(startup_s, replica_rank(self.slot))
         yield self.clock.wait(life_s, crash_rank(self.slot))
-        if self.state is not State.GONE:
+        if not self.is_gone:
             self.pool.on_crash(self)
             self.pool.gateway.dispatch_queued()

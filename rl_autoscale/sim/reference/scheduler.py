@@ -4,8 +4,8 @@ Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`Scheduler.schedule`, `_pree
 v1/core/kv_cache_manager.py (`allocate_slots`), without prefix caching, speculative decoding and pipeline parallelism.
 
 Two deviations, both only under priority scheduling, where the victim may stand before the sequence that needs its
-blocks: a sequence that preempts itself does not make those behind it pause for an iteration, and a prompt chunk uses the
-token budget that a victim gives back.
+blocks: a sequence that preempts itself does not make those behind it pause for an iteration, and a prompt chunk uses
+the token budget that a victim gives back.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Scheduler:
         return scheduled, num_preempted
 
     def _admit_waiting(self, scheduled: dict[Request, int], now_s: float) -> None:
-        """Admit from the head of the waiting queue while budget, batch and blocks last; one that does not fit stops it."""
+        """Admit from the head of the waiting queue while budget, batch and blocks last."""
         budget = self.pool.token_budget - sum(scheduled.values())
         while self.waiting and budget > 0 and len(self.running) < self.pool.batch_limit:
             request = self.waiting[0]

@@ -25,7 +25,7 @@ def histogram_quantile(values: Sequence[float], edges: FloatArray, share: float)
     for edge in edges:
         up_to = sum(value <= edge for value in values)
         if up_to >= rank:
-            return low + (float(edge) - low) * (rank - below) / (up_to - below)
+            return float(low + (edge - low) * (rank - below) / (up_to - below))
         low, below = float(edge), up_to
     return float(edges[-1])
 
@@ -54,8 +54,7 @@ class Telemetry:
         now_s = gateway.clock.now
         window_s = now_s - self._last_look_s
         per_s = 1.0 / window_s if window_s > 0.0 else math.nan
-        for c in range(len(gateway.queues)):
-            gateway.drop_impatient(c)
+        gateway.drop_all_impatient()
         self.pools = PoolTelemetry(
             **_columns(
                 [
@@ -99,7 +98,7 @@ def _pool_row(pool: Pool, last: PoolBooks, now_s: float, per_s: float) -> dict[s
         "in_flight": len(pool.in_flight),
         "in_flight_interactive": sum(request.interactive for request in pool.in_flight),
         "busy_interactive": sum(replica.num_interactive > 0 for replica in serving),
-        "pending_prompt_tokens": sum(replica.pending_prompt_tokens for replica in serving),
+        "pending_prompt_tokens": sum(request.prompt_tokens for replica in serving for request in replica.pending),
         "kv_usage": sum(r.scheduler.used_blocks for r in pool.ready) / ready_blocks if ready_blocks else 0.0,
         "batch_cap": pool.cap,
         "itl_s": _mean(books.itl_sum_s - last.itl_sum_s, books.itl_count - last.itl_count),

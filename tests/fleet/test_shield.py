@@ -1,0 +1,183 @@
+"""Every rule of the shield by hand, and what holds for any decision in any state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import fleet_specs, fleet_states, scaling_decisions
+
+from rl_autoscale.fleet.shield import Shield
+from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
+from rl_autoscale.fleet.state import FleetState, ScalingDecision
+
+
+@pytest.fixture
+def clip(a_spec: Any, a_state: Any, a_decision: Any) -> Any:
+    """Targets after the shield, for one step from (ready, asked for)."""
+
+    def clip(
+        wanted: Any, *, asked_for: Any, ready: Any = None, spec: FleetSpec | None = None, draining: Any = 0, **limits: Any
+    ) -> list[int]:
+        spec = spec or a_spec()
+        state = a_state(spec, asked_for=asked_for, ready=asked_for if ready is None else ready, draining=draining)
+        shield = Shield(spec, ShieldSpec(**limits))
+        decision = shield.clip(a_decision(wanted, num_classes=len(spec.classes)), state)
+        return [int(target) for target in decision.target_replicas]
+
+    return clip
+
+
+def test_targets_stay_between_min_and_max(clip: Any, a_spec: Any, a_pool: Any) -> None:
+    spec = a_spec(a_pool("gpu", min_replicas=2, max_replicas=5, initial_replicas=3))
+    assert clip([9], asked_for=[3], spec=spec) == [5]
+    assert clip([0], asked_for=[3], spec=spec) == [2]
+    assert clip([4], asked_for=[3], spec=spec) == [4]
+
+
+def test_caps_and_admission_are_clipped(a_spec: Any, a_state: Any, a_decision: Any) -> None:
+    spec = a_spec(a_pool := {"name": "gpu", "profile": "llama-3.1-8b_a100_tp1", "max_num_seqs": 16})
+    assert a_pool["max_num_seqs"] == 16
+    shield = Shield(spec, ShieldSpec())
+    state = a_state(spec, ready=1, asked_for=1, admission=0.75)
+    assert shield.clip(a_decision([1], caps=[99], admission=-1.0), state).max_batch_size.tolist() == [16]
+    assert shield.clip(a_decision([1], caps=[0], admission=-1.0), state).max_batch_size.tolist() == [1]
+    assert shield.clip(a_decision([1], admission=-1.0), state).admission.tolist() == [0.0]
+    assert shield.clip(a_decision([1], admission=np.nan), state).admission.tolist() == [0.75]  # as in force
+    assert shield.clip(a_decision([1], admission=np.inf), state).admission.tolist() == [np.inf]
+
+
+def test_steps_are_bounded(clip: Any) -> None:
+    assert clip([9], asked_for=[4], max_step_up=2) == [6]
+    assert clip([1], asked_for=[8], max_step_down=3) == [5]
+    assert clip([5], asked_for=[4], max_step_up=2, max_step_down=3) == [5]
+
+
+def test_pending_starts_are_bounded(clip: Any) -> None:
+    # 4 ready, 2 starting: at most one more may be pending.
+    assert clip([9], asked_for=[6], ready=[4], max_pending_starts=3) == [7]
+    # 5 pending already: none is added, none is taken away.
+    assert clip([9], asked_for=[6], ready=[1], max_pending_starts=3) == [6]
+
+
+def test_scale_down_waits_for_the_window(a_spec: Any, a_state: Any, a_decision: Any) -> None:
+    """Kubernetes HPA v2: the highest recommendation of the last 30 s, here of four steps, holds."""
+    spec = a_spec()
+    shield = Shield(spec, ShieldSpec(down_stabilisation_s=30.0))
+    current, seen = 6, []
+    for wanted in (6, 5, 3, 2, 2, 2, 2, 7, 1):
+        decision = shield.clip(a_decision([wanted]), a_state(spec, ready=current, asked_for=current))
+        current = int(decision.target_replicas[0])
+        seen.append(current)
+    assert seen == [6, 6, 6, 6, 5, 3, 2, 7, 7]
+
+
+def test_reset_forgets_recommendations(a_spec: Any, a_state: Any, a_decision: Any) -> None:
+    spec = a_spec()
+    shield = Shield(spec, ShieldSpec(down_stabilisation_s=30.0))
+    state = a_state(spec, ready=6, asked_for=6)
+    shield.clip(a_decision([6]), state)
+    shield.reset()
+    assert shield.clip(a_decision([2]), state).target_replicas.tolist() == [2]
+
+
+def test_the_gpu_budget_goes_to_interactive_pools_first(clip: Any, a_spec: Any, a_pool: Any) -> None:
+    pools = [a_pool("b", "batch"), a_pool("m", "mixed"), a_pool("i", "interactive")]
+    spec = a_spec(*pools, kinds=("interactive", "batch"), gpu_budget=8)
+    assert clip([4, 4, 4], asked_for=[1, 1, 1], spec=spec) == [1, 3, 4]
+    # What one pool gives up is free only when it is gone: two draining replicas still hold their GPUs.
+    assert clip([4, 4, 4], asked_for=[1, 1, 1], draining=[2, 0, 0], spec=spec) == [1, 1, 4]
+
+
+def test_gpus_are_counted_not_replicas(clip: Any, a_spec: Any, a_pool: Any) -> None:
+    spec = a_spec(a_pool("big", profile="llama-3.1-70b_a100_tp4"), gpu_budget=10)
+    assert clip([5], asked_for=[1], spec=spec) == [2]  # 3 would take 12 GPUs
+
+
+def test_the_last_ready_replica_of_a_class_stays(clip: Any, a_spec: Any, a_pool: Any) -> None:
+    assert clip([0], asked_for=[1]) == [1]
+    assert clip([0], asked_for=[3], ready=[0]) == [0]  # nothing is ready: starts may be cancelled
+    spec = a_spec(a_pool("i", "interactive"), a_pool("m", "mixed"), kinds=("interactive",))
+    assert clip([0, 0], asked_for=[1, 4], spec=spec) == [0, 1]  # the pool with more of them keeps one
+    assert clip([1, 0], asked_for=[1, 4], spec=spec) == [1, 0]
+    # The one target of pool i would be met by a replica that has not started yet.
+    assert clip([1, 0], asked_for=[1, 4], ready=[0, 4], spec=spec) == [1, 1]
+
+
+def test_a_blind_pool_may_grow_but_not_shrink(clip: Any) -> None:
+    assert clip([1], asked_for=[4], ready=[np.nan]) == [4]
+    assert clip([6], asked_for=[4], ready=[np.nan]) == [6]
+
+
+def test_the_last_target_stands_in_for_a_missing_one(a_spec: Any, a_state: Any, a_decision: Any) -> None:
+    spec = a_spec()
+    shield = Shield(spec, ShieldSpec(max_step_up=1))
+    shield.clip(a_decision([5]), a_state(spec, ready=4, asked_for=4))
+    missing = a_state(spec, ready=np.nan, asked_for=np.nan)
+    assert shield.clip(a_decision([9]), missing).target_replicas.tolist() == [6]
+
+
+LIMITS = st.builds(
+    ShieldSpec,
+    max_step_up=st.none() | st.integers(1, 3),
+    max_step_down=st.none() | st.integers(1, 3),
+    down_stabilisation_s=st.sampled_from([0.0, 10.0, 35.0]),
+    max_pending_starts=st.none() | st.integers(1, 3),
+)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_whatever_is_asked_the_limits_hold(data: st.DataObject) -> None:
+    spec = data.draw(fleet_specs())
+    limits = data.draw(LIMITS)
+    shield = Shield(spec, limits)
+    for _ in range(3):
+        state = data.draw(fleet_states(spec))
+        got = shield.clip(data.draw(scaling_decisions(spec)), state)
+        assert (got.target_replicas >= spec.min_replicas).all()
+        assert (got.target_replicas <= spec.max_replicas).all()
+        assert (got.max_batch_size >= 1).all()
+        assert (got.max_batch_size <= spec.batch_limits).all()
+        assert (got.admission >= 0.0).all() or np.isnan(state.classes.admission).any()
+        if limits.max_step_up is not None:
+            asked_for = np.nan_to_num(state.pools.asked_for, nan=1e9)
+            beyond = got.target_replicas > np.maximum(asked_for + limits.max_step_up, spec.min_replicas)
+            assert not (beyond & (got.target_replicas > 1)).any()  # 1: the last ready replica stays
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_a_batch_is_clipped_like_its_members(data: st.DataObject) -> None:
+    spec, limits, number = data.draw(fleet_specs()), data.draw(LIMITS), 3
+    together = Shield(spec, limits, (number,))
+    alone = [Shield(spec, limits) for _ in range(number)]
+    for _ in range(3):
+        states = [data.draw(fleet_states(spec)) for _ in range(number)]
+        decisions = [data.draw(scaling_decisions(spec)) for _ in range(number)]
+        got = together.clip(_stack_decisions(decisions), _stack_states(states))
+        for e in range(number):
+            expected = alone[e].clip(decisions[e], states[e])
+            for name in ("target_replicas", "max_batch_size", "admission"):
+                np.testing.assert_array_equal(getattr(got, name)[e], getattr(expected, name), name)
+
+
+def _stack_decisions(items: list[ScalingDecision]) -> ScalingDecision:
+    return ScalingDecision(
+        np.stack([item.target_replicas for item in items]),
+        np.stack([item.max_batch_size for item in items]),
+        np.stack([item.admission for item in items]),
+    )
+
+
+def _stack_states(items: list[FleetState]) -> FleetState:
+    first = items[0]
+    return FleetState(
+        np.stack([item.time_s for item in items]),
+        np.stack([item.window_s for item in items]),
+        type(first.pools).from_matrix(np.stack([item.pools.to_matrix() for item in items])),
+        type(first.classes).from_matrix(np.stack([item.classes.to_matrix() for item in items])),
+    )

@@ -1,0 +1,182 @@
+"""Random small fleets for the simulator's differential and property tests.
+
+Every duration of the toy profile, every arrival and every draw is a multiple of a power of two, so all sums of times are exact
+in float64: the engine and the reference must agree to the last bit, and simultaneous events are truly simultaneous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.state import ScalingDecision
+from rl_autoscale.sim import episode, fleet
+from rl_autoscale.sim.reference import fleet as reference_fleet
+from rl_autoscale.workload.trace import Workload
+
+GRID_S = 2.0**-10
+STARTUP_GRID_S = 2.0**-20
+CRASH_GRID_S = 2.0**-30  # off the grid of iterations: which of a crash and a simultaneous iteration is first is nobody's law
+
+EXACT_PROFILE = """
+name: exact
+model: toy
+gpu: toy
+gpus_per_replica: 2
+kv_blocks: 64
+max_num_seqs: 8
+max_num_batched_tokens: 64
+token_knots: [0, 16, 32, 96]
+token_knot_s: [0.03125, 0.03125, 0.0390625, 0.1015625]   # 2^-5, 2^-5, +2^-7, +2^-4
+decode_context_s: 3.814697265625e-06                     # 2^-18
+decode_seq_s: 6.103515625e-05                            # 2^-14
+prefill_pair_s: 9.5367431640625e-07                      # 2^-20
+prefill_context_s: 1.9073486328125e-06                   # 2^-19
+prefill_seq_s: 0.00048828125                             # 2^-11
+host_s: 0.000244140625                                   # 2^-12
+source: made up; exact in binary
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fleet, its traffic and what is decided at each control step."""
+
+    spec: FleetSpec
+    workload: Workload
+    decisions: list[ScalingDecision]
+    seed: int
+    speed: float
+
+    def decision(self, step: int) -> ScalingDecision:
+        """What is decided at a control step; the list starts again when it is over."""
+        return self.decisions[step % len(self.decisions)]
+
+
+@pytest.fixture(scope="session")
+def exact_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy profile whose times are exact in binary."""
+    path = tmp_path_factory.mktemp("profiles") / "exact.yaml"
+    path.write_text(EXACT_PROFILE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fleet_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
+    """Random small fleets under random control."""
+    return _cases(str(exact_profile))
+
+
+@pytest.fixture(scope="session")
+def _exact_draws() -> Any:
+    """Start-up times and lives on a binary grid, for both simulators."""
+    patch = pytest.MonkeyPatch()
+    for module in (fleet, reference_fleet):
+        patch.setattr(module, "draw_startup_s", _startup_on_grid)
+        patch.setattr(module, "draw_life_s", _life_on_grid)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def exact_draws(_exact_draws: Any) -> None:
+    """Start-up times and lives are exact in binary within the test."""
+
+
+def _startup_on_grid(pool: PoolSpec, seed: int) -> Any:
+    return np.round(episode.draw_startup_s(pool, seed) / STARTUP_GRID_S) * STARTUP_GRID_S
+
+
+def _life_on_grid(pool: PoolSpec, seed: int) -> Any:
+    return (np.round(episode.draw_life_s(pool, seed) / CRASH_GRID_S) + 0.0) * CRASH_GRID_S + 3 * CRASH_GRID_S
+
+
+@st.composite
+def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any]:
+    batch_limit = draw(st.integers(1, 8))
+    low, high = sorted(draw(st.tuples(st.integers(0, 2), st.integers(1, 4))))
+    return {
+        "name": name,
+        "role": role,
+        "profile": profile,
+        "min_replicas": low,
+        "max_replicas": max(high, 1),
+        "initial_replicas": max(low, draw(st.integers(0, high))) if high >= low else low,
+        "startup": [{"mean_s": draw(st.sampled_from([0.0, 0.5, 2.0, 5.0])), "cv": draw(st.sampled_from([0.0, 0.5]))}],
+        "max_num_seqs": batch_limit,
+        "max_num_batched_tokens": draw(st.sampled_from([batch_limit, 8, 16, 24, 64, 100])),
+        "kv_blocks": draw(st.sampled_from([12, 16, 24, 40, 400])),
+        "scheduler": draw(st.sampled_from(["fcfs", "priority"])),
+        "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
+    }
+
+
+@st.composite
+def _classes(draw: st.DrawFn, name: str, kind: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "ttft_slo_s": draw(st.sampled_from([0.25, 1.0, 4.0])),
+        "tpot_slo_s": draw(st.sampled_from([0.04, 0.0625, 0.5])),
+        "deadline_s": draw(st.sampled_from([None, 2.0, 8.0])),
+        "priority": draw(st.integers(0, 2)),
+        "queue_limit": draw(st.sampled_from([0, 1, 3, 100])),
+        "timeout_s": draw(st.sampled_from([None, None, 0.25, 2.0])),
+    }
+
+
+@st.composite
+def _cases(draw: st.DrawFn, profile: str) -> Case:
+    roles = draw(st.sampled_from([["mixed"], ["mixed"], ["interactive", "batch"], ["interactive", "mixed", "batch"], ["mixed", "batch"]]))  # fmt: skip
+    pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
+    for pool in pools:
+        pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"])
+    kinds = draw(st.sampled_from([["interactive"], ["interactive", "batch"], ["batch", "interactive", "interactive"]]))
+    interval_s = draw(st.sampled_from([1.0, 2.0]))
+    spec = FleetSpec.from_dict(
+        {
+            "pools": pools,
+            "classes": [draw(_classes(f"class{k}", kind)) for k, kind in enumerate(kinds)],
+            "router": draw(st.sampled_from(["round_robin", "least_loaded", "power_of_two", "packing"])),
+            "control_interval_s": interval_s,
+            "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
+            "evict_batch": draw(st.sampled_from([True, True, False])),
+        }
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_requests = draw(st.integers(0, 40))
+    workload = _workload(rng, spec, num_requests, burst_s=draw(st.sampled_from([0.0, 0.125, 4.0])))
+    decisions = [_decision(rng, spec) for _ in range(draw(st.integers(1, 6)))]
+    return Case(spec, workload, decisions, draw(st.integers(0, 1000)), draw(st.sampled_from([1.0, 0.75, 1.5])))
+
+
+def _workload(rng: np.random.Generator, spec: FleetSpec, num_requests: int, burst_s: float) -> Workload:
+    """Requests in bursts; lengths fit the smallest replica."""
+    room = min(pool.num_kv_blocks for pool in spec.pools) * 16
+    bursts = np.sort(rng.uniform(0.0, 6.0, size=3))
+    arrival_s = bursts[rng.integers(0, 3, size=num_requests)] + rng.uniform(0.0, 1.0, size=num_requests) * burst_s
+    prompt = np.where(rng.random(num_requests) < 0.7, rng.integers(1, 60, num_requests), rng.integers(1, room, num_requests))
+    output = np.where(rng.random(num_requests) < 0.2, 1, rng.integers(1, 80, num_requests))
+    prompt = np.minimum(prompt, room)
+    output = np.minimum(output, room - prompt + 1)
+    return Workload(
+        np.sort(np.round(arrival_s / GRID_S) * GRID_S),
+        prompt,
+        output,
+        rng.integers(0, len(spec.classes), num_requests),
+        spec.class_names,
+        12.0,
+    )
+
+
+def _decision(rng: np.random.Generator, spec: FleetSpec) -> ScalingDecision:
+    targets = [rng.integers(pool.min_replicas, pool.max_replicas + 1) for pool in spec.pools]
+    caps = [pool.batch_limit if rng.random() < 0.5 else rng.integers(1, pool.batch_limit + 1) for pool in spec.pools]
+    admission = rng.choice([np.inf, np.inf, np.inf, 2.0, 1.0, 0.5, 0.0], size=len(spec.classes))
+    return ScalingDecision(np.array(targets, dtype=np.int64), np.array(caps, dtype=np.int64), admission)

@@ -1,0 +1,128 @@
+"""The compiled engine and the SimPy reference give the same numbers, request by request and signal by signal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_autoscale.fleet.state import FleetState
+from rl_autoscale.sim.fleet import SimFleet
+from rl_autoscale.sim.layout import Outcome
+from rl_autoscale.sim.reference import ReferenceFleet
+
+pytestmark = pytest.mark.usefixtures("exact_draws")
+
+TIMES = ("dispatched_s", "scheduled_s", "first_token_s", "end_s")
+FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
+POOL_COUNTS = ("preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens")
+
+
+def run_both(case: Any) -> tuple[SimFleet, ReferenceFleet]:
+    """Run engine and reference side by side and compare what a decision would read at every control step."""
+    options = {"seed": case.seed, "speed": case.speed, "drain_limit_s": 12.0}
+    engine = SimFleet(case.spec, case.workload, **options)
+    reference = ReferenceFleet(case.spec, case.workload, **options)
+    step = 0
+    going_on = True
+    while going_on:
+        assert_same_state(engine.observe(), reference.observe())
+        for fleet in (engine, reference):
+            fleet.apply(case.decision(step))
+        going_on = engine.advance()
+        assert going_on == reference.advance()
+        step += 1
+    return engine, reference
+
+
+def assert_same_state(left: FleetState, right: FleetState) -> None:
+    assert left.time_s == right.time_s
+    assert left.window_s == right.window_s
+    for part in ("pools", "classes"):
+        for field in fields(getattr(left, part)):
+            got, expected = getattr(getattr(left, part), field.name), getattr(getattr(right, part), field.name)
+            np.testing.assert_allclose(
+                got, expected, rtol=1e-9, atol=1e-12, err_msg=f"{part}.{field.name} at {float(left.time_s)} s"
+            )
+
+
+def assert_same_books(engine: SimFleet, reference: ReferenceFleet) -> None:
+    result, expected_result = engine.result(), reference.result()
+    got, expected = engine.batch.requests(), reference.request_records()
+    assert len(got) == len(expected)
+    for name in TIMES:
+        np.testing.assert_allclose(got[name], expected[name], rtol=0.0, atol=1e-9, err_msg=name)
+    for name in FATES:
+        np.testing.assert_array_equal(got[name] - (name == "replica") * slot_bases(engine, got), expected[name], name)
+    pools, expected_pools = engine.batch.pools(), reference.pool_records()
+    for name in POOL_COUNTS:
+        np.testing.assert_array_equal(pools[name], expected_pools[name], name)
+    for name in ("replica_s", "ready_s"):
+        np.testing.assert_allclose(pools[name], expected_pools[name], rtol=1e-9, atol=1e-9, err_msg=name)
+    assert result.summary() == pytest.approx(expected_result.summary(), rel=1e-9, nan_ok=True)
+    for name, values in result.timeline.items():
+        np.testing.assert_allclose(values, expected_result.timeline[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def slot_bases(engine: SimFleet, requests: Any) -> Any:
+    """What the engine adds to the reference's slot numbers: it may keep spare slots at the end of each pool."""
+    spec = engine.spec
+    bases = engine.batch.pools()["base"]
+    plain = np.concatenate([[0], np.cumsum(spec.max_replicas)[:-1]])
+    pool = np.clip(np.searchsorted(bases, requests["replica"], side="right") - 1, 0, None)
+    return np.where(requests["replica"] < 0, 0, (bases - plain)[pool])
+
+
+def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
+    """How often the rare paths were taken."""
+    requests, pools = engine.batch.requests(), engine.batch.pools()
+    outcome = requests["outcome"]
+    begun = ~np.isnan(requests["first_token_s"])
+    return Counter(
+        {
+            "preempted": int(requests["num_preemptions"].sum()),
+            "evicted": int(requests["num_evictions"].sum()),
+            "evicted and finished": int(((requests["num_evictions"] > 0) & (outcome == Outcome.FINISHED)).sum()),
+            "crashed": int(pools["crashes"].sum()),
+            "crash lost a stream": int((outcome == Outcome.FAILED).sum()),
+            "reclaimed": int(pools["reclaimed"].sum()),
+            "start cancelled": int(pools["cancelled_starts"].sum()),
+            "refused": int((outcome == Outcome.REFUSED).sum()),
+            "timed out": int((outcome == Outcome.TIMED_OUT).sum()),
+            "queue full": int((outcome == Outcome.QUEUE_FULL).sum()),
+            "unfinished": int((outcome == Outcome.UNFINISHED).sum()),
+            "met": int(requests["slo_met"].sum()),
+            "late": int((begun & (requests["slo_met"] == 0)).sum()),
+        }
+    )
+
+
+def compare_many(strategy: st.SearchStrategy[Any], num_examples: int) -> Counter[str]:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=num_examples, database=None)
+    @given(strategy)
+    def compare(case: Any) -> None:
+        engine, reference = run_both(case)
+        assert_same_books(engine, reference)
+        seen.update(hard_cases(engine, case))
+
+    compare()
+    return seen
+
+
+def test_engine_equals_reference(fleet_cases: st.SearchStrategy[Any]) -> None:
+    seen = compare_many(fleet_cases, 200)
+    print(dict(seen))
+    assert all(seen[name] > 0 for name in seen), seen
+
+
+@pytest.mark.slow
+def test_engine_equals_reference_nightly(fleet_cases: st.SearchStrategy[Any]) -> None:
+    seen = compare_many(fleet_cases, 2000)
+    assert all(seen[name] > 10 for name in seen), seen

@@ -1,0 +1,305 @@
+"""Laws that hold for every fleet, workload and control; docs/laws.md lists them by these tests' names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_autoscale.fleet.state import ScalingDecision
+from rl_autoscale.sim.fleet import FleetBatch, SimFleet
+from rl_autoscale.sim.layout import DRAINING, OFF, READY, Outcome
+
+pytestmark = pytest.mark.usefixtures("exact_draws")
+
+NUM_EXAMPLES = 40
+LOOK_S = 0.0625
+FULL_DRAIN_S = 1000.0
+
+
+def for_all(strategy: st.SearchStrategy[Any], check: Any, num_examples: int = NUM_EXAMPLES) -> None:
+    """Run a check on random cases."""
+    settings(max_examples=num_examples, database=None)(given(strategy)(check))()
+
+
+def looks(case: Any, *, drain_limit_s: float = 12.0, caps: Any = None) -> Iterator[tuple[SimFleet, ScalingDecision]]:
+    """Run a case with a look at the fleet every LOOK_S; decisions still change at the case's own interval."""
+    spec = case.spec.model_copy(update={"control_interval_s": LOOK_S, "telemetry_age_s": 0.0})
+    fleet = SimFleet(spec, case.workload, seed=case.seed, speed=case.speed, drain_limit_s=drain_limit_s)
+    going_on = True
+    while going_on:
+        decision = case.decision(int(float(fleet.observe().time_s) / case.spec.control_interval_s))
+        if caps is not None:
+            decision = ScalingDecision(decision.target_replicas, caps, decision.admission)
+        fleet.apply(decision)
+        going_on = fleet.advance()
+        yield fleet, decision
+
+
+def run(case: Any, *, drain_limit_s: float = 12.0) -> SimFleet:
+    """Run a case at its own control interval and close the books."""
+    fleet = SimFleet(case.spec, case.workload, seed=case.seed, speed=case.speed, drain_limit_s=drain_limit_s)
+    step, going_on = 0, True
+    while going_on:
+        fleet.apply(case.decision(step))
+        going_on = fleet.advance()
+        step += 1
+    fleet.result()
+    return fleet
+
+
+def world_bytes(batch: FleetBatch, e: int = 0) -> dict[str, bytes]:
+    """All memory of one fleet; request rows only as far as requests have arrived."""
+    world = batch._world
+    shared = ("class_pools", "class_order")
+    parts = {name: array if name in shared else array[e] for name, array in world._asdict().items()}
+    num_requests = int(world.fleet["num_requests"][e, 0])
+    parts["req"], parts["trace"] = batch.requests(e), parts["trace"][:num_requests]
+    parts["route_u"] = parts["route_u"][:num_requests]
+    return {name: _bytes(array) for name, array in parts.items()}
+
+
+def _bytes(array: Any) -> bytes:
+    """Memory of an array; of records field by field, without the padding between them."""
+    columns = [array] if array.dtype.names is None else [array[name] for name in array.dtype.names]
+    return b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
+
+
+def test_every_request_ends_once(fleet_cases: st.SearchStrategy[Any]) -> None:
+    def check(case: Any) -> None:
+        fleet = run(case)
+        requests = fleet.batch.requests()
+        assert len(requests) == case.workload.num_requests
+        assert (requests["outcome"] != Outcome.PENDING).all()
+        assert np.isfinite(requests["end_s"]).all()
+        for c in range(len(case.spec.classes)):
+            mine = requests[requests["class_index"] == c]
+            ledger = {name: int(fleet.batch.ledger(name)[0, c]) for name in (
+                "arrived", "met", "missed", "finished", "refused", "queue_full", "timed_out", "failed", "in_flight")}  # fmt: skip
+            assert ledger["met"] + ledger["missed"] == ledger["arrived"] == len(mine)
+            assert ledger["met"] == mine["slo_met"].sum()
+            for name in ("finished", "refused", "queue_full", "timed_out", "failed"):
+                assert ledger[name] == (mine["outcome"] == Outcome[name.upper()]).sum(), name
+
+    for_all(fleet_cases, check)
+
+
+def test_times_are_in_order(fleet_cases: st.SearchStrategy[Any]) -> None:
+    def check(case: Any) -> None:
+        fleet = run(case)
+        requests = fleet.batch.requests()
+        requeued = (requests["num_evictions"] > 0) | (fleet.batch.pools()["crashes"].sum() > 0)
+        arrival, dispatched = requests["arrival_s"], requests["dispatched_s"]
+        scheduled, first, end = requests["scheduled_s"], requests["first_token_s"], requests["end_s"]
+        # A comparison with NaN, a moment that never came, is False: each law is written as "nothing violates it".
+        assert not (dispatched < arrival).any()
+        assert not (scheduled < arrival).any()
+        assert not (dispatched > scheduled)[~requeued].any()  # dispatched_s is the last dispatch, scheduled_s the first
+        assert not (first <= scheduled).any()
+        assert not (end < first).any()
+        assert not (end < scheduled).any()
+        assert not (end < dispatched).any()
+        assert not (end < arrival).any()
+        assert not np.isnan(first[requests["outcome"] == Outcome.FINISHED]).any()
+
+    for_all(fleet_cases, check)
+
+
+def test_slos_are_judged_from_the_times(fleet_cases: st.SearchStrategy[Any]) -> None:
+    def check(case: Any) -> None:
+        requests = run(case).batch.requests()
+        for q in range(len(requests)):
+            request, promise = requests[q], case.spec.classes[int(requests["class_index"][q])]
+            gaps = max(int(request["output_tokens"]) - 1, 1)
+            met = (
+                request["outcome"] == Outcome.FINISHED
+                and request["first_token_s"] - request["arrival_s"] <= promise.ttft_slo_s
+                and (request["end_s"] - request["first_token_s"]) / gaps <= promise.tpot_slo_s
+                and request["end_s"] - request["arrival_s"] <= (promise.deadline_s or np.inf)
+            )
+            assert bool(request["slo_met"]) == met
+
+    for_all(fleet_cases, check)
+
+
+def test_kv_blocks_never_exceed_capacity(fleet_cases: st.SearchStrategy[Any]) -> None:
+    fullest = 0.0
+
+    def check(case: Any) -> None:
+        nonlocal fullest
+        for fleet, _ in looks(case):
+            replicas = fleet.batch.replicas()
+            residue = fleet.batch._world.residue[0]
+            # What vLLM has allocated: the books, and the blocks that the iteration in progress will fill.
+            current = residue[np.arange(len(replicas)), replicas["iteration"] % 16]
+            capacity = fleet.batch.pools()["kv_blocks"][replicas["pool"]]
+            assert (replicas["kv_used"] >= 0).all()
+            assert (replicas["kv_used"] + current <= capacity).all()
+            fullest = max(fullest, float((replicas["kv_used"] / capacity).max()))
+
+    for_all(fleet_cases, check)
+    assert fullest == 1.0  # the hard case was reached
+
+
+def test_everything_returns_to_zero(fleet_cases: st.SearchStrategy[Any]) -> None:
+    complete = 0
+
+    def check(case: Any) -> None:
+        nonlocal complete
+        batch = run(case, drain_limit_s=FULL_DRAIN_S).batch
+        if (batch.requests()["outcome"] == Outcome.UNFINISHED).any():
+            return  # no replica was allowed to serve what is left
+        complete += 1
+        for name in ("kv_used", "decode_tokens", "pending_tokens", "seen_tokens", "num_decode", "num_prefill",
+                     "num_waiting", "in_flight", "in_flight_interactive", "num_seen", "heap_size",
+                     "num_evict_marked"):  # fmt: skip
+            assert not batch.replicas()[name].any(), name
+        assert not batch._world.residue.any()
+        for name in ("in_flight", "in_flight_interactive", "busy_interactive", "draining"):
+            assert not batch.pools()[name].any(), name
+        for name in ("queue_length", "queue_tokens", "in_flight"):
+            assert not batch.ledger(name).any(), name
+
+    for_all(fleet_cases, check)
+    assert complete > NUM_EXAMPLES // 2
+
+
+def test_clock_is_monotone(fleet_cases: st.SearchStrategy[Any]) -> None:
+    def check(case: Any) -> None:
+        last_s, last_events, ended = 0.0, 0, 0
+        for fleet, _ in looks(case):
+            now_s = float(fleet.batch._world.fleet["now_s"][0, 0])
+            requests = fleet.batch.requests()
+            assert now_s == pytest.approx(last_s + LOOK_S)
+            assert fleet.batch.num_events() >= last_events
+            assert not (requests["end_s"] > now_s).any()
+            assert (requests["outcome"] != Outcome.PENDING).sum() >= ended
+            pending_events = fleet.batch.replicas()["event_s"]
+            assert (pending_events > now_s).all()
+            last_s, last_events = now_s, fleet.batch.num_events()
+            ended = int((requests["outcome"] != Outcome.PENDING).sum())
+
+    for_all(fleet_cases, check)
+
+
+def test_no_idling_with_runnable_work(fleet_cases: st.SearchStrategy[Any]) -> None:
+    queued = 0
+
+    def check(case: Any) -> None:
+        nonlocal queued
+        for fleet, _ in looks(case):
+            world = fleet.batch._world
+            replicas, pools, classes = world.rep[0], world.pool[0], world.cls[0]
+            serving = (replicas["state"] == READY) | (replicas["state"] == DRAINING)
+            assert np.isfinite(replicas["event_s"][serving & (replicas["in_flight"] > 0)]).all()
+            room = (replicas["state"] == READY) & (replicas["in_flight"] < pools["cap"][replicas["pool"]])
+            for c in np.flatnonzero(classes["queue_length"]):
+                queued += 1
+                assert not room[np.isin(replicas["pool"], case.spec.pools_serving(int(c)))].any()
+
+    for_all(fleet_cases, check)
+    assert queued > 0
+
+
+def test_in_flight_stays_within_the_cap(fleet_cases: st.SearchStrategy[Any]) -> None:
+    """Except for a hand-over: an interactive request is sent while the batch request it evicts ends its iteration."""
+    handed_over = 0
+
+    def check(case: Any) -> None:
+        nonlocal handed_over
+        caps = case.decision(0).max_batch_size
+        for fleet, _ in looks(case, caps=caps):
+            replicas = fleet.batch.replicas()
+            assert (replicas["in_flight"] - replicas["num_evict_marked"] <= caps[replicas["pool"]]).all()
+            handed_over += int((replicas["in_flight"] > caps[replicas["pool"]]).sum())
+
+    for_all(fleet_cases, check, num_examples=100)
+    assert handed_over > 0
+
+
+def test_same_seed_same_bytes(fleet_cases: st.SearchStrategy[Any]) -> None:
+    def check(case: Any) -> None:
+        assert world_bytes(run(case).batch) == world_bytes(run(case).batch)
+
+    for_all(fleet_cases, check)
+
+
+def test_a_reused_batch_is_a_fresh_one(fleet_cases: st.SearchStrategy[Any]) -> None:
+    """An episode leaves nothing behind that the next one in the same memory could see."""
+
+    def check(case: Any) -> None:
+        fresh, used = FleetBatch(case.spec), FleetBatch(case.spec)
+        used.load(0, case.workload, seed=case.seed + 1, speed=1.25)
+        for step in range(3):
+            used.step(_batched(case.decision(step), 1))
+        for batch in (fresh, used):
+            batch.load(0, case.workload, seed=case.seed, speed=case.speed)
+            for step in range(5):
+                batch.step(_batched(case.decision(step), 1))
+        left, right = world_bytes(fresh), world_bytes(used)
+        del left["heap"], right["heap"]  # beyond each heap's size lies what was there before
+        assert left == right
+
+    for_all(fleet_cases, check)
+
+
+def _batched(decision: ScalingDecision, num_fleets: int) -> ScalingDecision:
+    return ScalingDecision(
+        np.tile(decision.target_replicas, (num_fleets, 1)),
+        np.tile(decision.max_batch_size, (num_fleets, 1)),
+        np.tile(decision.admission, (num_fleets, 1)),
+    )
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_batch_size_and_threads_change_nothing(fleet_cases: st.SearchStrategy[Any], num_threads: int) -> None:
+    def check(case: Any) -> None:
+        alone = [FleetBatch(case.spec) for _ in range(3)]
+        together = FleetBatch(case.spec, 3, num_threads=num_threads)
+        for e in range(3):
+            alone[e].load(0, case.workload, seed=case.seed + e, speed=case.speed)
+            together.load(e, case.workload, seed=case.seed + e, speed=case.speed)
+        for step in range(6):
+            together.step(_batched(case.decision(step), 3))
+            for e in range(3):
+                alone[e].step(_batched(case.decision(step), 1))
+        for e in range(3):
+            assert world_bytes(together, e) == world_bytes(alone[e])
+
+    for_all(fleet_cases, check, num_examples=20)
+
+
+def test_gpu_seconds_are_the_integral_of_replicas(fleet_cases: st.SearchStrategy[Any]) -> None:
+    """Checked against a Riemann sum: a change between two looks is worth at most one look's width."""
+
+    def check(case: Any) -> None:
+        total_s, changes = 0.0, 0.0
+        for fleet, _ in looks(case):
+            states = fleet.batch.replicas()["state"]
+            total_s += LOOK_S * 2 * float((states != OFF).sum())  # the toy replica has two GPUs
+            pools = fleet.batch.pools()
+            changes = float((2 * pools["num_starts"] + pools["crashes"]).sum())
+        assert abs(fleet.batch.gpu_s().sum() - total_s) <= LOOK_S * 2 * changes + 1e-9
+
+    for_all(fleet_cases, check)
+
+
+def test_every_prefix_of_the_workload_is_served_alike(fleet_cases: st.SearchStrategy[Any]) -> None:
+    """No request is treated by what arrives after its end: nothing reads the future."""
+
+    def check(case: Any) -> None:
+        whole = run(case).batch.requests()
+        half = case.workload.num_requests // 2
+        if half == 0:
+            return
+        prefix = run(replace(case, workload=case.workload.take(np.arange(half)))).batch.requests()
+        next_arrival_s = case.workload.arrival_s[half]
+        done = whole[:half]["end_s"] < next_arrival_s
+        assert (whole[:half]["end_s"][done] == prefix["end_s"][done]).all()
+
+    for_all(fleet_cases, check)
