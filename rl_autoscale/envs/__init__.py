@@ -14,10 +14,10 @@ FLEET_ENV_ID = "rl_autoscale/Fleet-v0"
 
 def register_envs() -> None:
     """Register every environment of the package; calling it again changes nothing."""
-    import gymnasium as gym
+    from gymnasium.envs.registration import register, registry
 
-    if FLEET_ENV_ID not in gym.registry:
-        gym.register(
+    if FLEET_ENV_ID not in registry:
+        register(
             FLEET_ENV_ID,
             entry_point="rl_autoscale.envs.make:make_fleet_env",
             vector_entry_point="rl_autoscale.envs.make:make_fleet_vector_env",
