@@ -2,9 +2,10 @@
 
     python benchmarks/engine_speed.py [--requests 1000000] [--repeats 5] [--json]
 
-Poisson arrivals, lognormal lengths with means of about 900 prompt and 200 output tokens, chunked prefill, exact KV blocks,
-per-request TTFT and TPOT recorded; Llama-3.1-8B on H100. Fixed fleets of 1, 4 and 64 replicas at 5 requests/s each, and an
-autoscaled one. Compilation and building the workload are not counted; the median of the repeats is reported.
+Poisson arrivals, lognormal lengths with means of about 900 prompt and 200 output tokens, chunked prefill, exact KV
+blocks, per-request TTFT and TPOT recorded; Llama-3.1-8B on H100. Fixed fleets of 1, 4 and 64 replicas at 5 requests/s
+each, and an autoscaled one. Compilation and building the workload are not counted; the median of the repeats is
+reported.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def main() -> None:
             f"{row['replicas']:>4} replicas  {row['requests_per_s']:>12,.0f} requests/s (median of {arguments.repeats}, "
             f"slowest {row['slowest_requests_per_s']:,.0f})  {row['events_per_request']:.2f} events/request"
         )
-    print(f"autoscaled up to 128: {scaled['requests_per_s']:,.0f} requests/s over {scaled['control_steps']} control steps")
+    print(
+        f"autoscaled up to 128: {scaled['requests_per_s']:,.0f} requests/s over {scaled['control_steps']} control steps"
+    )
     print(
         f"memory: {memory['bytes_per_trace_request']} B per trace request, 8 B (heap) per request in flight beyond that, "
         f"{memory['bytes_per_replica']} B per replica slot; peak RSS {peak_mb:.0f} MB"

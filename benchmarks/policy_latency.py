@@ -2,8 +2,8 @@
 
     python benchmarks/policy_latency.py [--decisions 5000]
 
-Trains for one rollout (weights do not matter for either figure), exports to ONNX, and compares with Stable-Baselines3 on
-1,000 random observations.
+Trains for one rollout (weights do not matter for either figure), exports to ONNX, and compares with Stable-Baselines3
+on 1,000 random observations.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def main() -> None:
             taken_s.append(time.perf_counter() - started)
     p50, p99 = np.quantile(taken_s[100:], [0.5, 0.99]) * 1e3
     print(f"ONNX against SB3 on 1,000 random observations: max difference {difference:.2e}")
-    print(f"decision (encode, network, decode): p50 {p50:.3f} ms, p99 {p99:.3f} ms over {arguments.decisions} decisions")
+    print(
+        f"decision (encode, network, decode): p50 {p50:.3f} ms, p99 {p99:.3f} ms over {arguments.decisions} decisions"
+    )
 
 
 if __name__ == "__main__":

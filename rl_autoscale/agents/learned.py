@@ -122,8 +122,9 @@ class LearnedPolicy(RegisteredPolicy):
         schema = Schema.of(spec)
         if self.card["schema"] != schema.digest or self.card["schema_version"] != SCHEMA_VERSION:
             raise PolicyFileError(
-                f"{self._path}: trained for schema {self.card['schema']} ({', '.join(self.card['layout'])}), this fleet has "
-                f"{schema.digest} ({', '.join(schema.layout)}); train a policy on a scenario with these pools and classes"
+                f"{self._path}: trained for schema {self.card['schema']} ({', '.join(self.card['layout'])}), "
+                f"this fleet has {schema.digest} ({', '.join(schema.layout)}); "
+                "train a policy on a scenario with these pools and classes"
             )
         self._encoder = ObservationEncoder(spec)
         self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]))

@@ -82,8 +82,8 @@ TYPICAL_COST = 1.6
 class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
     """Stable-Baselines3's view of a `FleetMdp`: same-step autoreset, truncation flagged for bootstrapping.
 
-    The learner's reward is the MDP's, centred and scaled by constants so that returns are of size one; with a fixed horizon this
-    changes no preference between policies.
+    The learner's reward is the MDP's, centred and scaled by constants so that returns are of size one; with a fixed
+    horizon this changes no preference between policies.
     """
 
     def __init__(self, mdp: FleetMdp, seed: int, reward_scale: float = 1.0) -> None:
@@ -200,22 +200,24 @@ class _Reporter(BaseCallback):  # type: ignore[misc,unused-ignore]
 
     def _on_rollout_end(self) -> None:
         if self._folder is not None and self.num_timesteps >= self._next_checkpoint:
+            assert isinstance(self.model, PPO)
             save_checkpoint(self.model, self._folder)
             self._next_checkpoint += self._config.checkpoint_every
         if self._report is None:
             return
-        fleets = self.training_env
+        fleets, model = self.training_env, self.model
         assert isinstance(fleets, SB3Fleets)
+        assert isinstance(model, PPO)
         recent = fleets.finished_books[-2 * fleets.num_envs :]
-        elapsed_s = max((time.time_ns() - self.model.start_time) / 1e9, 1e-9)
-        done = self.num_timesteps - self.model._num_timesteps_at_start
-        logged = {k: float(v) for k, v in self.logger.name_to_value.items() if isinstance(v, int | float)}
+        elapsed_s = max((time.time_ns() - model.start_time) / 1e9, 1e-9)
+        done = self.num_timesteps - model._num_timesteps_at_start
+        logged = {name: float(value) for name, value in self.logger.name_to_value.items()}
         self._report(
             TrainingProgress(
                 timesteps=self.num_timesteps,
                 total_timesteps=self._config.total_timesteps,
                 steps_per_s=done / elapsed_s,
-                mean_reward=float(self.model.rollout_buffer.rewards.mean()),
+                mean_reward=float(model.rollout_buffer.rewards.mean()),
                 cost_over_ideal=_mean([b["cost_over_ideal"] for b in recent]),
                 slo_attainment=_mean([b["slo_attainment"] for b in recent]),
                 metrics=logged,

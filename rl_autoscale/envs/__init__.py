@@ -1,7 +1,7 @@
 """The decision process and its Gymnasium shells.
 
-``import rl_autoscale.envs`` registers ``rl_autoscale/Fleet-v0``; Gymnasium finds it without the import too, through the package's
-``gymnasium.envs`` entry point:
+``import rl_autoscale.envs`` registers ``rl_autoscale/Fleet-v0``; Gymnasium finds it without the import too, through
+the package's ``gymnasium.envs`` entry point:
 
     import gymnasium as gym
     env = gym.make("rl_autoscale/Fleet-v0", scenario="azure-conversation")

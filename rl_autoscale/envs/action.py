@@ -1,10 +1,12 @@
-"""From a policy's output in [-1, 1] to a `ScalingDecision`: relative to measured demand, so that 0 already scales sensibly.
+"""From a policy's output in [-1, 1] to a `ScalingDecision`.
+
+Relative to measured demand, so that 0 already scales sensibly.
 
 | action | 0 means | range |
 |---|---|---|
 | pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.7 x to 2.8 x demand: factor 2 each way |
 | pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
-| class.admission | refuse what is expected to miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
+| class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 
 A pool that is no class's first choice (see fleet/demand.py) has no demand of its own; its replicas follow the demand of
 the classes it may serve. Without any demand measured yet, what is asked for now is held.

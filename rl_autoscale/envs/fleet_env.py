@@ -1,4 +1,7 @@
-"""Gymnasium's view of the decision process: `FleetEnv` (one fleet) and `FleetVectorEnv` (many, in one compiled call)."""
+"""Gymnasium's view of the decision process.
+
+`FleetEnv` (one fleet) and `FleetVectorEnv` (many, in one compiled call).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
 Observation = npt.NDArray[np.float32]
 
 
-def make_spaces(mdp: FleetMdp) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+def make_spaces(mdp: FleetMdp) -> tuple[Any, Any]:
     """Observation and action space of one fleet of an MDP."""
     num_features = len(mdp.encoder.schema.features)
     observation = gym.spaces.Box(-LIMIT, LIMIT, (num_features,), np.float32)
@@ -41,10 +44,10 @@ def step_info(mdp: FleetMdp, step: MdpStep, e: int) -> dict[str, Any]:
 class FleetEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     """One simulated LLM fleet as a Gymnasium environment, ``rl_autoscale/Fleet-v0``.
 
-    Action (Box, each in [-1, 1]): see envs/action.py: per pool a headroom over measured demand and a batch cap, per class
-    the strictness of early refusal. Observation (Box): see envs/observation.py. Reward: see envs/reward.py; its terms are in
-    ``info["reward_terms"]``. An episode starts with the pools' initial replicas ready and a new draw of traffic, and is
-    truncated at the end of its traffic; it never terminates.
+    Action (Box, each in [-1, 1]): see envs/action.py: per pool a headroom over measured demand and a batch cap, per
+    class the strictness of early refusal. Observation (Box): see envs/observation.py. Reward: see envs/reward.py; its
+    terms are in ``info["reward_terms"]``. An episode starts with the pools' initial replicas ready and a new draw of
+    traffic, and is truncated at the end of its traffic; it never terminates.
 
     Version history: v0, first.
 
@@ -56,7 +59,10 @@ class FleetEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         options: further arguments of `FleetMdp` (``refuse``, ``faults``).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # Gymnasium declares it without ClassVar
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 10,
+    }
 
     def __init__(
         self,
@@ -89,9 +95,7 @@ class FleetEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             observation = self.mdp.reset_fleets(np.array([True]))
         return observation[0], self.mdp.books(0)
 
-    def step(
-        self, action: npt.NDArray[np.float32]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: npt.NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step."""
         step = self.mdp.step(np.asarray(action)[None])
         if self.render_mode == "rgb_array":
@@ -118,8 +122,8 @@ class FleetEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 class FleetVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     """Many fleets advanced by one compiled call per step; Gymnasium's vector API with next-step autoreset.
 
-    The k-th episode of fleet e is the same as in `FleetEnv` runs of one fleet only if e is 0; it depends on (seed, e, k) and
-    never on the number of threads.
+    The k-th episode of fleet e is the same as in `FleetEnv` runs of one fleet only if e is 0; it depends on (seed, e,
+    k) and never on the number of threads.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # type: ignore[misc]
@@ -154,7 +158,10 @@ class FleetVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def step(
         self, actions: npt.NDArray[np.float32]
     ) -> tuple[Observation, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
-        """One control step in every fleet; a fleet that was truncated in the last step begins its next episode instead."""
+        """One control step in every fleet.
+
+        A fleet that was truncated in the last step begins its next episode instead.
+        """
         finished = self._finished
         if finished.all():
             observation = self.mdp.reset_fleets(finished)

@@ -13,7 +13,9 @@ from rl_autoscale.workload.store import TraceStore
 DEFAULT_SCENARIO = "azure-conversation"
 
 
-def _parts(scenario: str | Scenario, traces: str | Path | None, miss_price: float | None) -> tuple[Scenario, ScenarioSampler]:
+def _parts(
+    scenario: str | Scenario, traces: str | Path | None, miss_price: float | None
+) -> tuple[Scenario, ScenarioSampler]:
     chosen = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
     store = TraceStore([Path(traces)] if traces is not None else [])
     if miss_price is None:
@@ -33,7 +35,8 @@ def make_fleet_env(
 
     Args:
         scenario: a shipped scenario's name, a path ending in .yaml, or a Scenario.
-        traces: folder of traces; default see TraceStore. A trace that cannot be had is replaced by its fitted generator.
+        traces: folder of traces; default see TraceStore. A trace that cannot be had is replaced by its fitted
+            generator.
         miss_price: fix the price of a miss; by default it is drawn anew for each episode.
         render_mode: None, "ansi" or "rgb_array".
         options: further arguments of `FleetMdp` (``refuse``, ``faults``).
@@ -53,6 +56,4 @@ def make_fleet_vector_env(
 ) -> FleetVectorEnv:
     """Many fleets on a scenario's training traffic, advanced together; see `make_fleet_env` for the arguments."""
     chosen, sampler = _parts(scenario, traces, miss_price)
-    return FleetVectorEnv(
-        chosen.fleet, chosen.shield, sampler, num_envs=num_envs, num_threads=num_threads, **options
-    )
+    return FleetVectorEnv(chosen.fleet, chosen.shield, sampler, num_envs=num_envs, num_threads=num_threads, **options)

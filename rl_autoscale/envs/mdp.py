@@ -1,4 +1,7 @@
-"""The decision process itself: many simulated fleets, one observation, action and reward. Gymnasium and SB3 are shells around it."""
+"""The decision process itself.
+
+Many simulated fleets, one observation, action and reward. Gymnasium and SB3 are shells around it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from rl_autoscale.fleet.state import ClassTelemetry, FleetState, FloatArray, Poo
 from rl_autoscale.sim.fleet import FleetBatch
 from rl_autoscale.workload.trace import Workload
 
-
 _OPENING_S = 60.0
 
 
@@ -33,7 +35,8 @@ class EpisodeSetup:
         miss_price: see envs/reward.py.
         speed: true iteration time over the profile's (capacity error).
         startup_scale: true start-up time over the spec's.
-        initial_headroom: replicas ready at time 0 over the demand of the first minute; None for the spec's initial replicas.
+        initial_headroom: replicas ready at time 0 over the demand of the first minute; None for the spec's initial
+            replicas.
     """
 
     workload: Workload
@@ -61,8 +64,8 @@ class MdpStep:
 class FleetMdp:
     """A batch of fleets as a Markov decision process with horizon (reaching it is truncation, never termination).
 
-    Episode k of fleet e has seed ``SeedSequence([seed, e, k])``: the same for any number of fleets or threads, and independent
-    of the actions.
+    Episode k of fleet e has seed ``SeedSequence([seed, e, k])``: the same for any number of fleets or threads, and
+    independent of the actions.
 
     Args:
         spec: the fleet.
@@ -120,7 +123,10 @@ class FleetMdp:
         return self._encode()
 
     def reset_fleets(self, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-        """Begin the next episode in the selected fleets; returns their first observations, shape (count, num_features)."""
+        """Begin the next episode in the selected fleets.
+
+        Returns their first observations, shape (count, num_features).
+        """
         for e in np.flatnonzero(which):
             self._episode[e] += 1
             self._begin(int(e))
@@ -161,10 +167,10 @@ class FleetMdp:
         """Replica-seconds of the first requests of a workload by the pool they go to first, shape (num_pools,)."""
         num_classes = len(self.spec.classes)
         classes = workload.class_index[:count]
-        prompt = np.bincount(classes, workload.prompt_tokens[:count], num_classes)
-        output = np.bincount(classes, workload.output_tokens[:count], num_classes)
+        prompt = np.bincount(classes, workload.prompt_tokens[:count], num_classes).astype(np.float64)
+        output = np.bincount(classes, workload.output_tokens[:count], num_classes).astype(np.float64)
         per_class = self._demand.request_work_s(prompt, output, np.arange(num_classes))
-        return np.bincount(self._demand.primary_pool, per_class, len(self.spec.pools))
+        return np.bincount(self._demand.primary_pool, per_class, len(self.spec.pools)).astype(np.float64)
 
     def _encode(self) -> npt.NDArray[np.float32]:
         state = self._batch.observe()
@@ -181,9 +187,7 @@ class FleetMdp:
         """
         if self.state is None:
             raise RuntimeError("step() before reset()")
-        decision = self._shield.clip(
-            self.decoder.decode(action, self.encoder.base_replicas(), self.state), self.state
-        )
+        decision = self._shield.clip(self.decoder.decode(action, self.encoder.base_replicas(), self.state), self.state)
         gpu_s_before = self._batch.gpu_s().sum(axis=-1)
         missed_before = self._batch.ledger("missed").sum(axis=-1)
         self._batch.step(decision)

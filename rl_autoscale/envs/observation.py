@@ -1,14 +1,16 @@
 """From telemetry to features: dimensionless numbers, mostly within [-1, 1], always within [-LIMIT, LIMIT].
 
 One encoder serves training (a batch of fleets), the benchmark and a live controller (one fleet). It remembers demand
-averages and the time since each pool's target last changed, and nothing else. Missing telemetry becomes 0 plus a ``missing``
-flag, stale telemetry an ``age``; neither looks like an idle fleet, because the demand features hold their last value.
+averages and the time since each pool's target last changed, and nothing else. Missing telemetry becomes 0 plus a
+``missing`` flag, stale telemetry an ``age``; neither looks like an idle fleet, because the demand features hold their
+last value.
 
 | feature | meaning | scale |
 |---|---|---|
 | ready, starting, draining, asked_for | replicas per replica of demand (30 s average), plus one | log2, half |
 | oldest_start, newest_start | time since the oldest/newest pending start was asked for | mean start-up time |
-| waiting, batch_fill, cap_fill | sequences queued in engines, running, in flight per ready replica | batch limit, batch limit, cap |
+| waiting, batch_fill | sequences queued in engines, running, per ready replica | batch limit |
+| cap_fill | requests in flight per ready replica | batch cap |
 | kv_usage, batch_cap | fraction of KV blocks in use; cap over the engine's limit | 0..1 |
 | itl | inter-token latency | tightest TPOT SLO of the pool's classes |
 | preemptions | per running sequence in the window | |
@@ -105,7 +107,8 @@ class ObservationEncoder:
         startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
         parts = [pool.reshape(*lead, -1), cls.reshape(*lead, -1), price[..., None], startup[..., None]]
         features = np.concatenate(parts, axis=-1)
-        return np.clip(np.nan_to_num(features, nan=0.0, posinf=LIMIT, neginf=-LIMIT), -LIMIT, LIMIT).astype(np.float32)
+        finite = np.nan_to_num(features, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
+        return np.asarray(np.clip(finite, -LIMIT, LIMIT), dtype=np.float32)
 
     def _pool_features(self, state: FleetState) -> list[FloatArray]:
         pools, spec = state.pools, self.spec

@@ -26,8 +26,13 @@ def ansi_frame(spec: FleetSpec, step: MdpStep | None, books: dict[str, float]) -
     lines = [f"t = {step.state.time_s[0]:.0f} s   reward {step.reward.total[0]:+.3f}"]
     for p, pool in enumerate(spec.pools):
         ready, starting, draining = (int(x[0, p]) for x in (pools.ready, pools.starting, pools.draining))
-        lines.append(f"{pool.name:>12} {_bar(ready / pool.max_replicas)} {ready} ready, {starting} starting, {draining} draining")
-        lines.append(f"{'KV':>12} {_bar(float(pools.kv_usage[0, p]))} {pools.kv_usage[0, p]:.0%}, cap {pools.batch_cap[0, p]:.0f}")
+        lines.append(
+            f"{pool.name:>12} {_bar(ready / pool.max_replicas)} {ready} ready, {starting} starting, {draining} draining"
+        )
+        lines.append(
+            f"{'KV':>12} {_bar(float(pools.kv_usage[0, p]))} {pools.kv_usage[0, p]:.0%}, "
+            f"cap {pools.batch_cap[0, p]:.0f}"
+        )
     for c, item in enumerate(spec.classes):
         lines.append(
             f"{item.name:>12} {classes.arrivals_per_s[0, c]:.1f} arrivals/s, queue {classes.queue_length[0, c]:.0f}, "
@@ -43,7 +48,7 @@ def rgb_frame(spec: FleetSpec, history: list[MdpStep]) -> npt.NDArray[np.uint8]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib's canvas is untyped
     axes: Any = figure.subplots(3, 1, sharex=True)
     if history:
         time_s = np.array([step.state.time_s[0] for step in history])

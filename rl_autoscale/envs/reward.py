@@ -6,12 +6,14 @@ Per control step
     misses   = requests that became a miss in the step / (the episode's mean arrivals per step)
     reward   = -(cost + miss_price * misses) / (1 + miss_price / PRICE_SCALE)
 
-Summed over an episode this is, up to constants, ``GPU-hours / ideal GPU-hours + miss_price * (1 - slo_attainment)``: the cost
-and the attainment of the result tables. A miss counts in the step in which it becomes certain: at refusal, at a late first
-token, at a late finish. The divisor keeps rewards of all prices of one size; it does not change which policy is best for a price.
+Summed over an episode this is, up to constants, ``GPU-hours / ideal GPU-hours + miss_price * (1 - slo_attainment)``:
+the cost and the attainment of the result tables. A miss counts in the step in which it becomes certain: at refusal,
+at a late first token, at a late finish. The divisor keeps rewards of all prices of one size; it does not change which
+policy is best for a price.
 
 ``miss_price`` is what the operator turns: at price 10 a policy should pay up to 1 % more GPU-hours (of the ideal) to
-avoid a 0.1 % loss of attainment. It is a feature of the observation, so one policy covers the whole cost/attainment front.
+avoid a 0.1 % loss of attainment. It is a feature of the observation, so one policy covers the whole cost/attainment
+front.
 """
 
 from __future__ import annotations

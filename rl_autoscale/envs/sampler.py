@@ -31,8 +31,8 @@ class TrainingScenario(Protocol):
 class ScenarioSampler:
     """Draws traffic, capacity error, start-up scale, initial fleet and the price of a miss.
 
-    Building traffic takes as long as simulating it, so a run draws from ``num_workloads`` of them; everything else is new in
-    each episode.
+    Building traffic takes as long as simulating it, so a run draws from ``num_workloads`` of them; everything else is
+    new in each episode.
 
     Args:
         scenario: where episodes come from.

@@ -1,8 +1,8 @@
 """The contract between an environment, a trained policy and a live controller: names and order of features and actions.
 
-Two fleets have the same schema when their pools have the same roles and their classes the same kinds, in the same order.
-Everything else (model, GPU, rates, SLOs, start-up times) is divided out, so a policy carries over. The hash travels with an
-exported policy, and a policy of another schema is refused.
+Two fleets have the same schema when their pools have the same roles and their classes the same kinds, in the same
+order. Everything else (model, GPU, rates, SLOs, start-up times) is divided out, so a policy carries over. The hash
+travels with an exported policy, and a policy of another schema is refused.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
 """How long a new request will wait for its first token: the estimate behind early refusal, in simulation and live.
 
-The gateway knows what it sent where and which streams have begun, so it knows the prompt tokens ahead of a request on the
-replica the router would choose, and the requests ahead of it in its own queue. From these and the latency profile:
+The gateway knows what it sent where and which streams have begun, so it knows the prompt tokens ahead of a request on
+the replica the router would choose, and the requests ahead of it in its own queue. From these and the latency
+profile:
 
     time to first token ~ wait in the gateway's queue            (requests ahead) x residence / (requests in flight)
                         + wait for the prompts ahead             a clock per replica, see below
                         + its own prefill beside the running decodes
 
-How far the prompts ahead have come inside an iteration is not visible, so each replica has a *clearing time*: when the prompts
-sent to it should have their first tokens. Sending a prompt moves it on by that prompt's prefill time; a first token that
-appears corrects it; once it has passed without a token, the replica is stalled, and the stall so far is taken for the stall to
-come. Counting whole prompts until their token shows, without the clock, refuses four requests wrongly for one rightly.
+How far the prompts ahead have come inside an iteration is not visible, so each replica has a *clearing time*: when
+the prompts sent to it should have their first tokens. Sending a prompt moves it on by that prompt's prefill time; a
+first token that appears corrects it; once it has passed without a token, the replica is stalled, and the stall so far
+is taken for the stall to come. Counting whole prompts until their token shows, without the clock, refuses four
+requests wrongly for one rightly.
 
-A request is refused at arrival when the estimate exceeds ``admission * ttft_slo_s`` (fleet/state.py: ScalingDecision.admission). One
-compiled copy serves the simulator and the gateway.
+A request is refused at arrival when the estimate exceeds ``admission * ttft_slo_s`` (fleet/state.py:
+ScalingDecision.admission). One compiled copy serves the simulator and the gateway.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ def prefill_time_s(
         + attention_coefficients_s[1] * num_decoding
         + attention_coefficients_s[4]
     )
-    return (
+    return float(
         (num_iterations - 1) * token_time_table_s[token_budget]
         + token_time_table_s[last_tokens]
         + num_iterations * per_iteration_s
@@ -88,7 +90,7 @@ def residual_iteration_s(
     """What is left, on average, of the decode iteration in progress: half of it; 0 on an idle replica."""
     if num_decoding <= 0:
         return 0.0
-    return 0.5 * (
+    return 0.5 * float(
         token_time_table_s[min(num_decoding, token_budget)]
         + attention_coefficients_s[0] * decoding_tokens
         + attention_coefficients_s[1] * num_decoding

@@ -1,9 +1,11 @@
-"""How many replicas of work arriving traffic asks for: the statistical estimate that rules and the learned policy share.
+"""How many replicas of work arriving traffic asks for.
 
-A request costs a replica ``prompt_tokens * prefill_s_per_token + output_tokens * decode_s_per_token`` seconds when batches
-are full. Multiplied by the arrival rate this is the *demand* in replicas at full utilisation; a headroom factor on top is what
-rules tune by hand and the learned policy decides anew each step. The final output length of a request in flight is unknown,
-so the mean over finished requests stands in (a live gateway counts the same).
+The statistical estimate that rules and the learned policy share.
+
+A request costs a replica ``prompt_tokens * prefill_s_per_token + output_tokens * decode_s_per_token`` seconds when
+batches are full. Multiplied by the arrival rate this is the *demand* in replicas at full utilisation; a headroom
+factor on top is what rules tune by hand and the learned policy decides anew each step. The final output length of a
+request in flight is unknown, so the mean over finished requests stands in (a live gateway counts the same).
 """
 
 from __future__ import annotations

@@ -4,18 +4,19 @@ One *iteration* is one forward pass of a vLLM engine over a batch that mixes dec
 and chunks of prompts (chunked prefill). Its duration is modelled as
 
     iteration_s = token_time(tokens)                                linear layers, weight reads, launches
-                + decode_context_s  x  total KV tokens read by decode sequences
-                + decode_seq_s      x  number of decode sequences
-                + prefill_pair_s    x  sum over chunks of chunk * (context + chunk / 2)
-                + prefill_context_s x  sum over chunks of context tokens read
-                + prefill_seq_s     x  number of chunks
-                + host_s                                            scheduler and CPU work not hidden by async scheduling
+                + decode_context_s  x  total KV tokens read by decode sequences + decode_seq_s      x  number of
+                decode sequences + prefill_pair_s    x  sum over chunks of chunk * (context + chunk / 2) +
+                prefill_context_s x  sum over chunks of context tokens read + prefill_seq_s     x  number of chunks +
+                host_s                                            scheduler and CPU work not hidden by async
+                scheduling
 
 ``token_time`` is piecewise linear in the number of new tokens, which holds the roofline (weight-read floor, then
-compute) without choosing where it bends. While a decode batch does not change, the time of the k-th iteration is affine in
-k, so k iterations have a closed form: this is what lets the compiled engine leap (docs/design/event-leaping.md).
+compute) without choosing where it bends. While a decode batch does not change, the time of the k-th iteration is
+affine in k, so k iterations have a closed form: this is what lets the compiled engine leap
+(docs/design/event-leaping.md).
 
-Profiles ship as YAML in ``rl_autoscale/profiles`` and are made by ``rl-autoscale profile fit``; each holds its fit error.
+Profiles ship as YAML in ``rl_autoscale/profiles`` and are made by ``rl-autoscale profile fit``; each holds its fit
+error.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class LatencyProfile(Config):
     kv_blocks: PositiveInt = Field(description="KV blocks of 16 tokens in one replica")
     max_num_seqs: PositiveInt = Field(description="vLLM's default for this device")
     max_num_batched_tokens: PositiveInt = Field(description="vLLM's default token budget for this device")
-    token_knots: tuple[int, ...] = Field(description="new tokens in the iteration, strictly increasing, first is 0 or 1")
+    token_knots: tuple[int, ...] = Field(
+        description="new tokens in the iteration, strictly increasing, first is 0 or 1"
+    )
     token_knot_s: tuple[float, ...] = Field(description="seconds at each knot, non-decreasing")
     decode_context_s: float = Field(ge=0, description="per KV token read by a decode sequence")
     decode_seq_s: float = Field(ge=0, description="per decode sequence")
@@ -58,14 +61,18 @@ class LatencyProfile(Config):
     prefill_seq_s: float = Field(ge=0, description="per prompt chunk")
     host_s: float = Field(default=0.0, ge=0, description="per iteration, not hidden by async scheduling")
     source: str = Field(description="where the numbers come from: tool, version, licence")
-    fit_error: dict[str, float] = Field(default_factory=dict, description="mean and p99 absolute percentage error by kind")
+    fit_error: dict[str, float] = Field(
+        default_factory=dict, description="mean and p99 absolute percentage error by kind"
+    )
     notes: str = ""
 
     @model_validator(mode="after")
     def _knots_make_a_function(self) -> LatencyProfile:
         knots, seconds = np.asarray(self.token_knots), np.asarray(self.token_knot_s)
         if len(knots) < 2 or len(knots) != len(seconds):
-            raise ValueError(f"token_knots ({len(knots)}) and token_knot_s ({len(seconds)}) must have the same length >= 2")
+            raise ValueError(
+                f"token_knots ({len(knots)}) and token_knot_s ({len(seconds)}) must have the same length >= 2"
+            )
         if np.any(np.diff(knots) <= 0) or knots[0] not in (0, 1):
             raise ValueError("token_knots must increase strictly and start at 0 or 1")
         if np.any(np.diff(seconds) < 0) or seconds[0] <= 0:
@@ -124,8 +131,10 @@ class LatencyProfile(Config):
         budget = self.max_num_batched_tokens
         per_prompt = prompt_tokens * prompt_tokens / 2.0
         prompts = budget / prompt_tokens
-        total = float(self.token_time_s(budget)) + self.host_s + prompts * (
-            self.prefill_pair_s * per_prompt + self.prefill_seq_s
+        total = (
+            float(self.token_time_s(budget))
+            + self.host_s
+            + prompts * (self.prefill_pair_s * per_prompt + self.prefill_seq_s)
         )
         return total / budget
 

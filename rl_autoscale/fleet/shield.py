@@ -7,7 +7,8 @@ In order, per control step:
    ``down_stabilisation_s`` (Kubernetes HPA v2 semantics), never above what is asked for now;
 3. largest step up and down, measured from what is asked for now;
 4. pending-start guard: no growth that would leave more than ``max_pending_starts`` replicas of a pool starting at once;
-5. GPU budget: growth is cut, interactive pools first served, then mixed, then batch; draining replicas still hold their GPUs;
+5. GPU budget: growth is cut, interactive pools first served, then mixed, then batch; draining replicas still hold
+   their GPUs;
 6. the last ready replica that can serve a class is never drained, even while others are starting.
 
 All steps are pure array arithmetic with optional leading dimensions, so the same code clips one live fleet and a
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.fleet.spec import FleetSpec, IntArray, ShieldSpec
-from rl_autoscale.fleet.state import FleetState, ScalingDecision
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 
 _ROLE_ORDER = {"interactive": 0, "mixed": 1, "batch": 2}
 
@@ -55,8 +56,8 @@ class Shield:
 
         Args:
             decision: what the policy wants; shapes (..., num_pools) and (..., num_classes).
-            state: the observation it was taken on. Where ``asked_for`` is missing the last clipped target stands in; where
-                ``ready`` is missing, nothing of that pool is removed.
+            state: the observation it was taken on. Where ``asked_for`` is missing the last clipped target stands in;
+                where ``ready`` is missing, nothing of that pool is removed.
         """
         spec, limits = self.spec, self.limits
         blind = np.isnan(state.pools.ready)
@@ -72,15 +73,16 @@ class Shield:
             target = np.minimum(target, current + limits.max_step_up)
         if limits.max_step_down is not None:
             target = np.maximum(target, current - limits.max_step_down)
+        target = np.where(blind, np.maximum(target, current), target)
         target = np.clip(target, spec.min_replicas, spec.max_replicas)
         if limits.max_pending_starts is not None:
             target = np.minimum(target, np.maximum(current, ready + limits.max_pending_starts))
-        target = np.where(blind, np.maximum(target, current), target)
         if spec.gpu_budget is not None:
             target = self._within_budget(target, current, draining, spec.gpu_budget)
         target = self._keep_last_ready(target, ready)
         self._last[...] = target
         admission = np.where(np.isnan(decision.admission), state.classes.admission, decision.admission)
+        admission = np.where(np.isnan(admission), NEVER_REFUSE, admission)
         return ScalingDecision(
             target_replicas=target,
             max_batch_size=np.clip(decision.max_batch_size, 1, spec.batch_limits),

@@ -1,4 +1,7 @@
-"""What a fleet is: service classes with their SLOs, pools of replicas, the shield's limits. All of it is YAML a user writes."""
+"""What a fleet is.
+
+Service classes with their SLOs, pools of replicas, the shield's limits. All of it is YAML a user writes.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
 class ServiceClass(Config):
     """One kind of traffic and what it was promised.
 
-    A request *attains* its SLOs when its time to first token, its time per output token and, where given, its deadline all
-    hold. A request that was refused, timed out or failed is a miss.
+    A request *attains* its SLOs when its time to first token, its time per output token and, where given, its
+    deadline all hold. A request that was refused, timed out or failed is a miss.
     """
 
     name: str = Field(min_length=1)
@@ -70,7 +73,8 @@ class PoolSpec(Config):
     def _check(self) -> PoolSpec:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
-                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; lower it or raise max_replicas"
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; "
+                "lower it or raise max_replicas"
             )
         if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
             raise ValueError(
@@ -120,12 +124,16 @@ class PoolSpec(Config):
 class ShieldSpec(Config):
     """Limits that hold whatever a policy says; see fleet/shield.py."""
 
-    max_step_up: PositiveInt | None = Field(default=None, description="replicas added per control step and pool; none: no limit")
+    max_step_up: PositiveInt | None = Field(
+        default=None, description="replicas added per control step and pool; none: no limit"
+    )
     max_step_down: PositiveInt | None = Field(default=None, description="replicas removed per control step and pool")
     down_stabilisation_s: NonNegativeFloat = Field(
         default=0.0, description="scale-down uses the maximum recommendation of this window (Kubernetes HPA v2)"
     )
-    max_pending_starts: PositiveInt | None = Field(default=None, description="replicas of a pool starting at the same time")
+    max_pending_starts: PositiveInt | None = Field(
+        default=None, description="replicas of a pool starting at the same time"
+    )
 
 
 class FleetSpec(Config):

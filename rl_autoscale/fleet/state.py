@@ -1,11 +1,11 @@
 """What a decision reads (`FleetState`) and what it says (`ScalingDecision`).
 
-Both hold one NumPy array per field, in the order of ``FleetSpec.pools`` and ``FleetSpec.classes``. Leading dimensions are
-allowed everywhere: a batch of E fleets has shape (E, num_pools), and the same encoder, shield and reward serve one live
-fleet and a thousand simulated ones.
+Both hold one NumPy array per field, in the order of ``FleetSpec.pools`` and ``FleetSpec.classes``. Leading dimensions
+are allowed everywhere: a batch of E fleets has shape (E, num_pools), and the same encoder, shield and reward serve
+one live fleet and a thousand simulated ones.
 
-Missing is NaN, stale is a large age, zero is zero: three different things. Every field has a live source, named in its line
-(G = the gateway, B = the backend, vllm:... = a vLLM metric); none needs a request's final output length.
+Missing is NaN, stale is a large age, zero is zero: three different things. Every field has a live source, named in
+its line (G = the gateway, B = the backend, vllm:... = a vLLM metric); none needs a request's final output length.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class PoolTelemetry(_Telemetry):
     pending_prompt_tokens: FloatArray  # dispatched, first token not seen                  G
     kv_usage: FloatArray  # fraction of KV blocks in use, mean over ready replicas         vllm:kv_cache_usage_perc
     batch_cap: FloatArray  # requests the gateway allows per replica                       G
-    itl_s: FloatArray  # mean inter-token latency in the window; NaN without tokens        vllm:inter_token_latency_seconds
+    itl_s: (
+        FloatArray  # mean inter-token latency in the window; NaN without tokens        vllm:inter_token_latency_seconds
+    )
     preemptions: FloatArray  # in the window                                               vllm:num_preemptions_total
     evictions: FloatArray  # batch requests evicted in the window                          G
     prompt_tokens_per_s: FloatArray  # computed in the window                              vllm:prompt_tokens_total
@@ -63,7 +65,10 @@ class PoolTelemetry(_Telemetry):
 
 @dataclass(frozen=True, slots=True)
 class ClassTelemetry(_Telemetry):
-    """Per service class; everything is the gateway's own bookkeeping, or vLLM's histograms where there is no gateway."""
+    """Per service class.
+
+    Everything is the gateway's own bookkeeping, or vLLM's histograms where there is no gateway.
+    """
 
     arrivals_per_s: FloatArray  # in the window, refused ones included
     arrived_prompt_tokens_per_s: FloatArray
@@ -122,9 +127,9 @@ class ScalingDecision:
     Attributes:
         target_replicas: shape (..., num_pools), int64, >= 0: replicas that should be ready or starting.
         max_batch_size: shape (..., num_pools), int64, >= 1: requests in flight the gateway allows per replica.
-        admission: shape (..., num_classes), float64, >= 0: a request is refused at arrival when its estimated time to first
-            token exceeds ``admission * ttft_slo_s``. 1 refuses what would miss, larger is more lenient, inf never refuses,
-            0 refuses everything.
+        admission: shape (..., num_classes), float64, >= 0: a request is refused at arrival when its estimated time to
+            first token exceeds ``admission * ttft_slo_s``. 1 refuses what would miss, larger is more lenient, inf
+            never refuses, 0 refuses everything.
     """
 
     target_replicas: IntArray

@@ -533,7 +533,7 @@ def _source_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def _compile_entry(source_digest: str):  # type: ignore[no-untyped-def]
+def _compile_entry(source_digest: str):
     # Numba keys its disk cache on the entry's own file only; a digest of all kernel files in the closure makes an edit
     # of any of them a cache miss.
     @cached_njit

@@ -200,9 +200,7 @@ class FleetBatch:
         if self._executor is None:
             self._call(engine.STEP, self._shares[0], decision, self._now_s)
             return
-        jobs = [
-            self._executor.submit(self._call, engine.STEP, share, decision, self._now_s) for share in self._shares
-        ]
+        jobs = [self._executor.submit(self._call, engine.STEP, share, decision, self._now_s) for share in self._shares]
         for job in jobs:
             job.result()
 

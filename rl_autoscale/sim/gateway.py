@@ -101,7 +101,7 @@ def pick_replica(w, p, u):
     for slot in range(pool.num_slots):
         r = pool.base + slot
         if has_room(w, r):
-            if (seen == first or seen == second) and (best < 0 or w.rep[r].in_flight < w.rep[best].in_flight):
+            if seen in (first, second) and (best < 0 or w.rep[r].in_flight < w.rep[best].in_flight):
                 best = r
             seen += 1
     return best

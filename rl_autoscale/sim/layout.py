@@ -1,7 +1,7 @@
 """Memory layout of the compiled engine: record dtypes, codes, and the bundle of arrays (`World`) that kernels work on.
 
-Everything a fleet is at one moment lives in these arrays, so a fleet is copied by copying them and two runs are the same
-when their bytes are.
+Everything a fleet is at one moment lives in these arrays, so a fleet is copied by copying them and two runs are the
+same when their bytes are.
 """
 
 from __future__ import annotations
@@ -216,9 +216,7 @@ FLEET = np.dtype(
 TTFT_EDGES_S = np.array(
     [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560]
 )
-TPOT_EDGES_S = np.array(
-    [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80]
-)
+TPOT_EDGES_S = np.array([0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80])
 
 
 class World(NamedTuple):

@@ -461,9 +461,7 @@ def plan(w, r, now_s):
         rep.leap_iteration_s = speed * fixed_s
         iterations = 1
         if not preempted:
-            iterations = iterations_until_full(
-                w, r, pool.kv_blocks - rep.kv_used, (w.heap[r, 0] >> 32) - rep.iteration
-            )
+            iterations = iterations_until_full(w, r, pool.kv_blocks - rep.kv_used, (w.heap[r, 0] >> 32) - rep.iteration)
         duration_s = leap_duration_s(w, r, iterations)
     rep.leap_iterations = iterations
     rep.event_s = now_s + duration_s

@@ -14,7 +14,10 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
-    """One service class. Attainment counts arrived requests: a request that was refused, dropped or cut off is a miss."""
+    """One service class.
+
+    Attainment counts arrived requests: a request that was refused, dropped or cut off is a miss.
+    """
 
     name: str
     num_arrived: int
@@ -146,7 +149,8 @@ def scaling_actions(targets: FloatArray) -> tuple[int, int, int]:
         targets: shape (num_steps, num_pools).
 
     Returns:
-        (scale-ups, scale-downs, reversals): a reversal is a change whose direction is opposite to the pool's previous change.
+        (scale-ups, scale-downs, reversals): a reversal is a change whose direction is opposite to the pool's previous
+        change.
     """
     change = np.diff(targets, axis=0)
     reversals = 0

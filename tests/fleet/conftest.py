@@ -19,7 +19,9 @@ def pool(name: str, role: str = "mixed", **changes: Any) -> dict[str, Any]:
 
 
 def make_spec(*pools: dict[str, Any], kinds: tuple[str, ...] = ("interactive",), **changes: Any) -> FleetSpec:
-    classes = [{"name": f"class{c}", "kind": kind, "ttft_slo_s": 1.0, "tpot_slo_s": 0.1} for c, kind in enumerate(kinds)]
+    classes = [
+        {"name": f"class{c}", "kind": kind, "ttft_slo_s": 1.0, "tpot_slo_s": 0.1} for c, kind in enumerate(kinds)
+    ]
     return FleetSpec.from_dict({"pools": list(pools or (pool("gpu"),)), "classes": classes, **changes})
 
 
@@ -43,7 +45,9 @@ def make_state(
 def make_decision(targets: Any, *, caps: Any = None, admission: Any = np.inf, num_classes: int = 1) -> ScalingDecision:
     targets = np.asarray(targets, dtype=np.int64)
     caps = np.full_like(targets, 8) if caps is None else np.asarray(caps, dtype=np.int64)
-    return ScalingDecision(targets, caps, np.broadcast_to(np.asarray(admission, dtype=np.float64), (num_classes,)).copy())
+    return ScalingDecision(
+        targets, caps, np.broadcast_to(np.asarray(admission, dtype=np.float64), (num_classes,)).copy()
+    )
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_nonsense_is_refused_by_name(change: dict[str, Any], complaint: str) -> 
 
 
 def test_a_mistyped_profile_gets_the_nearest_name() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'llama-3.1-8b_a100_tp1'"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'llama-3.1-8b_a100_tp1'"):
         load_profile("llama-3.1-8b_a10_tp1")
     with pytest.raises(SpecError, match="no such file"):
         load_profile("nowhere.yaml")

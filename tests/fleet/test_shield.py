@@ -20,7 +20,13 @@ def clip(a_spec: Any, a_state: Any, a_decision: Any) -> Any:
     """Targets after the shield, for one step from (ready, asked for)."""
 
     def clip(
-        wanted: Any, *, asked_for: Any, ready: Any = None, spec: FleetSpec | None = None, draining: Any = 0, **limits: Any
+        wanted: Any,
+        *,
+        asked_for: Any,
+        ready: Any = None,
+        spec: FleetSpec | None = None,
+        draining: Any = 0,
+        **limits: Any,
     ) -> list[int]:
         spec = spec or a_spec()
         state = a_state(spec, asked_for=asked_for, ready=asked_for if ready is None else ready, draining=draining)
@@ -38,9 +44,8 @@ def test_targets_stay_between_min_and_max(clip: Any, a_spec: Any, a_pool: Any) -
     assert clip([4], asked_for=[3], spec=spec) == [4]
 
 
-def test_caps_and_admission_are_clipped(a_spec: Any, a_state: Any, a_decision: Any) -> None:
-    spec = a_spec(a_pool := {"name": "gpu", "profile": "llama-3.1-8b_a100_tp1", "max_num_seqs": 16})
-    assert a_pool["max_num_seqs"] == 16
+def test_caps_and_admission_are_clipped(a_spec: Any, a_pool: Any, a_state: Any, a_decision: Any) -> None:
+    spec = a_spec(a_pool("gpu", max_num_seqs=16))
     shield = Shield(spec, ShieldSpec())
     state = a_state(spec, ready=1, asked_for=1, admission=0.75)
     assert shield.clip(a_decision([1], caps=[99], admission=-1.0), state).max_batch_size.tolist() == [16]
@@ -48,6 +53,8 @@ def test_caps_and_admission_are_clipped(a_spec: Any, a_state: Any, a_decision: A
     assert shield.clip(a_decision([1], admission=-1.0), state).admission.tolist() == [0.0]
     assert shield.clip(a_decision([1], admission=np.nan), state).admission.tolist() == [0.75]  # as in force
     assert shield.clip(a_decision([1], admission=np.inf), state).admission.tolist() == [np.inf]
+    unseen = a_state(spec, ready=1, asked_for=1, admission=np.nan)
+    assert shield.clip(a_decision([1], admission=np.nan), unseen).admission.tolist() == [np.inf]
 
 
 def test_steps_are_bounded(clip: Any) -> None:
@@ -110,6 +117,7 @@ def test_the_last_ready_replica_of_a_class_stays(clip: Any, a_spec: Any, a_pool:
 def test_a_blind_pool_may_grow_but_not_shrink(clip: Any) -> None:
     assert clip([1], asked_for=[4], ready=[np.nan]) == [4]
     assert clip([6], asked_for=[4], ready=[np.nan]) == [6]
+    assert clip([6], asked_for=[99], ready=[np.nan]) == [10]  # the bounds hold whatever was asked for by others
 
 
 def test_the_last_target_stands_in_for_a_missing_one(a_spec: Any, a_state: Any, a_decision: Any) -> None:
@@ -129,7 +137,7 @@ LIMITS = st.builds(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.data())
 def test_whatever_is_asked_the_limits_hold(data: st.DataObject) -> None:
     spec = data.draw(fleet_specs())
@@ -142,14 +150,14 @@ def test_whatever_is_asked_the_limits_hold(data: st.DataObject) -> None:
         assert (got.target_replicas <= spec.max_replicas).all()
         assert (got.max_batch_size >= 1).all()
         assert (got.max_batch_size <= spec.batch_limits).all()
-        assert (got.admission >= 0.0).all() or np.isnan(state.classes.admission).any()
+        assert (got.admission >= 0.0).all()
         if limits.max_step_up is not None:
             asked_for = np.nan_to_num(state.pools.asked_for, nan=1e9)
             beyond = got.target_replicas > np.maximum(asked_for + limits.max_step_up, spec.min_replicas)
             assert not (beyond & (got.target_replicas > 1)).any()  # 1: the last ready replica stays
 
 
-@settings(max_examples=50)
+@settings(max_examples=15)
 @given(st.data())
 def test_a_batch_is_clipped_like_its_members(data: st.DataObject) -> None:
     spec, limits, number = data.draw(fleet_specs()), data.draw(LIMITS), 3

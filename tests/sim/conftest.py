@@ -1,7 +1,8 @@
 """Random small fleets for the simulator's differential and property tests.
 
-Every duration of the toy profile, every arrival and every draw is a multiple of a power of two, so all sums of times are exact
-in float64: the engine and the reference must agree to the last bit, and simultaneous events are truly simultaneous.
+Every duration of the toy profile, every arrival and every draw is a multiple of a power of two, so all sums of times
+are exact in float64: the engine and the reference must agree to the last bit, and simultaneous events are truly
+simultaneous.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from hypothesis import strategies as st
 from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
+from rl_autoscale.sim.fleet import SimFleet
+from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.reference import fleet as reference_fleet
 from rl_autoscale.workload.trace import Workload
 
+ROLES = (["mixed"], ["mixed"], ["interactive", "batch"], ["interactive", "mixed", "batch"], ["mixed", "batch"])
 GRID_S = 2.0**-10
 STARTUP_GRID_S = 2.0**-20
-CRASH_GRID_S = 2.0**-30  # off the grid of iterations: which of a crash and a simultaneous iteration is first is nobody's law
+CRASH_GRID_S = (
+    2.0**-30
+)  # off the grid of iterations: which of a crash and a simultaneous iteration is first is nobody's law
 
 EXACT_PROFILE = """
 name: exact
@@ -41,6 +47,24 @@ prefill_context_s: 1.9073486328125e-06                   # 2^-19
 prefill_seq_s: 0.00048828125                             # 2^-11
 host_s: 0.000244140625                                   # 2^-12
 source: made up; exact in binary
+"""
+
+METRONOME_PROFILE = """
+name: metronome
+model: toy
+gpu: toy
+gpus_per_replica: 1
+kv_blocks: 100
+max_num_seqs: 2
+max_num_batched_tokens: 64
+token_knots: [0, 1]
+token_knot_s: [1.0, 1.0]
+decode_context_s: 0
+decode_seq_s: 0
+prefill_pair_s: 0
+prefill_context_s: 0
+prefill_seq_s: 0
+source: made up; every iteration lasts exactly 1 s
 """
 
 
@@ -67,26 +91,50 @@ def exact_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(params=[SimFleet, ReferenceFleet], ids=["engine", "reference"])
+def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
+
+    Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens).
+    """
+    profile = tmp_path / "metronome.yaml"
+    profile.write_text(METRONOME_PROFILE)
+    class_names = ("chat", "batch")
+    promise = {"ttft_slo_s": 100, "tpot_slo_s": 100}
+
+    def play(pools: list[dict[str, Any]], rows: list[tuple[float, str, int, int]]) -> Any:
+        spec = FleetSpec.from_dict(
+            {
+                "pools": [{"profile": str(profile), "max_replicas": 1, **pool} for pool in pools],
+                "classes": [
+                    {"name": "chat", **promise},
+                    {"name": "batch", "kind": "batch", "priority": 1, **promise},
+                ],
+            }
+        )
+        arrival_s, names, prompt, output = zip(*rows, strict=True)
+        classes = np.array([class_names.index(name) for name in names])
+        workload = Workload(np.array(arrival_s), np.array(prompt), np.array(output), classes, class_names, 50.0)
+        simulator = request.param(spec, workload)
+        while simulator.advance():
+            pass
+        return simulator.batch.requests() if isinstance(simulator, SimFleet) else simulator.request_records()
+
+    return play
+
+
 @pytest.fixture(scope="session")
 def fleet_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
     """Random small fleets under random control."""
     return _cases(str(exact_profile))
 
 
-@pytest.fixture(scope="session")
-def _exact_draws() -> Any:
-    """Start-up times and lives on a binary grid, for both simulators."""
-    patch = pytest.MonkeyPatch()
-    for module in (fleet, reference_fleet):
-        patch.setattr(module, "draw_startup_s", _startup_on_grid)
-        patch.setattr(module, "draw_life_s", _life_on_grid)
-    yield
-    patch.undo()
-
-
 @pytest.fixture
-def exact_draws(_exact_draws: Any) -> None:
-    """Start-up times and lives are exact in binary within the test."""
+def exact_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start-up times and lives are on a binary grid within the test, for both simulators."""
+    for module in (fleet, reference_fleet):
+        monkeypatch.setattr(module, "draw_startup_s", _startup_on_grid)
+        monkeypatch.setattr(module, "draw_life_s", _life_on_grid)
 
 
 def _startup_on_grid(pool: PoolSpec, seed: int) -> Any:
@@ -133,7 +181,7 @@ def _classes(draw: st.DrawFn, name: str, kind: str) -> dict[str, Any]:
 
 @st.composite
 def _cases(draw: st.DrawFn, profile: str) -> Case:
-    roles = draw(st.sampled_from([["mixed"], ["mixed"], ["interactive", "batch"], ["interactive", "mixed", "batch"], ["mixed", "batch"]]))  # fmt: skip
+    roles = draw(st.sampled_from(ROLES))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
     for pool in pools:
         pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"])
@@ -161,7 +209,9 @@ def _workload(rng: np.random.Generator, spec: FleetSpec, num_requests: int, burs
     room = min(pool.num_kv_blocks for pool in spec.pools) * 16
     bursts = np.sort(rng.uniform(0.0, 6.0, size=3))
     arrival_s = bursts[rng.integers(0, 3, size=num_requests)] + rng.uniform(0.0, 1.0, size=num_requests) * burst_s
-    prompt = np.where(rng.random(num_requests) < 0.7, rng.integers(1, 60, num_requests), rng.integers(1, room, num_requests))
+    prompt = np.where(
+        rng.random(num_requests) < 0.7, rng.integers(1, 60, num_requests), rng.integers(1, room, num_requests)
+    )
     output = np.where(rng.random(num_requests) < 0.2, 1, rng.integers(1, 80, num_requests))
     prompt = np.minimum(prompt, room)
     output = np.minimum(output, room - prompt + 1)

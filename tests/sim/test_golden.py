@@ -1,8 +1,8 @@
 """A time line of ten requests, computed by hand and demanded of both simulators.
 
 The toy engine: an iteration lasts 1 s + 1/8 s per decode sequence + 1/4 s per prompt chunk. 32 tokens per iteration,
-8 KV blocks of 16 tokens, at most 4 sequences. One replica; a second one is asked for at 20 s (start-up 3 s) and given up
-at 30 s.
+8 KV blocks of 16 tokens, at most 4 sequences. One replica; a second one is asked for at 20 s (start-up 3 s) and given
+up at 30 s.
 
     0        r0 (40 -> 3) arrives and starts: chunk 32 of 40                            1 + 1/4        -> 1.25
     0.5      r1 (10 -> 2) arrives, waits for the iteration's end
@@ -137,7 +137,8 @@ def test_what_a_decision_sees(played: tuple[SimFleet | ReferenceFleet, list[Flee
     assert at_20.preemptions[0] == 1
     # Tokens in (10, 20]: r3's 3rd to 8th and r4's first three.
     assert at_20.generation_tokens_per_s[0] == pytest.approx(0.9)
-    # Gaps in (10, 20], decoding: r3 1.375 + 1.375 + 1.25 + 3 x 1.125, r4 1.25; r4's gap across its preemption is not one.
+    # Gaps in (10, 20], decoding: r3 1.375 + 1.375 + 1.25 + 3 x 1.125, r4 1.25; r4's gap across its preemption is not
+    # one.
     assert at_20.itl_s[0] == pytest.approx((1.375 + 1.375 + 1.25 + 3 * 1.125 + 1.25) / 7)
     assert at_20.pending_prompt_tokens[0] == 10  # r5
     assert (at_30.ready[0], at_30.starting[0], at_30.draining[0], at_30.asked_for[0]) == (2, 0, 0, 2)

@@ -21,7 +21,8 @@ NUM_RUNS, NUM_REQUESTS, WARM_UP = 40, 80_000, 4_000
 CONFIDENCE = 0.99
 ITERATION_S = 0.01
 PROFILE = f"""
-{{name: clerk, model: toy, gpu: toy, gpus_per_replica: 1, kv_blocks: 10000, max_num_seqs: 1, max_num_batched_tokens: 1024,
+{{name: clerk, model: toy, gpu: toy, gpus_per_replica: 1, kv_blocks: 10000, max_num_seqs: 1,
+ max_num_batched_tokens: 1024,
  token_knots: [0, 1], token_knot_s: [{ITERATION_S}, {ITERATION_S}], decode_context_s: 0, decode_seq_s: 0,
  prefill_pair_s: 0, prefill_context_s: 0, prefill_seq_s: 0, source: made up}}
 """
@@ -68,8 +69,12 @@ def mean_waits_s(spec: FleetSpec, rate_per_s: float, *, mean_tokens: float, geom
 def assert_confirms(measured: FloatArray, expected: float, *, within: float) -> None:
     """The confidence interval holds the expectation and is narrower than a share of it."""
     half_width = stats.t.ppf(0.5 + CONFIDENCE / 2, len(measured) - 1) * stats.sem(measured)
-    assert half_width < within * expected, f"half width {half_width / expected:.3f} of the expectation: too wide to tell"
-    assert abs(measured.mean() - expected) < half_width, f"{measured.mean():.5f} +- {half_width:.5f}, not {expected:.5f}"
+    assert half_width < within * expected, (
+        f"half width {half_width / expected:.3f} of the expectation: too wide to tell"
+    )
+    assert abs(measured.mean() - expected) < half_width, (
+        f"{measured.mean():.5f} +- {half_width:.5f}, not {expected:.5f}"
+    )
 
 
 def test_deterministic_service_waits_as_pollaczek_and_khinchine_say(clerks: dict[int, FleetSpec]) -> None:
@@ -118,7 +123,7 @@ def test_arrivals_see_time_averages(clerks: dict[int, FleetSpec]) -> None:
 
 
 def test_littles_law(clerks: dict[int, FleetSpec]) -> None:
-    """Requests in the fleet, as telemetry sees them every 50 ms, average to arrival rate times mean stay (within 1 %)."""
+    """Requests present, as telemetry sees them every 50 ms, average to arrival rate times mean stay (within 1 %)."""
     rng = np.random.default_rng(1)
     workload = poisson(rng, 7.0, rng.geometric(1 / 40, 4_000))
     fleet = SimFleet(clerks[4], workload)
