@@ -1,0 +1,195 @@
+"""Training runs: a scenario, PPO, checkpoints, a learning curve, and the exported policy at the end.
+
+<out>/config.yaml, run.json    what was asked, by which code
+<out>/checkpoint/              to resume from; tensors and JSON
+<out>/learning.jsonl           one line per rollout
+<out>/policy/                  policy.onnx and policy.json: the result
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
+
+from rl_autoscale.agents.export import export_policy
+from rl_autoscale.agents.ppo import (
+    PpoConfig,
+    TrainingProgress,
+    build_ppo,
+    load_checkpoint,
+    policy_layers,
+    train_ppo,
+)
+from rl_autoscale.envs.faults import TelemetryFaults
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.reward import PRICE_RANGE
+from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.runs import describe_run, write_run
+from rl_autoscale.experiments.tracking import Tracker
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.workload.store import TraceStore
+
+ENVELOPE_SHARES = (0.001, 0.999)
+
+
+class FaultConfig(Config):
+    """Telemetry faults to train under, probabilities per control step."""
+
+    missing: float = Field(default=0.0, ge=0, lt=1)
+    frozen: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TrainConfig(Config):
+    """What ``rl-autoscale train --config FILE`` reads."""
+
+    scenario: str = "azure-conversation"
+    ppo: PpoConfig = PpoConfig()
+    miss_price: tuple[float, float] = Field(default=PRICE_RANGE, description="range of the dial, log-uniform")
+    num_workloads: PositiveInt = Field(default=96, description="different traffic draws")
+    faults: FaultConfig = FaultConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        low, high = self.miss_price
+        if not 0 < low <= high:
+            raise ValueError(f"miss_price={[low, high]} must be [low, high] with 0 < low <= high")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run left behind."""
+
+    policy_folder: Path
+    timesteps: int
+    notes: tuple[str, ...]
+
+
+def finished_policy(out: Path) -> Path | None:
+    """The exported policy of a finished run, or None."""
+    return out / "policy" if (out / "policy" / "policy.json").exists() else None
+
+
+def train(
+    config: TrainConfig,
+    scenario: Scenario,
+    store: TraceStore,
+    out: Path,
+    *,
+    resume: bool = True,
+    tracker: Tracker | None = None,
+    report: Callable[[TrainingProgress], None] | None = None,
+) -> TrainingResult:
+    """Train a policy and export it.
+
+    Args:
+        config: what to train.
+        scenario: the resolved ``config.scenario``.
+        store: where its traces come from.
+        out: the run's folder.
+        resume: go on from the folder's checkpoint if there is one.
+        tracker: gets every rollout's metrics.
+        report: called after each rollout, for progress bars.
+
+    Raises:
+        SpecError: the folder holds a checkpoint of another configuration.
+    """
+    _claim_folder(out, config, resume)
+    write_run(out, config, describe_run(config.ppo.seed))
+    sampler = ScenarioSampler(scenario, store, config.miss_price, config.num_workloads)
+    mdp = FleetMdp(
+        scenario.fleet,
+        scenario.shield,
+        sampler,
+        num_fleets=config.ppo.num_fleets,
+        num_threads=config.ppo.num_threads,
+        refuse=config.ppo.refuse,
+        faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
+    )
+    curve = (out / "learning.jsonl").open("a", encoding="utf-8")
+
+    def on_rollout(progress: TrainingProgress) -> None:
+        metrics = {
+            "train/reward": progress.mean_reward,
+            "train/cost_over_ideal": progress.cost_over_ideal,
+            "train/slo_attainment": progress.slo_attainment,
+            "train/steps_per_s": progress.steps_per_s,
+            **progress.metrics,
+        }
+        curve.write(json.dumps({"timesteps": progress.timesteps, **metrics}) + "\n")
+        curve.flush()
+        if tracker is not None:
+            tracker.log(metrics, progress.timesteps)
+        if report is not None:
+            report(progress)
+
+    with curve:
+        model = train_ppo(mdp, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
+    training = {
+        "scenario": scenario.name,
+        "algorithm": "PPO, stable-baselines3",
+        "config": config.model_dump(mode="json"),
+        "timesteps": int(model.num_timesteps),
+        "notes": sorted(sampler.notes),
+        "envelope": _envelope(model.rollout_buffer.observations, Schema.of(scenario.fleet)),
+    }
+    layers = policy_layers(model.policy)
+    export_policy(layers, Schema.of(scenario.fleet), out / "policy", refuse=config.ppo.refuse, training=training)
+    return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(sampler.notes)))
+
+
+def export_checkpoint(run: Path, out: Path) -> Path:
+    """Export the checkpoint of a training run, finished or not.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        SpecError: the folder is no training run.
+        PolicyFileError: its checkpoint is damaged.
+    """
+    if not (run / "checkpoint" / "checkpoint.pt").exists():
+        raise SpecError(f"{run}: holds no checkpoint; give the folder of an 'rl-autoscale train' run")
+    config = TrainConfig.from_yaml(run / "config.yaml")
+    scenario = load_scenario(config.scenario)
+    schema = Schema.of(scenario.fleet)
+    mdp = FleetMdp(
+        scenario.fleet, scenario.shield, ScenarioSampler(scenario, TraceStore([])), num_fleets=config.ppo.num_fleets
+    )
+    model = build_ppo(mdp, config.ppo)
+    timesteps = load_checkpoint(model, run / "checkpoint")
+    training = {"scenario": scenario.name, "config": config.model_dump(mode="json"), "timesteps": timesteps}
+    return export_policy(policy_layers(model.policy), schema, out, refuse=config.ppo.refuse, training=training)
+
+
+def _claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
+    """Refuse to continue a checkpoint with another configuration (a longer run of the same one is fine)."""
+    recorded = out / "config.yaml"
+    if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
+        return
+    before = TrainConfig.from_yaml(recorded)
+    longer = {"total_timesteps": config.ppo.total_timesteps}
+    if before.model_copy(update={"ppo": before.ppo.model_copy(update=longer)}) != config:
+        raise SpecError(
+            f"{out} holds a checkpoint of another configuration; use --fresh to start anew or another --out"
+        )
+
+
+def _envelope(observations: Any, schema: Schema) -> dict[str, list[float]]:
+    """Range of each feature in the last rollout; a live controller distrusts the policy outside it."""
+    if observations is None or not np.any(observations):
+        return {}
+    flat = np.asarray(observations, dtype=np.float64).reshape(-1, len(schema.features))
+    low, high = np.quantile(flat, ENVELOPE_SHARES, axis=0)
+    return {
+        name: [round(float(a), 4), round(float(b), 4)] for name, a, b in zip(schema.features, low, high, strict=True)
+    }
