@@ -320,6 +320,7 @@ class SimFleet:
         workload: its traffic.
         seed: start-up times, crashes and routing.
         speed: true iteration time over the profile's.
+        startup_scale: true start-up time over the spec's.
         drain_limit_s: how long after the last arrival the episode may go on until every request has ended; default the
             longest promise of any class plus ten minutes.
 
@@ -333,10 +334,11 @@ class SimFleet:
         *,
         seed: int = 0,
         speed: float = 1.0,
+        startup_scale: float = 1.0,
         drain_limit_s: float | None = None,
     ) -> None:
         self._batch = FleetBatch(spec)
-        self._batch.load(0, workload, seed=seed, speed=speed)
+        self._batch.load(0, workload, seed=seed, speed=speed, startup_scale=startup_scale)
         self._end_s = workload.span_s
         self._limit_s = cut_off_s(spec, workload, drain_limit_s)
         self._decision = ScalingDecision(

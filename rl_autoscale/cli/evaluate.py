@@ -1,0 +1,98 @@
+"""``rl-autoscale evaluate``: one policy, one scenario, a few seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rl_autoscale.fleet.errors import SpecError
+
+SHOWN = ("slo_attainment", "gpu_hours", "cost_usd", "refused_share", "dropped_share", "reversals")
+
+
+def command(
+    policy: Annotated[str, typer.Option(help="A registered name, or an exported policy's folder.")],
+    scenario: Annotated[str, typer.Option(help="A shipped scenario or a path ending in .yaml.")] = "azure-conversation",
+    knob: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated, for example target=40.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    span: Annotated[float | None, typer.Option(help="Cut the test traffic to so many seconds.")] = None,
+    traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every metric of every seed as JSON.")] = False,
+) -> None:
+    """Run one policy on a scenario's test traffic: what it cost and broke.
+
+    Examples:
+        rl-autoscale evaluate --policy headroom --knob headroom=1.4 --knob admission=1
+
+        rl-autoscale evaluate --policy runs/train/policy --knob miss_price=60 --scenario azure-conversation --json
+    """
+    from rl_autoscale.envs.scenario import load_scenario
+    from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeRunner, check_policy
+    from rl_autoscale.experiments.grid import parse_policies
+    from rl_autoscale.workload.store import TraceStore
+
+    chosen = parse_policies([policy])[0]
+    knobs: dict[str, Any] = {**chosen.knobs, **parse_knobs(knob or [])}
+    check_policy(chosen.registered, knobs)
+    resolved = load_scenario(scenario)
+    store = TraceStore(traces or ())
+    notes = resolved.build_test(0, store, span_s=span).notes
+    runner = EpisodeRunner({resolved.name: resolved}, store)
+    metrics = [
+        runner.outcome(EpisodeJob(str(seed), resolved.name, "test", seed, chosen.registered, knobs, span)).metrics
+        for seed in range(seeds)
+    ]
+    if as_json:
+        episodes = [{name: _finite(value) for name, value in item.items()} for item in metrics]
+        found = {"scenario": resolved.name, "policy": policy, "knobs": {k: str(v) for k, v in knobs.items()}}
+        typer.echo(json.dumps({**found, "notes": list(notes), "episodes": episodes}, indent=2))
+        return
+    console = Console()
+    console.print(_table(metrics))
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def parse_knobs(words: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs; numbers where they are numbers.
+
+    Raises:
+        SpecError: not a pair.
+    """
+    knobs: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign or not name or not text:
+            raise SpecError(f"--knob '{word}' must be NAME=VALUE, for example target=40")
+        try:
+            number = float(text)
+        except ValueError:
+            knobs[name] = text
+            continue
+        if math.isnan(number):
+            raise SpecError(f"--knob '{word}' must be a number, not NaN")
+        knobs[name] = number
+    return knobs
+
+
+def _table(metrics: list[dict[str, float]]) -> Table:
+    per_class = [name for name in metrics[0] if name.startswith(("slo_attainment/", "ttft_p99_s/", "tpot_p99_s/"))]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("metric")
+    for heading in ("mean", *(f"seed {seed}" for seed in range(len(metrics)))):
+        table.add_column(heading, justify="right")
+    for name in (*SHOWN, *per_class):
+        values = [item[name] for item in metrics]
+        table.add_row(name, *(f"{value:.4g}" for value in (sum(values) / len(values), *values)))
+    return table
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

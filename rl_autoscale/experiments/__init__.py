@@ -1,0 +1,1 @@
+"""Experiments: benchmark, tuning, statistics, reports, run folders and trackers."""

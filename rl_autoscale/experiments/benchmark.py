@@ -1,0 +1,196 @@
+"""The benchmark: every policy x knob value x early refusal x scenario x seed, under common random numbers.
+
+A seed fixes arrivals, lengths, start-up times and routing numbers for every policy. Results are rows in
+``rows.jsonl``, one per episode, appended as they come; an interrupted benchmark goes on where it stopped. A row is
+reused only if everything it depends on is unchanged: scenario, traffic, policy, knobs, seed, and the code itself.
+
+A name that ends in ``-tuned`` is a rule whose constants are first tuned on the scenario's training traffic
+(`tuning.py`), once with early refusal and once without; then its knob is swept with the other constants fixed, and
+the tuned point itself is run too: what an operator would have deployed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool
+from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, grid, refine, refusal_knobs
+from rl_autoscale.experiments.rows import Refusal, Row, RowStore
+from rl_autoscale.experiments.runs import RunInfo, code_fingerprint, describe_run, write_run, write_text
+from rl_autoscale.experiments.tuning import TuningResult, search_space, tune_policy
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.workload.store import TraceStore
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, episodes done, episodes in all."""
+
+
+def run_benchmark(
+    config: BenchmarkConfig,
+    out_dir: Path,
+    *,
+    num_processes: int = 1,
+    trace_folders: Sequence[Path] = (),
+    progress: Progress | None = None,
+    info: RunInfo | None = None,
+) -> list[Row]:
+    """Run whatever of the grid is not in the folder yet, and return all of its rows.
+
+    Writes ``config.yaml``, ``run.json``, ``workloads.json`` (scenario cards, notes on the traffic), ``tuning.json``
+    and ``rows.jsonl``.
+
+    Args:
+        config: what to compare.
+        out_dir: the run folder; a benchmark found there is resumed.
+        num_processes: episodes run at the same time.
+        trace_folders: where to look for traces first.
+        progress: told how far it is.
+        info: how this run came about; default: described now.
+
+    Raises:
+        RlAutoscaleError: a mistake in the configuration, found before the first episode, or a worker that failed.
+    """
+    scenarios = {scenario.name: scenario for scenario in map(load_scenario, config.scenarios)}
+    if len(scenarios) < len(config.scenarios):
+        raise SpecError("two scenarios have the same name; rename one")
+    for sweep in config.policies:
+        check_sweep(sweep, config)
+    store = TraceStore(trace_folders)
+    cards = {name: _card(scenario, store) for name, scenario in scenarios.items()}
+    write_run(out_dir, config, info or describe_run(config.first_seed))
+    write_text(out_dir / "workloads.json", json.dumps(cards, indent=2) + "\n")
+    context = {name: f"{card['fingerprint']}/{code_fingerprint()}" for name, card in cards.items()}
+    with EpisodePool(scenarios, trace_folders, num_processes) as pool:
+        tuned = _tune(config, scenarios, context, pool, out_dir, progress)
+        cells = {_key(cell, context[cell.scenario], config.span_s): cell for cell in grid(config, scenarios, tuned)}
+        rows = RowStore(out_dir, cells)
+        _run_missing("benchmark", cells, rows, pool, config.span_s, progress)
+        for number in range(config.refinements):
+            added = refine([(cell, rows.rows[key]) for key, cell in cells.items()], config.targets)
+            more = {_key(cell, context[cell.scenario], config.span_s): cell for cell in added}
+            rows.take_back(more)
+            cells |= more
+            _run_missing(f"refinement {number + 1}", cells, rows, pool, config.span_s, progress)
+    return [rows.rows[key] for key in cells]
+
+
+def _run_missing(
+    what: str,
+    cells: Mapping[str, Cell],
+    rows: RowStore,
+    pool: EpisodePool,
+    span_s: float | None,
+    progress: Progress | None,
+) -> None:
+    missing = [_job(key, cell, span_s) for key, cell in cells.items() if key not in rows.rows]
+    if progress is not None:
+        progress(what, len(cells) - len(missing), len(cells))
+    for outcome in pool.run(missing):
+        rows.append(_row(cells[outcome.job.identity], outcome))
+        if progress is not None:
+            progress(what, len(rows.rows), len(cells))
+
+
+def _tune(
+    config: BenchmarkConfig,
+    scenarios: Mapping[str, Scenario],
+    context: Mapping[str, str],
+    pool: EpisodePool,
+    out_dir: Path,
+    progress: Progress | None,
+) -> dict[tuple[str, str, Refusal], TuningResult]:
+    """Tune what is to be tuned and is not in ``tuning.json`` yet."""
+    path = out_dir / "tuning.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    wanted = [
+        (name, sweep, refusal)
+        for name in scenarios
+        for sweep in config.policies
+        if sweep.tuned
+        for refusal in config.refusal
+    ]
+    results = {}
+    for done, (name, sweep, refusal) in enumerate(wanted):
+        if progress is not None:
+            progress(f"tuning {sweep.policy}", done, len(wanted))
+        fixed = {**sweep.knobs, **refusal_knobs(sweep, refusal, config)}
+        asked = {
+            "episode_s": config.tune_episode_s or scenarios[name].episode_s,
+            "budget_episodes": config.tune_episodes,
+            "num_seeds": config.tune_seeds,
+            "target": config.tune_target,
+        }
+        key = _digest([context[name], sweep.policy, refusal, fixed, asked, asdict(search_space(sweep.policy))])
+        if key not in known:
+            result = tune_policy(sweep.policy, name, pool, fixed=fixed, **asked)  # type: ignore[arg-type]
+            known[key] = {"scenario": name, "refusal": refusal, **asdict(result)}
+            write_text(path, json.dumps(known, indent=2) + "\n")
+        stored = {field: value for field, value in known[key].items() if field not in ("scenario", "refusal")}
+        results[name, sweep.policy, refusal] = TuningResult(**stored)
+    return results
+
+
+def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
+    """What a report says of a scenario, and a hash of everything its traffic and fleet depend on."""
+    notes: list[str] = []
+    digest = hashlib.sha256(scenario.model_dump_json().encode())
+    for pool in scenario.fleet.pools:
+        digest.update(pool.hardware.model_dump_json().encode())
+    workloads = [source.workload for source in scenario.train] + [scenario.test]
+    names = dict.fromkeys(item.trace for workload in workloads for item in workload.streams if item.trace is not None)
+    for name in names:
+        loaded = store.load_or_stand_in(name)
+        notes += loaded.notes
+        for column in (loaded.workload.arrival_s, loaded.workload.prompt_tokens, loaded.workload.output_tokens):
+            digest.update(column.tobytes())
+    return {
+        "description": scenario.description,
+        "traces": list(names),
+        "notes": list(dict.fromkeys(notes)),
+        "gpus_per_replica": scenario.fleet.gpus_per_replica.tolist(),
+        "classes": [item.model_dump(mode="json") for item in scenario.fleet.classes],
+        "fingerprint": digest.hexdigest()[:16],
+    }
+
+
+def _key(cell: Cell, context: str, span_s: float | None) -> str:
+    extra = ""
+    if "path" in cell.knobs:  # an exported policy is what its file says, wherever the file lies
+        folder = Path(str(cell.knobs["path"]))
+        card = folder / "policy.json" if folder.is_dir() else folder
+        extra = hashlib.sha256(card.read_bytes()).hexdigest() if card.exists() else ""
+    where = [cell.scenario, cell.seed, cell.sweep.name, cell.sweep.registered, cell.refusal, cell.asked_attainment]
+    return _digest([context, span_s, where, cell.knobs, extra])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def _job(key: str, cell: Cell, span_s: float | None) -> EpisodeJob:
+    return EpisodeJob(key, cell.scenario, "test", cell.seed, cell.sweep.registered, cell.knobs, span_s)
+
+
+def _row(cell: Cell, outcome: EpisodeOutcome) -> Row:
+    return Row(
+        key=outcome.job.identity,
+        scenario=cell.scenario,
+        policy=cell.sweep.name,
+        registered=cell.sweep.registered,
+        knob=cell.knob,
+        knob_value=cell.knob_value,
+        refusal=cell.refusal,
+        seed=cell.seed,
+        gpu_hours=outcome.metrics["gpu_hours"],
+        slo_attainment=outcome.metrics["slo_attainment"],
+        asked_attainment=cell.asked_attainment,
+        knobs=cell.knobs,
+        metrics=outcome.metrics,
+        wall_s=outcome.wall_s,
+    )

@@ -1,0 +1,244 @@
+"""What a benchmark is made of: its configuration, the episodes it asks for, and where it looks closer.
+
+A sweep is first run at a policy's own knob values (or some of them), then *refined*: where a reported attainment falls
+between two points of the front, the knob half-way between them is run too. So claims at equal attainment interpolate
+over short distances, and every policy gets the same number of refinements.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rl_autoscale.agents.registry import policy_class
+from rl_autoscale.envs.scenario import Scenario
+from rl_autoscale.experiments.episodes import check_policy, is_whole
+from rl_autoscale.experiments.rows import Refusal, Row
+from rl_autoscale.experiments.statistics import TARGETS, FloatArray, front_indices
+from rl_autoscale.experiments.tuning import TUNED_SUFFIX, TuningResult, search_space
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.errors import SpecError
+
+RESOLUTION = 0.002
+"""Neighbours on a front closer than this in attainment are not refined further."""
+
+DEFAULT_POLICIES = (
+    "static", "headroom", "headroom-tuned", "hpa", "hpa-tuned",
+    "chiron-literal", "chiron-robust", "chiron-tuned", "oracle",
+)  # fmt: skip
+
+
+class PolicySweep(Config):
+    """One policy and the values of its knob to try."""
+
+    policy: str = Field(description="a registered name, or <name>-tuned")
+    label: str | None = Field(default=None, description="what tables call it; default the policy's name")
+    values: tuple[float, ...] | None = Field(default=None, description="knob values; default the policy's own sweep")
+    knobs: dict[str, Any] = Field(default_factory=dict, description="other keyword arguments, for example path")
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.label or self.policy
+
+    @property
+    def tuned(self) -> bool:
+        """Whether its constants are searched first."""
+        return self.policy.endswith(TUNED_SUFFIX)
+
+    @property
+    def registered(self) -> str:
+        """The name in the registry."""
+        return search_space(self.policy).base if self.tuned else self.policy
+
+
+class BenchmarkConfig(Config):
+    """What to compare."""
+
+    scenarios: tuple[str, ...] = Field(min_length=1, description="shipped names, or paths that end in .yaml")
+    policies: tuple[PolicySweep, ...] = Field(min_length=1)
+    num_seeds: PositiveInt = 5
+    first_seed: NonNegativeInt = 0
+    refusal: tuple[Refusal, ...] = Field(
+        default=("off", "on"), min_length=1, description="early refusal off, on, or both"
+    )
+    refusal_strictness: PositiveFloat = Field(
+        default=1.0, description="rules refuse when the estimated TTFT exceeds this times the SLO"
+    )
+    max_knob_values: PositiveInt | None = Field(default=None, description="thin every sweep to so many values")
+    refinements: NonNegativeInt = Field(default=2, description="rounds of added knob values around each target")
+    targets: tuple[float, ...] = Field(default=TARGETS, min_length=1, description="attainments that are reported")
+    span_s: PositiveFloat | None = Field(default=None, description="cut the test traffic, for quick looks")
+    tune_episodes: PositiveInt = Field(default=96, description="training episodes per tuned rule, the same for all")
+    tune_seeds: PositiveInt = Field(default=4, description="training episodes each candidate is judged on")
+    tune_episode_s: PositiveFloat | None = Field(default=None, description="their length; default the scenario's")
+    tune_target: float = Field(default=0.98, gt=0, lt=1, description="attainment the rules are tuned for")
+
+    @model_validator(mode="after")
+    def _check(self) -> BenchmarkConfig:
+        if not all(0 < target < 1 for target in self.targets):
+            raise ValueError("targets must lie between 0 and 1")
+        for kind, names in (
+            ("policy label", [item.name for item in self.policies]),
+            ("scenario", list(self.scenarios)),
+        ):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"every {kind} must differ; repeated: {', '.join(repeated)}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One episode of the grid."""
+
+    scenario: str
+    seed: int
+    sweep: PolicySweep
+    refusal: Refusal
+    knob: str | None
+    knob_value: float | None
+    knobs: dict[str, Any]
+    asked_attainment: float | None = None
+
+
+def parse_policies(words: Sequence[str]) -> tuple[PolicySweep, ...]:
+    """Policies as the command line names them: ``hpa``, ``chiron-tuned``, ``learned=FOLDER``, or just a folder.
+
+    Several learned policies are told apart by the name of their folder.
+
+    Raises:
+        UnknownNameError: no such policy.
+        SpecError: a tuned variant that does not exist.
+    """
+    sweeps = []
+    for word in words:
+        name, _, path = word.partition("=")
+        if not path and (word.endswith((".json", ".onnx")) or "/" in word or Path(word).is_dir()):
+            name, path = "learned", word
+        if path:
+            found = Path(path).parent if path.endswith(".onnx") else Path(path)
+            sweeps.append(PolicySweep(policy=name, knobs={"path": str(found)}))
+        else:
+            sweeps.append(PolicySweep(policy=name))
+    labels = [sweep.name for sweep in sweeps]
+    return tuple(
+        sweep.model_copy(update={"label": f"{sweep.name} {Path(str(sweep.knobs['path'])).name}"})
+        if labels.count(sweep.name) > 1 and "path" in sweep.knobs
+        else sweep
+        for sweep in sweeps
+    )
+
+
+def grid(
+    config: BenchmarkConfig, scenarios: Mapping[str, Scenario], tuned: Mapping[tuple[str, str, Refusal], TuningResult]
+) -> list[Cell]:
+    """All episodes, those that share a workload together.
+
+    Args:
+        config: what to compare.
+        scenarios: by name.
+        tuned: by (scenario, policy, refusal).
+    """
+    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
+    return [
+        cell
+        for scenario in scenarios
+        for seed in seeds
+        for sweep in config.policies
+        for refusal in config.refusal
+        for cell in _sweep_cells(config, sweep, scenario, seed, refusal, tuned.get((scenario, sweep.policy, refusal)))
+    ]
+
+
+def _sweep_cells(
+    config: BenchmarkConfig, sweep: PolicySweep, scenario: str, seed: int, refusal: Refusal, result: TuningResult | None
+) -> list[Cell]:
+    knob = policy_class(sweep.registered).KNOB
+    base = {**sweep.knobs, **refusal_knobs(sweep, refusal, config)} if result is None else dict(result.knobs)
+    cell = Cell(scenario, seed, sweep, refusal, None if knob is None else knob.name, None, base)
+    if knob is None:
+        return [cell]
+    values = thin(sweep.values or knob.sweep, config.max_knob_values)
+    cells = [replace(cell, knob_value=value, knobs={**base, knob.name: value}) for value in values]
+    if result is not None:
+        chosen = float(result.knobs[knob.name])
+        cells.append(replace(cell, knob_value=chosen, asked_attainment=result.asked_attainment))
+    return cells
+
+
+def thin(values: tuple[float, ...], at_most: int | None) -> tuple[float, ...]:
+    """Evenly spaced members of a sweep, both ends kept."""
+    if at_most is None or len(values) <= at_most:
+        return values
+    return tuple(values[k] for k in np.unique(np.linspace(0, len(values) - 1, at_most).round().astype(int)))
+
+
+def refusal_knobs(sweep: PolicySweep, refusal: Refusal, config: BenchmarkConfig) -> dict[str, Any]:
+    """Rules get a fixed strictness, or none; a policy that decides it (default None) is left alone, or switched off."""
+    parameter = inspect.signature(policy_class(sweep.registered)).parameters.get("admission")
+    if parameter is None or "admission" in sweep.knobs:
+        return {}
+    if parameter.default is None:
+        return {} if refusal == "on" else {"admission": float("inf")}
+    return {"admission": config.refusal_strictness} if refusal == "on" else {}
+
+
+def refine(done: Sequence[tuple[Cell, Row]], targets: tuple[float, ...]) -> list[Cell]:
+    """The cells of one refinement: per sweep, the knob half-way across the front's gap around each target.
+
+    Args:
+        done: every cell of the grid with its row.
+        targets: attainments that are reported.
+
+    Returns:
+        New cells, all seeds of each new knob value, those that share a workload together.
+    """
+    groups: dict[tuple[str, str, Refusal], list[tuple[Cell, Row]]] = {}
+    for cell, row in done:
+        if cell.knob_value is not None and cell.asked_attainment is None:
+            groups.setdefault((cell.scenario, cell.sweep.name, cell.refusal), []).append((cell, row))
+    added = []
+    for group in groups.values():
+        values = np.array(sorted({cell.knob_value for cell, _ in group if cell.knob_value is not None}))
+        points = [[row for cell, row in group if cell.knob_value == value] for value in values]
+        attainment = np.array([np.mean([row.slo_attainment for row in rows]) for rows in points])
+        hours = np.array([np.mean([row.gpu_hours for row in rows]) for rows in points])
+        chosen = policy_class(group[0][0].sweep.registered)
+        for value in _between(values, attainment, hours, targets, whole=is_whole(chosen, str(group[0][0].knob))):
+            for cell in {cell.seed: cell for cell, _ in group}.values():
+                added.append(replace(cell, knob_value=value, knobs={**cell.knobs, str(cell.knob): value}))
+    return sorted(added, key=lambda cell: (cell.scenario, cell.seed))
+
+
+def _between(
+    values: FloatArray, attainment: FloatArray, hours: FloatArray, targets: tuple[float, ...], *, whole: bool
+) -> list[float]:
+    front = front_indices(attainment, hours)
+    found: dict[float, None] = {}
+    for target in targets:
+        above = int(np.searchsorted(attainment[front], target))
+        if 0 < above < len(front) and attainment[front[above]] - attainment[front[above - 1]] > RESOLUTION:
+            low, high = values[front[above - 1]], values[front[above]]
+            middle = float(f"{np.sqrt(low * high) if min(low, high) > 0 else (low + high) / 2.0:.4g}")
+            middle = float(round(middle)) if whole else middle
+            if middle not in values:
+                found[middle] = None
+    return list(found)
+
+
+def check_sweep(sweep: PolicySweep, config: BenchmarkConfig) -> None:
+    """Refuse an unknown policy, knob or value before the first episode."""
+    knob = policy_class(sweep.registered).KNOB
+    if knob is None and sweep.values is not None:
+        raise SpecError(f"policy '{sweep.policy}' has no knob to sweep; leave out values")
+    for value in sweep.values or (() if knob is None else knob.sweep[:1]):
+        assert knob is not None
+        for refusal in config.refusal:
+            check_policy(sweep.registered, {**sweep.knobs, **refusal_knobs(sweep, refusal, config), knob.name: value})

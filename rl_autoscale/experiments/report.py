@@ -1,0 +1,359 @@
+"""From a benchmark's folder to ``report.html``, ``report.md``, figures, and the tables as CSV and JSON.
+
+The HTML is one file: style inside, figures embedded, no script, nothing loaded from anywhere. The time line of two
+policies is simulated anew on one seed (a row keeps only an episode's totals), at the cheapest knob value of each
+that attains the chosen target.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from rich import box
+from rich.table import Table as RichTable
+
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.experiments.analysis import Entry, Findings, analyse, operating_point
+from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeRunner
+from rl_autoscale.experiments.grid import BenchmarkConfig
+from rl_autoscale.experiments.rows import ROWS_FILE, Row, read_rows
+from rl_autoscale.experiments.runs import RunInfo, read_run, write_text
+from rl_autoscale.experiments.statistics import MIN_SEEDS
+from rl_autoscale.experiments.tables import Table, all_tables, verdicts
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.workload.store import TraceStore
+
+TIMELINE_TARGET = 0.98
+CHIRON_NOTE = (
+    "Chiron's code is not public. Everything named chiron here is our rebuild of Chiron (arXiv 2501.08090) from the "
+    "paper and from others' rebuilds: literal (steps of one, no smoothing), robust (straight to the target, dead band) "
+    "and tuned (robust, constants searched on training traffic). Do not compare with the paper's own numbers."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        html: the report.
+        figures: PNG files beside it.
+        findings: what it says, per scenario.
+    """
+
+    html: Path
+    figures: tuple[Path, ...]
+    findings: tuple[Findings, ...]
+
+
+def write_report(
+    folder: Path,
+    *,
+    trace_folders: Sequence[Path] = (),
+    timeline: tuple[str, str] | None = None,
+    title: str = "Benchmark",
+    extra_notes: Sequence[str] = (),
+) -> Report:
+    """Analyse a benchmark's rows and write everything beside them.
+
+    Args:
+        folder: of `run_benchmark`.
+        trace_folders: where to look for traces first, for the time line.
+        timeline: two policies to show side by side; default the focal one and Chiron.
+        title: of the page.
+        extra_notes: further paragraphs for the top of the page, for example how the learned policy was trained.
+
+    Raises:
+        SpecError: the folder holds no results.
+    """
+    rows = read_rows(folder / ROWS_FILE)
+    if not rows:
+        raise SpecError(f"{folder}: holds no benchmark results; run 'rl-autoscale benchmark --out {folder}' first")
+    config = BenchmarkConfig.from_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else None
+    findings = analyse(rows) if config is None else analyse(rows, targets=config.targets)
+    cards = _read_json(folder / "workloads.json")
+    figures = _draw(folder, rows, findings, _scenarios(config), trace_folders, timeline, config)
+    info = read_run(folder)
+    write_text(folder / "report.html", render_html(findings, cards, info, figures, title, extra_notes))
+    write_text(folder / "report.md", render_markdown(findings, cards, info, title, extra_notes))
+    write_text(folder / "tables.csv", render_csv(findings))
+    write_text(folder / "tables.json", json.dumps(as_data(findings), indent=2) + "\n")
+    files = tuple(path for of_scenario in figures.values() for path in of_scenario)
+    return Report(folder / "report.html", files, tuple(findings))
+
+
+def as_data(findings: Sequence[Findings]) -> list[dict[str, Any]]:
+    """The findings as plain data; null where there is no number."""
+
+    def number(value: float) -> float | None:
+        return value if abs(value) < float("inf") else None
+
+    return [
+        {
+            "scenario": one.scenario,
+            "seeds": list(one.seeds),
+            "policies": [
+                {
+                    "policy": item.policy,
+                    "refusal": item.refusal,
+                    "gpu_hours": {
+                        f"{target:g}": {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
+                        for target, e in zip(one.targets, item.hours, strict=True)
+                    },
+                    "hypervolume": number(item.hypervolume.value),
+                    "front": [
+                        {item.knob or "knob": value, "slo_attainment": a, "gpu_hours": h}
+                        for value, a, h in zip(item.values, *(x.tolist() for x in item.sweep.mean()), strict=True)
+                    ],
+                }
+                for item in one.entries
+            ],
+            "focal": None if one.focal is None else {"policy": one.focal.policy, "refusal": one.focal.refusal},
+            "comparisons": [
+                {
+                    "against": item.other.policy,
+                    "refusal": item.other.refusal,
+                    "ratio": {
+                        f"{target:g}": {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
+                        | {"verdict": item.verdict(k)}
+                        for k, (target, e) in enumerate(zip(one.targets, item.ratios, strict=True))
+                    },
+                }
+                for item in one.comparisons
+            ],
+        }
+        for one in findings
+    ]
+
+
+def render_csv(findings: Sequence[Findings]) -> str:
+    """GPU-hours at equal attainment, one line per scenario, policy, refusal and target."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("scenario", "policy", "refusal", "attainment", "gpu_hours", "low", "high", "num_seeds"))
+    for one in findings:
+        for item in one.entries:
+            for target, estimate in zip(one.targets, item.hours, strict=True):
+                values = (f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high))
+                writer.writerow((one.scenario, item.policy, item.refusal, target, *values, len(one.seeds)))
+    return text.getvalue()
+
+
+def render_markdown(
+    findings: Sequence[Findings],
+    cards: Mapping[str, Any],
+    info: RunInfo | None,
+    title: str = "Benchmark",
+    extra_notes: Sequence[str] = (),
+) -> str:
+    """The report without figures."""
+    parts = [f"# {title}", *extra_notes, summary(findings), provenance(info, findings)]
+    for one in findings:
+        parts.append(f"## {one.scenario}")
+        parts += _card_lines(cards.get(one.scenario, {}))
+        for table in all_tables(one):
+            parts += [f"### {table.title}", table.full_note, table.markdown()]
+    return "\n\n".join([*parts, CHIRON_NOTE]) + "\n"
+
+
+def render_html(
+    findings: Sequence[Findings],
+    cards: Mapping[str, Any],
+    info: RunInfo | None,
+    figures: Mapping[str, Sequence[Path]],
+    title: str = "Benchmark",
+    extra_notes: Sequence[str] = (),
+) -> str:
+    """The report as one file.
+
+    Args:
+        findings: per scenario.
+        cards: ``workloads.json``.
+        info: how the run came about.
+        figures: PNG files by scenario; they are embedded.
+        title: of the page.
+        extra_notes: paragraphs for the top.
+    """
+    template = (resources.files("rl_autoscale") / "experiments" / "report_page.html").read_text(encoding="utf-8")
+    lead = [*extra_notes, summary(findings)]
+    sections = "\n".join(_section(one, cards.get(one.scenario, {}), figures.get(one.scenario, ())) for one in findings)
+    return Template(template).substitute(
+        title=html.escape(title),
+        lead="\n".join(f"<p>{html.escape(text)}</p>" for text in lead),
+        sections=sections,
+        chiron=html.escape(CHIRON_NOTE),
+        provenance=html.escape(provenance(info, findings)),
+    )
+
+
+def summary(findings: Sequence[Findings]) -> str:
+    """Wins and losses in one sentence."""
+    focal = next((one.focal for one in findings if one.focal is not None), None)
+    if focal is None:
+        return "No policy reaches any of the attainments reported."
+    wins, losses, ties = verdicts(findings)
+    return (
+        f"{focal.policy} (early refusal {focal.refusal}) against every rule at every attainment reported: cheaper in "
+        f"{wins} of {wins + losses + ties} comparisons, dearer in {losses}, undecided in {ties}. All knobs are "
+        "chosen in hindsight, on the test traffic itself."
+    )
+
+
+def provenance(info: RunInfo | None, findings: Sequence[Findings]) -> str:
+    """Command, seeds, commit, versions."""
+    seeds = sorted({seed for one in findings for seed in one.seeds})
+    few = "" if len(seeds) >= MIN_SEEDS else f" Fewer than {MIN_SEEDS} seeds: take the intervals as rough."
+    if info is None:
+        return f"Seeds {seeds}.{few} How this run came about is not recorded."
+    versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
+    return (
+        f"Command: {info.command}. Seeds {seeds}.{few} Git commit: {info.git_commit or 'not in a checkout'}. "
+        f"rl-autoscale {info.package_version} (code {info.code}), Python {info.python}, {versions}. "
+        f"{info.num_cores} cores, {info.machine}, {info.started}."
+    )
+
+
+def rich_table(table: Table) -> RichTable:
+    """For the terminal, without intervals; wins green, losses bold red."""
+    shown = RichTable(
+        title=table.title, caption=table.note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    )
+    for k, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if k < table.num_text else "right", no_wrap=k < table.num_text)
+    tones = {"win": "green", "loss": "red"}
+    for row in table.rows:
+        shown.add_row(*(_markup(cell.short or cell.text, cell.strong, tones.get(cell.tone, "")) for cell in row))
+    return shown
+
+
+def _markup(text: str, strong: bool, colour: str) -> str:
+    style = " ".join(part for part in ("bold" if strong else "", colour) if part)
+    escaped = text.replace("[", r"\[")
+    return f"[{style}]{escaped}[/]" if style and text else escaped
+
+
+def _card_lines(card: Mapping[str, Any]) -> list[str]:
+    notes = [f"Note on the traffic: {note}" for note in card.get("notes", ())]
+    return [*([str(card["description"]).strip()] if "description" in card else []), *notes]
+
+
+def _section(one: Findings, card: Mapping[str, Any], figures: Sequence[Path]) -> str:
+    parts = [f"<h2>{html.escape(one.scenario)}</h2>"]
+    parts += [f'<p class="card">{html.escape(line)}</p>' for line in _card_lines(card)]
+    for path in figures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
+    parts += [_html_table(table) for table in all_tables(one)]
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _html_table(table: Table) -> str:
+    def cells(texts: Sequence[str], tag: str, classes: Sequence[str]) -> str:
+        return "".join(f'<{tag} class="{c}">{t}</{tag}>' for t, c in zip(texts, classes, strict=True))
+
+    kinds = ["text" if k < table.num_text else "number" for k in range(len(table.headings))]
+    body = []
+    for row in table.rows:
+        texts = [f"<b>{html.escape(c.text)}</b>" if c.strong else html.escape(c.text) for c in row]
+        body.append(f"<tr>{cells(texts, 'td', [f'{k} {c.tone}' for k, c in zip(kinds, row, strict=True)])}</tr>")
+    head = cells([html.escape(text) for text in table.headings], "th", kinds)
+    return (
+        f'<h3>{html.escape(table.title)}</h3><p class="note">{html.escape(table.full_note)}</p>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    )
+
+
+def _scenarios(config: BenchmarkConfig | None) -> dict[str, Scenario]:
+    """Those that can still be found; a report must not fail because a scenario file has moved."""
+    found = {}
+    for name in () if config is None else config.scenarios:
+        try:
+            scenario = load_scenario(name)
+        except (SpecError, KeyError):
+            continue
+        found[scenario.name] = scenario
+    return found
+
+
+def _draw(
+    folder: Path,
+    rows: Sequence[Row],
+    findings: Sequence[Findings],
+    scenarios: Mapping[str, Scenario],
+    trace_folders: Sequence[Path],
+    chosen: tuple[str, str] | None,
+    config: BenchmarkConfig | None,
+) -> dict[str, list[Path]]:
+    from rl_autoscale.experiments.figures import draw_front, draw_timeline  # Matplotlib takes a while to import
+
+    figures: dict[str, list[Path]] = {}
+    runner = EpisodeRunner(scenarios, TraceStore(trace_folders))
+    for one in findings:
+        path = folder / f"front-{one.scenario}.png"
+        draw_front(one, path)
+        figures[one.scenario] = [path]
+        pair = _timeline_pair(one, chosen)
+        if pair is not None and one.scenario in scenarios:
+            span_s = None if config is None else config.span_s
+            shown = [_timeline(item, one, rows, runner, span_s) for item in pair]
+            path = folder / f"timeline-{one.scenario}.png"
+            draw_timeline(shown[0], shown[1], path)
+            figures[one.scenario].append(path)
+    return figures
+
+
+def _timeline_pair(one: Findings, chosen: tuple[str, str] | None) -> tuple[Entry, Entry] | None:
+    """The two policies of the time line: those asked for, else the focal one and the better of the Chirons."""
+    if one.focal is None:
+        return None
+
+    def find(policy: str) -> Entry | None:
+        named = [item for item in one.entries if item.policy == policy]
+        return max(named, key=lambda item: item.refusal == "on", default=None)
+
+    if chosen is not None:
+        left, right = find(chosen[0]), find(chosen[1])
+    else:
+        left = one.focal
+        rivals = [item for item in one.entries if item.policy.startswith("chiron") and item is not left]
+        rivals = rivals or [item for item in one.entries if item.is_rule and item is not left]
+        right = max(rivals, key=lambda item: item.hypervolume.value, default=None)
+    return None if left is None or right is None else (left, right)
+
+
+def _timeline(entry: Entry, one: Findings, rows: Sequence[Row], runner: EpisodeRunner, span_s: float | None) -> Any:
+    from rl_autoscale.experiments.figures import Timeline
+
+    value = entry.values[operating_point(entry, TIMELINE_TARGET)]
+    row = next(
+        row
+        for row in rows
+        if (row.scenario, row.policy, row.refusal, row.seed)
+        == (one.scenario, entry.policy, entry.refusal, one.seeds[0])
+        and row.asked_attainment is None
+        and (row.knob_value is None or row.knob_value == value)
+    )
+    knobs = {name: float(v) if v in ("inf", "-inf") else v for name, v in row.knobs.items()}
+    result = runner.result(EpisodeJob(row.key, one.scenario, "test", row.seed, row.registered, knobs, span_s))
+    knob = "" if row.knob is None else f", {row.knob} {row.knob_value:g}"
+    title = f"{entry.policy}{knob}, refusal {entry.refusal}"
+    interval_s = runner.scenario(one.scenario).fleet.control_interval_s
+    return Timeline(title, result.timeline, interval_s, result.gpu_hours, result.slo_attainment)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,263 @@
+"""Tune a rule's constants on training traffic, by the same budget for every rule.
+
+An operator who deploys a rule tunes it on yesterday's traffic. So does this: candidates are judged on *training*
+episodes only (capacity error and start-up scale drawn as in the training of the learned policy), each on the same
+seeds, and the winner goes through the benchmark unchanged.
+
+The loss of a candidate is its GPU-hours, relative to the rule's defaults, plus a price on every point of attainment
+that it stays below the asked one. The price is finite on purpose: where the asked attainment is out of reach on the
+hardest training episodes, a strict constraint would drive the search into corners. The defaults are the first
+candidate, so tuning never loses to them on training traffic; then half of the budget is random search (uniform in the
+unit cube that the ranges span), the rest is coordinate search around the best point with a step that halves when a
+round over all coordinates brings nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool
+from rl_autoscale.fleet.errors import SpecError, did_you_mean
+from rl_autoscale.fleet.rng import stream
+
+RANDOM_SHARE = 0.5
+SHORTFALL_PRICE = 20.0
+"""Bills of the defaults per unit of attainment missing: a point below the asked one weighs 20 % of the bill."""
+
+FIRST_STEP = 0.15
+SMALLEST_STEP = 0.005
+TUNED_SUFFIX = "-tuned"
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One constant of a rule, where to look for it and where to begin; ``log`` is uniform in its logarithm."""
+
+    name: str
+    low: float
+    high: float
+    default: float
+    log: bool = False
+
+    def unit(self, value: float) -> float:
+        """Inverse of `value`, clipped to the range."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def value(self, unit: float) -> float:
+        """The constant at a place of 0..1, to four digits."""
+        if self.log:
+            raw = math.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
+        else:
+            raw = self.low + unit * (self.high - self.low)
+        return min(max(float(f"{raw:.4g}"), self.low), self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """What a tuned variant is made of: its base policy and the constants that are searched, the knob first."""
+
+    base: str
+    dimensions: tuple[Dimension, ...]
+
+
+BATCH_CAP = Dimension("batch_cap", 8.0, 256.0, 256.0, log=True)
+STRICTNESS = Dimension("admission", 0.25, 4.0, 1.0, log=True)
+"""How strict early refusal is; searched too where a rule refuses, since the learned policy may set it."""
+
+SEARCH_SPACES: dict[str, SearchSpace] = {
+    "headroom-tuned": SearchSpace(
+        "headroom",
+        (
+            Dimension("headroom", 0.9, 4.0, 1.5, log=True),
+            Dimension("up_time_constant_s", 5.0, 120.0, 30.0, log=True),
+            Dimension("down_time_constant_s", 30.0, 900.0, 120.0, log=True),
+            BATCH_CAP,
+        ),
+    ),
+    "hpa-tuned": SearchSpace(
+        "hpa",
+        (
+            Dimension("target", 2.0, 256.0, 40.0, log=True),
+            Dimension("tolerance", 0.02, 0.3, 0.1),
+            Dimension("down_stabilisation_s", 30.0, 600.0, 300.0, log=True),
+            BATCH_CAP,
+        ),
+    ),
+    "chiron-tuned": SearchSpace(
+        "chiron-tuned",
+        (
+            Dimension("theta", 0.05, 1.0, 1.0 / 3.0, log=True),
+            Dimension("dead_band", 0.0, 0.6, 0.25),
+            Dimension("z", 0.5, 3.0, 1.645),
+            Dimension("load_time_s", 10.0, 300.0, 60.0, log=True),
+            BATCH_CAP,
+        ),
+    ),
+}
+"""Tuned variants by name. Chiron: theta, h, z and the load time as reference rebuilds name them, and a ceiling on B."""
+
+_WHOLE = frozenset({"batch_cap", "replicas"})
+
+
+@dataclass(frozen=True, slots=True)
+class TuningResult:
+    """The best constants found, and what they did on the training traffic.
+
+    Attributes:
+        policy: name of the tuned variant.
+        knobs: keyword arguments of its base policy.
+        asked_attainment: what was tuned for.
+        slo_attainment: mean over the training episodes.
+        gpu_hours: mean over the training episodes.
+        num_candidates: points tried.
+        num_episodes: episodes run.
+        simulated_hours: fleet time simulated, the budget all rules share.
+    """
+
+    policy: str
+    knobs: dict[str, Any]
+    asked_attainment: float
+    slo_attainment: float
+    gpu_hours: float
+    num_candidates: int
+    num_episodes: int
+    simulated_hours: float
+
+
+Evaluate = Callable[[Sequence[dict[str, Any]]], list[tuple[float, float]]]
+"""Candidates -> (attainment, GPU-hours) of each."""
+
+
+def search_space(policy: str) -> SearchSpace:
+    """The search space of a tuned variant; raises SpecError for a policy that has none."""
+    if policy not in SEARCH_SPACES:
+        raise SpecError(
+            f"policy '{policy}' cannot be tuned{did_you_mean(policy, SEARCH_SPACES)}; "
+            f"tuned variants: {', '.join(SEARCH_SPACES)}"
+        )
+    return SEARCH_SPACES[policy]
+
+
+def tune_policy(
+    policy: str,
+    scenario: str,
+    pool: EpisodePool,
+    *,
+    episode_s: float,
+    budget_episodes: int,
+    num_seeds: int = 4,
+    target: float = 0.98,
+    fixed: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> TuningResult:
+    """Tune one rule on one scenario's training traffic.
+
+    Args:
+        policy: a key of `SEARCH_SPACES`.
+        scenario: name of one of the pool's scenarios.
+        pool: runs the episodes.
+        episode_s: length of each, the same for every rule.
+        budget_episodes: episodes in all; candidates = budget / seeds.
+        num_seeds: training episodes each candidate is judged on.
+        target: attainment asked for.
+        fixed: further keyword arguments, not searched (early refusal).
+        seed: of the search; the training episodes are numbers 0..num_seeds - 1.
+    """
+    space = search_space(policy)
+    dimensions = space.dimensions
+    if math.isfinite((fixed or {}).get("admission", math.inf)):
+        dimensions = (*dimensions, STRICTNESS)
+    if budget_episodes < num_seeds:
+        raise SpecError(f"budget_episodes={budget_episodes} is below num_seeds={num_seeds}; raise it")
+    given = fixed or {}
+
+    def evaluate(candidates: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+        jobs = [
+            EpisodeJob(str(number), scenario, "train", episode, space.base, {**given, **knobs}, episode_s)
+            for episode in range(num_seeds)
+            for number, knobs in enumerate(candidates)
+        ]
+        totals = np.zeros((len(candidates), 2))
+        for outcome in pool.run(jobs):
+            metrics = outcome.metrics
+            totals[int(outcome.job.identity)] += (metrics["slo_attainment"], metrics["gpu_hours"])
+        return [(float(a), float(h)) for a, h in totals / num_seeds]
+
+    num_candidates = budget_episodes // num_seeds
+    knobs, (attainment, hours), tried = search(
+        dimensions, evaluate, num_candidates, target=target, rng=stream(seed, f"tune/{policy}")
+    )
+    num_episodes = tried * num_seeds
+    return TuningResult(
+        policy, {**given, **knobs}, target, attainment, hours, tried, num_episodes, num_episodes * episode_s / 3600.0
+    )
+
+
+def search(
+    dimensions: Sequence[Dimension],
+    evaluate: Evaluate,
+    num_candidates: int,
+    *,
+    target: float,
+    rng: np.random.Generator,
+) -> tuple[dict[str, Any], tuple[float, float], int]:
+    """The defaults, random search, then coordinate search; see the module.
+
+    Returns:
+        (best candidate, its (attainment, GPU-hours), candidates tried).
+    """
+    num_random = max(1, round(RANDOM_SHARE * num_candidates))
+    points = rng.random((num_random, len(dimensions)))
+    points[0] = [item.unit(item.default) for item in dimensions]
+    scores = evaluate([_candidate(dimensions, point) for point in points])
+    bill = scores[0][1]
+    losses = [loss(score, target, bill) for score in scores]
+    best = int(np.argmin(losses))
+    point, score, tried = points[best], scores[best], num_random
+    step, coordinate, improved = FIRST_STEP, 0, False
+    while tried < num_candidates and step > SMALLEST_STEP:
+        neighbours = _neighbours(point, coordinate, step)[: num_candidates - tried]
+        found = evaluate([_candidate(dimensions, neighbour) for neighbour in neighbours])
+        tried += len(neighbours)
+        for neighbour, its_score in zip(neighbours, found, strict=True):
+            if loss(its_score, target, bill) < loss(score, target, bill):
+                point, score, improved = neighbour, its_score, True
+        coordinate += 1
+        if coordinate == len(dimensions):
+            step, coordinate, improved = (step if improved else step / 2.0), 0, False
+    return _candidate(dimensions, point), score, tried
+
+
+def loss(score: tuple[float, float], target: float, bill_hours: float) -> float:
+    """Smaller is better.
+
+    Args:
+        score: (attainment, GPU-hours) of a candidate.
+        target: attainment asked for.
+        bill_hours: GPU-hours of the defaults.
+    """
+    attainment, hours = score
+    return hours / max(bill_hours, 1e-9) + SHORTFALL_PRICE * max(0.0, target - attainment)
+
+
+def _candidate(dimensions: Sequence[Dimension], point: np.ndarray) -> dict[str, Any]:
+    values = {item.name: item.value(float(unit)) for item, unit in zip(dimensions, point, strict=True)}
+    return {name: round(value) if name in _WHOLE else value for name, value in values.items()}
+
+
+def _neighbours(point: np.ndarray, coordinate: int, step: float) -> list[np.ndarray]:
+    moved = []
+    for direction in (-step, step):
+        neighbour = point.copy()
+        neighbour[coordinate] = np.clip(point[coordinate] + direction, 0.0, 1.0)
+        if neighbour[coordinate] != point[coordinate]:
+            moved.append(neighbour)
+    return moved

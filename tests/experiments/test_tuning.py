@@ -1,0 +1,71 @@
+"""The search finds a known optimum within its budget and never loses to the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rl_autoscale.agents.registry import policy_class
+from rl_autoscale.experiments.tuning import SEARCH_SPACES, Dimension, loss, search, search_space
+from rl_autoscale.fleet.errors import SpecError
+
+SPACE = (Dimension("x", 0.1, 10.0, 1.0, log=True), Dimension("y", -1.0, 1.0, 0.9))
+
+
+def bowl(candidates: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Hours are least at x = 3, y = 0; every candidate attains enough."""
+    return [(1.0, 1.0 + np.log(c["x"] / 3.0) ** 2 + c["y"] ** 2) for c in candidates]
+
+
+def test_search_finds_the_bottom_of_a_bowl() -> None:
+    knobs, (attainment, hours), tried = search(SPACE, bowl, 60, target=0.98, rng=np.random.default_rng(0))
+    assert tried <= 60
+    assert attainment == 1.0
+    assert hours < 1.01
+    assert knobs["x"] == pytest.approx(3.0, rel=0.1)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 13])
+def test_search_keeps_its_budget_and_beats_the_defaults(budget: int) -> None:
+    asked = 0
+
+    def counting(candidates: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+        nonlocal asked
+        asked += len(candidates)
+        return bowl(candidates)
+
+    _, (_, hours), tried = search(SPACE, counting, budget, target=0.98, rng=np.random.default_rng(1))
+    assert asked == tried <= budget
+    assert hours <= bowl([{"x": 1.0, "y": 0.9}])[0][1]
+
+
+def test_loss_prefers_enough_attainment_then_fewer_hours() -> None:
+    assert loss((0.985, 12.0), 0.98, 10.0) < loss((0.999, 13.0), 0.98, 10.0)
+    assert loss((0.98, 13.0), 0.98, 10.0) < loss((0.95, 10.0), 0.98, 10.0)
+    # a hair below the target is not worth doubling the bill
+    assert loss((0.979, 10.0), 0.98, 10.0) < loss((0.98, 20.0), 0.98, 10.0)
+
+
+def test_dimensions_invert_and_stay_inside() -> None:
+    for item in (*SPACE, *(d for space in SEARCH_SPACES.values() for d in space.dimensions)):
+        assert item.low <= item.default <= item.high
+        assert item.value(item.unit(item.default)) == pytest.approx(item.default, rel=1e-3)
+        assert item.value(0.0) == pytest.approx(item.low, rel=1e-3)
+        assert item.value(1.0) == pytest.approx(item.high, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(SEARCH_SPACES))
+def test_search_spaces_name_knobs_that_exist_and_begin_with_the_swept_one(name: str) -> None:
+    space = search_space(name)
+    chosen = policy_class(space.base)
+    assert chosen.KNOB is not None
+    assert space.dimensions[0].name == chosen.KNOB.name
+    assert {item.name for item in space.dimensions} <= set(chosen.knob_names())
+
+
+def test_a_policy_without_a_search_space_is_refused() -> None:
+    with pytest.raises(SpecError, match="cannot be tuned; did you mean 'hpa-tuned'"):
+        search_space("hpo-tuned")
