@@ -113,14 +113,15 @@ def main() -> None:
     print(f"first call (compile or cache): {compile_s:.1f} s")
     for row in rows:
         print(
-            f"{row['replicas']:>4} replicas  {row['requests_per_s']:>12,.0f} requests/s (median of {arguments.repeats}, "
-            f"slowest {row['slowest_requests_per_s']:,.0f})  {row['events_per_request']:.2f} events/request"
+            f"{row['replicas']:>4} replicas  {row['requests_per_s']:>12,.0f} requests/s "
+            f"(median of {arguments.repeats}, slowest {row['slowest_requests_per_s']:,.0f})  {row['events_per_request']:.2f} events/request"
         )
     print(
         f"autoscaled up to 128: {scaled['requests_per_s']:,.0f} requests/s over {scaled['control_steps']} control steps"
     )
     print(
-        f"memory: {memory['bytes_per_trace_request']} B per trace request, 8 B (heap) per request in flight beyond that, "
+        f"memory: {memory['bytes_per_trace_request']} B per trace request, "
+        f"8 B (heap) per request in flight beyond that, "
         f"{memory['bytes_per_replica']} B per replica slot; peak RSS {peak_mb:.0f} MB"
     )
 

@@ -146,14 +146,16 @@ def test_whatever_is_asked_the_limits_hold(data: st.DataObject) -> None:
     for _ in range(3):
         state = data.draw(fleet_states(spec))
         got = shield.clip(data.draw(scaling_decisions(spec)), state)
-        assert (got.target_replicas >= spec.min_replicas).all()
+        # Below the minimum only on the way up to it: the pending-start guard delays starts that others undid.
+        asked_for = np.nan_to_num(state.pools.asked_for, nan=0.0)
+        assert (got.target_replicas >= np.minimum(spec.min_replicas, asked_for)).all()
         assert (got.target_replicas <= spec.max_replicas).all()
         assert (got.max_batch_size >= 1).all()
         assert (got.max_batch_size <= spec.batch_limits).all()
         assert (got.admission >= 0.0).all()
         if limits.max_step_up is not None:
-            asked_for = np.nan_to_num(state.pools.asked_for, nan=1e9)
-            beyond = got.target_replicas > np.maximum(asked_for + limits.max_step_up, spec.min_replicas)
+            known = ~np.isnan(state.pools.asked_for)
+            beyond = known & (got.target_replicas > np.maximum(asked_for + limits.max_step_up, spec.min_replicas))
             assert not (beyond & (got.target_replicas > 1)).any()  # 1: the last ready replica stays
 
 

@@ -95,20 +95,28 @@ def exact_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
 
-    Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens).
+    Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens); SLOs are 100 s. ``chat`` and
+    ``batch`` change that class, ``admission`` is in force from the start.
     """
     profile = tmp_path / "metronome.yaml"
     profile.write_text(METRONOME_PROFILE)
     class_names = ("chat", "batch")
     promise = {"ttft_slo_s": 100, "tpot_slo_s": 100}
 
-    def play(pools: list[dict[str, Any]], rows: list[tuple[float, str, int, int]]) -> Any:
+    def play(
+        pools: list[dict[str, Any]],
+        rows: list[tuple[float, str, int, int]],
+        *,
+        chat: dict[str, Any] | None = None,
+        batch: dict[str, Any] | None = None,
+        admission: tuple[float, float] = (np.inf, np.inf),
+    ) -> Any:
         spec = FleetSpec.from_dict(
             {
                 "pools": [{"profile": str(profile), "max_replicas": 1, **pool} for pool in pools],
                 "classes": [
-                    {"name": "chat", **promise},
-                    {"name": "batch", "kind": "batch", "priority": 1, **promise},
+                    {"name": "chat", **promise, **(chat or {})},
+                    {"name": "batch", "kind": "batch", "priority": 1, **promise, **(batch or {})},
                 ],
             }
         )
@@ -116,6 +124,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         classes = np.array([class_names.index(name) for name in names])
         workload = Workload(np.array(arrival_s), np.array(prompt), np.array(output), classes, class_names, 50.0)
         simulator = request.param(spec, workload)
+        simulator.apply(ScalingDecision(spec.initial_replicas, spec.batch_limits, np.array(admission)))
         while simulator.advance():
             pass
         return simulator.batch.requests() if isinstance(simulator, SimFleet) else simulator.request_records()
