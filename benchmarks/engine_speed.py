@@ -114,7 +114,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['replicas']:>4} replicas  {row['requests_per_s']:>12,.0f} requests/s "
-            f"(median of {arguments.repeats}, slowest {row['slowest_requests_per_s']:,.0f})  {row['events_per_request']:.2f} events/request"
+            f"(median of {arguments.repeats}, slowest {row['slowest_requests_per_s']:,.0f})  "
+            f"{row['events_per_request']:.2f} events/request"
         )
     print(
         f"autoscaled up to 128: {scaled['requests_per_s']:,.0f} requests/s over {scaled['control_steps']} control steps"
