@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml $(LOCK)
 			"run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) "$$(grep -x 'torch==.*' $(LOCK))" hatchling editables
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) --no-build-isolation -e '.[train,parquet,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) --no-build-isolation -e '.[train,parquet,serve,dev]'
 	@touch $@
 
 demo: setup  ## train PPO for a few minutes and show it beside every baseline (ARGS="--help" for its options)

@@ -13,7 +13,7 @@ trap 'rm -rf "$scratch"' EXIT
 pip=("$scratch/venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install -q "$torch" hatchling editables
 echo "$torch" >"$scratch/torch.txt"
-"${pip[@]}" install -q -c "$scratch/torch.txt" --no-build-isolation -e '.[train,parquet,dev]'
+"${pip[@]}" install -q -c "$scratch/torch.txt" --no-build-isolation -e '.[train,parquet,serve,dev]'
 
 {
     sed -n '/^#/p' "$lock"
