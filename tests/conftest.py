@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -46,3 +48,39 @@ def real_traces() -> Path:
 def real_profiles() -> Path:
     """Folder of measured iteration times, or a skip."""
     return _real_data_folder("RL_AUTOSCALE_PROFILE_DATA", "shared/data/profiles")
+
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "description": "Two minutes of Poisson arrivals on up to six replicas.",
+    "fleet": {
+        "pools": [
+            {"name": "a100", "profile": "llama-3.1-8b_a100_tp1", "max_replicas": 6, "initial_replicas": 2},
+        ],
+        "classes": [{"name": "chat", "ttft_slo_s": 1.0, "tpot_slo_s": 0.1}],
+    },
+    "episode_s": 60,
+    "train": [
+        {
+            "name": "poisson",
+            "workload": {
+                "streams": [
+                    {"generator": {"kind": "poisson", "rate_per_s": {"low": 5, "high": 15}}, "lengths": "azure_conv"}
+                ]
+            },
+        }
+    ],
+    "test": {
+        "span_s": 120,
+        "streams": [{"generator": {"kind": "poisson", "rate_per_s": 12}, "lengths": "azure_conv"}],
+    },
+    "train_randomisation": {"speed": {"low": 0.8, "high": 1.25}, "startup_scale": {"low": 0.5, "high": 2}},
+}
+
+
+@pytest.fixture
+def tiny_scenario(tmp_path: Path) -> Path:
+    """YAML file of a scenario that runs in milliseconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path

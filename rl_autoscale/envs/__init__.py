@@ -1,9 +1,11 @@
 """The decision process and its Gymnasium shells.
 
-``import rl_autoscale.envs`` registers ``rl_autoscale/Fleet-v0``; Gymnasium finds it without the import too, through
-the package's ``gymnasium.envs`` entry point:
+``import rl_autoscale.envs`` registers ``rl_autoscale/Fleet-v0`` (Gymnasium loads no plug-ins by itself since 1.0):
 
     import gymnasium as gym
+
+    import rl_autoscale.envs
+
     env = gym.make("rl_autoscale/Fleet-v0", scenario="azure-conversation")
 """
 

@@ -56,7 +56,7 @@ class ActionDecoder:
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * per_pool[..., 0])
         base = np.where(base_replicas > 0, base_replicas, 0.0)
         wanted = np.ceil(headroom * base - 1e-9)
-        held = np.nan_to_num(state.pools.asked_for)
+        held = np.fmax(state.pools.asked_for, 0.0)
         unmeasured = base.sum(axis=-1, keepdims=True) <= 0
         target = np.where(unmeasured, held, wanted)
         cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - per_pool[..., 1]) / 2.0))

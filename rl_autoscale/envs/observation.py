@@ -107,20 +107,21 @@ class ObservationEncoder:
         startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
         parts = [pool.reshape(*lead, -1), cls.reshape(*lead, -1), price[..., None], startup[..., None]]
         features = np.concatenate(parts, axis=-1)
-        finite = np.nan_to_num(features, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
-        return np.asarray(np.clip(finite, -LIMIT, LIMIT), dtype=np.float32)
+        known = np.where(np.isnan(features), 0.0, features)
+        return np.minimum(np.maximum(known, -LIMIT), LIMIT).astype(np.float32)
 
     def _pool_features(self, state: FleetState) -> list[FloatArray]:
         pools, spec = state.pools, self.spec
-        fast = self.demand.replicas(FAST)
+        demand = self.demand.replicas_by_scale()
+        fast = demand[FAST]
         base = np.maximum(fast, _MIN_REPLICAS_OF_DEMAND)
-        ready = np.maximum(np.nan_to_num(pools.ready), 1.0)
+        ready = np.fmax(pools.ready, 1.0)
 
         def per_demand(replicas: FloatArray) -> FloatArray:
-            return 0.5 * np.log2((replicas + 1.0) / (base + 1.0))
+            return np.asarray(0.5 * np.log2((replicas + 1.0) / (base + 1.0)))
 
         def against_fast(scale: int) -> FloatArray:
-            return np.log2((self.demand.replicas(scale) + 0.2) / (fast + 0.2))
+            return np.asarray(np.log2((demand[scale] + 0.2) / (fast + 0.2)))
 
         trend = 4.0 * np.log2((fast + 0.2) / (np.where(np.isnan(self._last_demand), fast, self._last_demand) + 0.2))
         self._last_demand = fast

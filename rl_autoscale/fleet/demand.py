@@ -43,6 +43,9 @@ class DemandEstimator:
         self.time_constants_s = time_constants_s
         self._batch_shape = batch_shape
         self.primary_pool = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])
+        self._is_primary: FloatArray = (self.primary_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
+        # A time constant of 0 becomes one so short that the last window replaces everything before it.
+        self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
         hardware = [spec.pools[p].hardware for p in self.primary_pool]
         self._prefill_s = np.array([profile.prefill_s_per_token(_TYPICAL_PROMPT_TOKENS) for profile in hardware])
         self._decode_s = np.array(
@@ -76,16 +79,13 @@ class DemandEstimator:
     def update(self, state: FleetState) -> None:
         """Take in one observation; missing (NaN) rates leave the estimate as it is."""
         window_s = np.asarray(state.window_s)[..., None]
-        observed = window_s > 0
-        for scale, time_constant_s in enumerate(self.time_constants_s):
-            weight = 1.0 - np.exp(-window_s / time_constant_s) if time_constant_s > 0 else np.ones_like(window_s)
-            for ewma, rate in (
-                (self._arrivals_per_s, state.classes.arrivals_per_s),
-                (self._prompt_tokens_per_s, state.classes.arrived_prompt_tokens_per_s),
-            ):
-                old = ewma[scale]
-                new = np.where(np.isnan(old), rate, old + weight * (rate - old))
-                ewma[scale] = np.where(np.isnan(rate) | ~observed, old, new)
+        weight = 1.0 - np.exp(-window_s / self._scale_s)
+        for ewma, rate in (
+            (self._arrivals_per_s, state.classes.arrivals_per_s),
+            (self._prompt_tokens_per_s, state.classes.arrived_prompt_tokens_per_s),
+        ):
+            moved = np.where(np.isnan(ewma), rate, ewma + weight * (rate - ewma))
+            ewma[...] = np.where(np.isnan(rate) | ~(window_s > 0), ewma, moved)
         mean_output = state.classes.mean_output_tokens
         weight = 1.0 - np.exp(-window_s / _OUTPUT_TIME_CONSTANT_S)
         moved = self.mean_output_tokens + weight * (mean_output - self.mean_output_tokens)
@@ -93,17 +93,20 @@ class DemandEstimator:
 
     def class_replicas(self, scale_index: int) -> FloatArray:
         """Replicas of work each class asks of its first-choice pool, shape (..., num_classes); 0 before any data."""
-        prompt = np.nan_to_num(self._prompt_tokens_per_s[scale_index])
-        arrivals = np.nan_to_num(self._arrivals_per_s[scale_index])
-        return np.asarray(prompt * self._prefill_s + arrivals * self.mean_output_tokens * self._decode_s)
+        return self._work(self._prompt_tokens_per_s[scale_index], self._arrivals_per_s[scale_index])
 
     def replicas(self, scale_index: int) -> FloatArray:
         """Replicas of work asked of each pool, shape (..., num_pools); a class counts for its first-choice pool."""
-        per_class = self.class_replicas(scale_index)
-        per_pool = np.zeros((*per_class.shape[:-1], len(self.spec.pools)))
-        for c, p in enumerate(self.primary_pool):
-            per_pool[..., p] += per_class[..., c]
-        return per_pool
+        return np.asarray(self.class_replicas(scale_index) @ self._is_primary)
+
+    def replicas_by_scale(self) -> FloatArray:
+        """`replicas` of every time constant, shape (num_scales, ..., num_pools)."""
+        return np.asarray(self._work(self._prompt_tokens_per_s, self._arrivals_per_s) @ self._is_primary)
+
+    def _work(self, prompt_tokens_per_s: FloatArray, arrivals_per_s: FloatArray) -> FloatArray:
+        prompts = np.where(np.isnan(prompt_tokens_per_s), 0.0, prompt_tokens_per_s)
+        arrivals = np.where(np.isnan(arrivals_per_s), 0.0, arrivals_per_s)
+        return np.asarray(prompts * self._prefill_s + arrivals * self.mean_output_tokens * self._decode_s)
 
     def request_work_s(
         self, prompt_tokens: FloatArray, output_tokens: FloatArray, class_index: npt.NDArray[np.integer]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -32,6 +35,12 @@ def rollout(env: gym.Env, seed: int, num_steps: int = 45) -> tuple[list[np.ndarr
 
 def test_passes_gymnasiums_checker():
     check_env(make_env(), skip_render_check=True)
+
+
+def test_one_import_registers_the_environment():
+    script = "import gymnasium as gym, rl_autoscale.envs; print(gym.spec('rl_autoscale/Fleet-v0').id)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "rl_autoscale/Fleet-v0\n"
 
 
 def test_passes_sb3s_checker():

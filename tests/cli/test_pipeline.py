@@ -1,0 +1,183 @@
+"""The main path as a user types it: train, export, evaluate, benchmark, report, demo; and what mistakes look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl_autoscale.cli import root
+from rl_autoscale.experiments import demo
+from rl_autoscale.experiments.grid import PolicySweep
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command line in an empty folder; returns exit code, stdout and stderr."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            root.main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return int(leaving.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+def trained(run: Run, tiny_scenario: Path) -> Path:
+    """The folder of a training run of one rollout."""
+    code, out, err = run("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "none", "--out", "t")
+    assert code == 0, err
+    assert "policy in t/policy" in out
+    return Path("t")
+
+
+def test_train_export_evaluate(run: Run, tiny_scenario: Path, trained: Path) -> None:
+    code, out, err = run("export", trained, "--out", "mine", "--json")
+    assert code == 0, err
+    assert json.loads(out)["onnx_sha256"] == json.loads((trained / "policy/policy.json").read_text())["onnx_sha256"]
+    code, out, err = run("evaluate", "--policy", "mine", "--scenario", tiny_scenario, "--seeds", 2, "--json")
+    assert code == 0, err
+    episodes = json.loads(out)["episodes"]
+    assert len(episodes) == 2
+    assert all(0 <= episode["slo_attainment"] <= 1 and episode["gpu_hours"] > 0 for episode in episodes)
+
+
+def test_a_second_call_goes_on_where_the_first_stopped(run: Run, tiny_scenario: Path, trained: Path) -> None:
+    command = ("train", "--scenario", tiny_scenario, "--track", "none", "--out", trained, "--json")
+    before = (trained / "policy/policy.onnx").read_bytes()
+    code, out, err = run(*command, "--timesteps", 2048)
+    assert code == 0, err
+    assert (trained / "policy/policy.onnx").read_bytes() == before  # finished: nothing to train
+    code, out, err = run(*command, "--timesteps", 4096)
+    assert code == 0, err
+    assert json.loads(out)["timesteps"] == 4096
+    assert (trained / "policy/policy.onnx").read_bytes() != before
+
+
+def test_wandb_offline_logs_a_training(
+    run: Run, tiny_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    code, _, err = run("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "wandb", "--out", "w")
+    assert code == 0, err
+    assert list(Path("w").rglob("*.wandb"))
+
+
+def test_benchmark_then_report(run: Run, tiny_scenario: Path, trained: Path) -> None:
+    policies = f"headroom,chiron-robust,{trained / 'policy'}"
+    code, out, err = run(
+        "benchmark", "--scenario", tiny_scenario, "--policies", policies, "--seeds", 2, "--knob-values", 2,
+        "--refinements", 0, "--jobs", 1, "--out", "b",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "wrote b/report.html" in out.replace("\n", "")
+    (Path("b") / "report.html").unlink()
+    code, out, err = run("report", "b")
+    assert code == 0, err
+    assert "<html" in (Path("b") / "report.html").read_text(encoding="utf-8")
+    assert {"front-tiny.png", "timeline-tiny.png"} <= {path.name for path in Path("b").iterdir()}
+
+
+def test_demo_runs_from_nothing_and_resumes(run: Run, tiny_scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SCENARIO", str(tiny_scenario))
+    monkeypatch.setattr(demo, "MISS_PRICES", (5.0, 20.0))
+    sweeps = (PolicySweep(policy="headroom", values=(1.2, 2.0)), PolicySweep(policy="chiron-robust", values=(0.2, 0.5)))
+    monkeypatch.setattr(demo, "POLICIES", sweeps)
+    command = ("demo", "--timesteps", 2048, "--seeds", 1, "--jobs", 1, "--json")
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert json.loads(out)
+    folder = Path("runs/demo")
+    assert {"report.html", "rows.jsonl", "front-tiny.png", "timeline-tiny.png"} <= {p.name for p in folder.iterdir()}
+    rows, policy = (folder / "rows.jsonl").read_bytes(), (folder / "train/policy/policy.onnx").stat().st_mtime_ns
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert (folder / "rows.jsonl").read_bytes() == rows  # nothing ran twice
+    assert (folder / "train/policy/policy.onnx").stat().st_mtime_ns == policy
+
+
+MISTAKES = {
+    "unknown key": ("fleet.classes.0", {"fleet": {"classes": [{"name": "chat", "ttft_slo": 1, "tpot_slo_s": 0.1}]}}),
+    "negative rate": ("rate_per_s", {"test": {"span_s": 60, "streams": [
+        {"generator": {"kind": "poisson", "rate_per_s": -12}, "lengths": "azure_conv"}]}}),
+    "no pools": ("at least one pool", {"fleet": {"pools": []}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("verb", ["scenario", "evaluate", "benchmark", "train"])
+def test_a_bad_scenario_is_one_clear_line_and_leaves_nothing_behind(
+    run: Run, tiny_scenario: Path, mistake: str, verb: str
+) -> None:
+    named, change = MISTAKES[mistake]
+    scenario = yaml.safe_load(tiny_scenario.read_text())
+    scenario = {**scenario, **{k: {**scenario[k], **v} if k == "fleet" else v for k, v in change.items()}}
+    bad = tiny_scenario.with_name("bad.yaml")
+    bad.write_text(yaml.safe_dump(scenario))
+    command = {
+        "scenario": ("scenario", "validate", bad),
+        "evaluate": ("evaluate", "--policy", "headroom", "--scenario", bad),
+        "benchmark": ("benchmark", "--policies", "headroom", "--scenario", bad, "--out", "b"),
+        "train": ("train", "--scenario", bad, "--track", "none", "--out", "t"),
+    }[verb]
+    code, _, err = run(*command)
+    assert code == root.EXIT_MISTAKE
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "bad.yaml" in last
+    assert named in last
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("empty.csv", "arrival_s,prompt_tokens,output_tokens\n", "no rows"),
+        ("broken.csv", "arrival_s,prompt_tokens,output_tokens\n0.1,10,20\n0.2,abc,3\n", "broken.csv:3"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["describe", "convert"])
+def test_a_bad_trace_is_one_clear_line(
+    run: Run, tmp_path: Path, name: str, content: str, named: str, verb: str
+) -> None:
+    trace = tmp_path / name
+    trace.write_text(content)
+    code, _, err = run("trace", verb, trace, *(["out.csv"] if verb == "convert" else []))
+    assert code == root.EXIT_MISTAKE
+    assert named in err.splitlines()[-1]
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("evaluate", "--policy", "hedroom"), "did you mean 'headroom'"),
+        (("evaluate", "--policy", "headroom", "--knob", "headrom=2"), "headroom"),
+        (("evaluate", "--policy", "headroom", "--scenario", "burst"), "did you mean 'bursty'"),
+        (("benchmark", "--policies", "hpaa"), "did you mean 'hpa'"),
+        (("evaluate", "--policy", "nowhere/policy"), "nowhere/policy"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(run: Run, arguments: tuple[str, ...], named: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == root.EXIT_MISTAKE
+    assert named in err.splitlines()[-1]
+    assert not list(Path().iterdir())
+
+
+def test_a_policy_of_another_schema_is_refused(run: Run, trained: Path) -> None:
+    code, _, err = run("evaluate", "--policy", trained / "policy", "--scenario", "chiron")
+    assert code == root.EXIT_MISTAKE
+    assert "trained for schema" in err.splitlines()[-1]
