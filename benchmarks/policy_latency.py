@@ -35,7 +35,7 @@ def main() -> None:
     config = PpoConfig(total_timesteps=512, num_fleets=4, rollout_steps=128, num_threads=1)
     sampler = ScenarioSampler(scenario, TraceStore([]), num_workloads=4)
     mdp = FleetMdp(scenario.fleet, scenario.shield, sampler, num_fleets=4)
-    model = train_ppo(mdp, config)
+    model = train_ppo([mdp], config)
     with tempfile.TemporaryDirectory() as folder:
         export_policy(policy_layers(model.policy), Schema.of(scenario.fleet), Path(folder), refuse=True, training={})
         policy = LearnedPolicy(folder)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rl_autoscale.envs.fleet_env import make_spaces
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_SCALE
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError
+from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError, SpecError
 
 try:
     import torch
@@ -80,52 +80,68 @@ TYPICAL_COST = 1.6
 
 
 class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
-    """Stable-Baselines3's view of a `FleetMdp`: same-step autoreset, truncation flagged for bootstrapping.
+    """Stable-Baselines3's view of one or several `FleetMdp`: same-step autoreset, truncation flagged for bootstrapping.
+
+    Several MDPs of one schema (other hardware, SLOs, traffic) train one policy: its features and actions are relative
+    to the fleet, so that it carries over.
 
     The learner's reward is the MDP's, centred and scaled by constants so that returns are of size one; with a fixed
     horizon this changes no preference between policies.
     """
 
-    def __init__(self, mdp: FleetMdp, seed: int, reward_scale: float = 1.0) -> None:
-        observation_space, action_space = make_spaces(mdp)
-        super().__init__(mdp.num_fleets, observation_space, action_space)
-        self.mdp = mdp
+    def __init__(self, mdps: Sequence[FleetMdp], seed: int, reward_scale: float = 1.0) -> None:
+        digests = {mdp.encoder.schema.digest for mdp in mdps}
+        if len(digests) != 1:
+            raise SpecError(f"one policy needs fleets of one schema, got {len(digests)}; train them apart")
+        observation_space, action_space = make_spaces(mdps[0])
+        num_fleets = [mdp.num_fleets for mdp in mdps]
+        super().__init__(sum(num_fleets), observation_space, action_space)
         self.finished_books: list[dict[str, float]] = []
+        ends = np.cumsum(num_fleets)
+        self._parts = [(mdp, slice(end - mdp.num_fleets, end)) for mdp, end in zip(mdps, ends, strict=True)]
         self._run_seed = seed
         self._reward_scale = reward_scale
-        self._actions: npt.NDArray[np.float32] = np.zeros((mdp.num_fleets, mdp.decoder.num_actions), np.float32)
-        self._returns = np.zeros(mdp.num_fleets)
-        self._lengths = np.zeros(mdp.num_fleets, dtype=np.int64)
+        self._actions: npt.NDArray[np.float32] = np.zeros((self.num_envs, *action_space.shape), np.float32)
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
     def reset(self) -> npt.NDArray[np.float32]:
         """Begin a run in all fleets."""
-        return self.mdp.reset(self._run_seed)
+        return np.concatenate([mdp.reset(self._run_seed) for mdp, _ in self._parts])
 
     def step_async(self, actions: npt.NDArray[np.float32]) -> None:
         """Remember the actions."""
         self._actions = actions
 
     def step_wait(self) -> Any:
-        """Advance all fleets in one compiled call."""
-        typical = TYPICAL_COST / (1.0 + self.mdp.miss_price / PRICE_SCALE)
-        step = self.mdp.step(self._actions)
+        """Advance all fleets, those of an MDP in one compiled call."""
+        results = [self._step_part(mdp, rows) for mdp, rows in self._parts]
+        observation, reward, done = (np.concatenate(items) for items in zip(*(r[:3] for r in results), strict=True))
+        return observation, reward, done, [info for result in results for info in result[3]]
+
+    def _step_part(
+        self, mdp: FleetMdp, rows: slice
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        typical = TYPICAL_COST / (1.0 + mdp.miss_price / PRICE_SCALE)
+        step = mdp.step(self._actions[rows])
         observation = step.observation
         reward = (self._reward_scale * (step.reward.total + typical)).astype(np.float32)
         done = step.truncated.copy()
-        self._returns += reward
-        self._lengths += 1
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        returns, lengths = self._returns[rows], self._lengths[rows]  # views
+        returns += reward
+        lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(mdp.num_fleets)]
         if done.any():
             for e in np.flatnonzero(done):
-                self.finished_books.append(self.mdp.books(int(e)))
+                self.finished_books.append(mdp.books(int(e)))
                 infos[e] = {
                     "terminal_observation": observation[e].copy(),
                     "TimeLimit.truncated": True,
-                    "episode": {"r": float(self._returns[e]), "l": int(self._lengths[e]), "t": 0.0},
+                    "episode": {"r": float(returns[e]), "l": int(lengths[e]), "t": 0.0},
                 }
-            observation[done] = self.mdp.reset_fleets(done)
-            self._returns[done] = 0.0
-            self._lengths[done] = 0
+            observation[done] = mdp.reset_fleets(done)
+            returns[done] = 0.0
+            lengths[done] = 0
         return observation, reward, done, infos
 
     def close(self) -> None:
@@ -136,22 +152,22 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
         return [getattr(self, attr_name, None)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Not supported: fleets share one MDP."""
-        raise NotImplementedError("fleets of one MDP have no attributes of their own")
+        """Not supported: fleets share their MDPs."""
+        raise NotImplementedError("fleets have no attributes of their own")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Not supported: fleets share one MDP."""
-        raise NotImplementedError("fleets of one MDP have no methods of their own")
+        """Not supported: fleets share their MDPs."""
+        raise NotImplementedError("fleets have no methods of their own")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         """No fleet is wrapped."""
         return [False] * self.num_envs
 
 
-def build_ppo(mdp: FleetMdp, config: PpoConfig) -> PPO:
-    """An untrained PPO on an MDP."""
+def build_ppo(mdps: Sequence[FleetMdp], config: PpoConfig) -> PPO:
+    """An untrained PPO on MDPs of one schema."""
     torch.set_num_threads(1)  # the network is small: more threads cost more than they give
-    fleets = SB3Fleets(mdp, config.seed, reward_scale=REWARD_SCALE * (1.0 - config.gamma))
+    fleets = SB3Fleets(mdps, config.seed, reward_scale=REWARD_SCALE * (1.0 - config.gamma))
 
     def learning_rate(progress_remaining: float) -> float:
         return config.final_learning_rate + progress_remaining * (config.learning_rate - config.final_learning_rate)
@@ -161,7 +177,7 @@ def build_ppo(mdp: FleetMdp, config: PpoConfig) -> PPO:
         fleets,
         learning_rate=learning_rate,
         n_steps=config.rollout_steps,
-        batch_size=min(config.minibatch_size, config.rollout_steps * config.num_fleets),
+        batch_size=min(config.minibatch_size, config.rollout_steps * fleets.num_envs),
         n_epochs=config.num_epochs,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
@@ -230,7 +246,7 @@ def _mean(values: list[float]) -> float:
 
 
 def train_ppo(
-    mdp: FleetMdp,
+    mdps: Sequence[FleetMdp],
     config: PpoConfig,
     *,
     report: Callable[[TrainingProgress], None] | None = None,
@@ -240,7 +256,7 @@ def train_ppo(
     """Train from scratch, or go on from the folder's checkpoint.
 
     Args:
-        mdp: made with ``num_fleets = config.num_fleets``.
+        mdps: of one schema; ``config.num_fleets`` fleets together.
         config: hyper-parameters.
         report: called after each rollout.
         checkpoint_folder: where checkpoints go; None for none.
@@ -249,7 +265,7 @@ def train_ppo(
     Returns:
         The trained SB3 model.
     """
-    model = build_ppo(mdp, config)
+    model = build_ppo(mdps, config)
     done = load_checkpoint(model, checkpoint_folder) if resume and checkpoint_folder is not None else 0
     left = config.total_timesteps - done
     if left > 0:

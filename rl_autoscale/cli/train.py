@@ -59,8 +59,11 @@ def require_training() -> None:
 
 
 def command(
-    scenario: Annotated[str | None, typer.Option(help="A shipped scenario's name, or a path ending in .yaml.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with scenario, ppo, miss_price, faults.")] = None,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped scenario's name or a path ending in .yaml; may be repeated: one policy for all."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with scenarios, ppo, miss_price, faults.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     timesteps: Annotated[int | None, typer.Option(min=1, help="Environment steps in total, over all fleets.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run.")] = None,
@@ -78,6 +81,8 @@ def command(
     Examples:
         rl-autoscale train --scenario bursty --timesteps 200000 --out runs/bursty
 
+        rl-autoscale train --scenario bursty --scenario azure-code --scenario diurnal --out runs/three
+
         WANDB_MODE=offline rl-autoscale train --scenario chiron --track wandb
     """
     require_training()
@@ -93,9 +98,9 @@ def command(
         if value is not None
     }
     chosen = chosen.model_copy(
-        update={"scenario": scenario or chosen.scenario, "ppo": chosen.ppo.model_copy(update=changes)}
+        update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
-    resolved = load_scenario(chosen.scenario)
+    resolved = [load_scenario(name) for name in chosen.scenarios]
     store = TraceStore(traces or [])
     with (
         make_tracker(track, out, chosen.model_dump(mode="json")) as tracker,

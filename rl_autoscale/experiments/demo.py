@@ -42,7 +42,9 @@ MISS_PRICES = (2.0, 4.0, 7.0, 12.0, 20.0, 35.0, 60.0)
 
 def demo_training(timesteps: int, seed: int, num_threads: int) -> TrainConfig:
     """What the demo trains."""
-    return TrainConfig(scenario=SCENARIO, ppo=PpoConfig(total_timesteps=timesteps, seed=seed, num_threads=num_threads))
+    return TrainConfig(
+        scenarios=(SCENARIO,), ppo=PpoConfig(total_timesteps=timesteps, seed=seed, num_threads=num_threads)
+    )
 
 
 def traffic_notes(trace_folders: Sequence[Path]) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def train_demo(
     if policy is not None:
         return policy
     scenario = load_scenario(SCENARIO)
-    return train(config, scenario, TraceStore(trace_folders), out / "train", report=report).policy_folder
+    return train(config, [scenario], TraceStore(trace_folders), out / "train", report=report).policy_folder
 
 
 def benchmark_demo(

@@ -1,4 +1,4 @@
-"""Training runs: a scenario, PPO, checkpoints, a learning curve, and the exported policy at the end.
+"""Training runs: scenarios, PPO, checkpoints, a learning curve, and the exported policy at the end.
 
 <out>/config.yaml, run.json    what was asked, by which code
 <out>/checkpoint/              to resume from; tensors and JSON
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ class FaultConfig(Config):
 class TrainConfig(Config):
     """What ``rl-autoscale train --config FILE`` reads."""
 
-    scenario: str = "azure-conversation"
+    scenarios: tuple[str, ...] = Field(
+        default=("azure-conversation",), min_length=1, description="one policy for all of them; of one schema"
+    )
     ppo: PpoConfig = PpoConfig()
     miss_price: tuple[float, float] = Field(default=PRICE_RANGE, description="range of the dial, log-uniform")
     num_workloads: PositiveInt = Field(default=96, description="different traffic draws")
@@ -81,7 +83,7 @@ def finished_policy(out: Path) -> Path | None:
 
 def train(
     config: TrainConfig,
-    scenario: Scenario,
+    scenarios: Sequence[Scenario],
     store: TraceStore,
     out: Path,
     *,
@@ -93,8 +95,8 @@ def train(
 
     Args:
         config: what to train.
-        scenario: the resolved ``config.scenario``.
-        store: where its traces come from.
+        scenarios: the resolved ``config.scenarios``.
+        store: where their traces come from.
         out: the run's folder.
         resume: go on from the folder's checkpoint if there is one.
         tracker: gets every rollout's metrics.
@@ -105,16 +107,7 @@ def train(
     """
     _claim_folder(out, config, resume)
     write_run(out, config, describe_run(config.ppo.seed))
-    sampler = ScenarioSampler(scenario, store, config.miss_price, config.num_workloads)
-    mdp = FleetMdp(
-        scenario.fleet,
-        scenario.shield,
-        sampler,
-        num_fleets=config.ppo.num_fleets,
-        num_threads=config.ppo.num_threads,
-        refuse=config.ppo.refuse,
-        faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
-    )
+    mdps, samplers = _build_mdps(config, scenarios, store)
     curve = (out / "learning.jsonl").open("a", encoding="utf-8")
 
     def on_rollout(progress: TrainingProgress) -> None:
@@ -133,18 +126,42 @@ def train(
             report(progress)
 
     with curve:
-        model = train_ppo(mdp, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
+        model = train_ppo(mdps, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
+    schema = Schema.of(scenarios[0].fleet)
+    notes = tuple(sorted({note for sampler in samplers for note in sampler.notes}))
     training = {
-        "scenario": scenario.name,
+        "scenarios": [scenario.name for scenario in scenarios],
         "algorithm": "PPO, stable-baselines3",
         "config": config.model_dump(mode="json"),
         "timesteps": int(model.num_timesteps),
-        "notes": sorted(sampler.notes),
-        "envelope": _envelope(model.rollout_buffer.observations, Schema.of(scenario.fleet)),
+        "notes": list(notes),
+        "envelope": _envelope(model.rollout_buffer.observations, schema),
     }
-    layers = policy_layers(model.policy)
-    export_policy(layers, Schema.of(scenario.fleet), out / "policy", refuse=config.ppo.refuse, training=training)
-    return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(sampler.notes)))
+    export_policy(policy_layers(model.policy), schema, out / "policy", refuse=config.ppo.refuse, training=training)
+    return TrainingResult(out / "policy", int(model.num_timesteps), notes)
+
+
+def _build_mdps(
+    config: TrainConfig, scenarios: Sequence[Scenario], store: TraceStore
+) -> tuple[list[FleetMdp], list[ScenarioSampler]]:
+    """One MDP per scenario; the fleets are shared out evenly, the first scenarios get what is left over."""
+    share, left_over = divmod(config.ppo.num_fleets, len(scenarios))
+    if share == 0:
+        raise SpecError(f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it")
+    samplers = [ScenarioSampler(item, store, config.miss_price, config.num_workloads) for item in scenarios]
+    mdps = [
+        FleetMdp(
+            scenario.fleet,
+            scenario.shield,
+            sampler,
+            num_fleets=share + (k < left_over),
+            num_threads=config.ppo.num_threads,
+            refuse=config.ppo.refuse,
+            faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
+        )
+        for k, (scenario, sampler) in enumerate(zip(scenarios, samplers, strict=True))
+    ]
+    return mdps, samplers
 
 
 def export_checkpoint(run: Path, out: Path) -> Path:
@@ -160,14 +177,16 @@ def export_checkpoint(run: Path, out: Path) -> Path:
     if not (run / "checkpoint" / "checkpoint.pt").exists():
         raise SpecError(f"{run}: holds no checkpoint; give the folder of an 'rl-autoscale train' run")
     config = TrainConfig.from_yaml(run / "config.yaml")
-    scenario = load_scenario(config.scenario)
-    schema = Schema.of(scenario.fleet)
-    mdp = FleetMdp(
-        scenario.fleet, scenario.shield, ScenarioSampler(scenario, TraceStore([])), num_fleets=config.ppo.num_fleets
-    )
-    model = build_ppo(mdp, config.ppo)
+    scenarios = [load_scenario(name) for name in config.scenarios]
+    mdps, _ = _build_mdps(config, scenarios, TraceStore([]))
+    model = build_ppo(mdps, config.ppo)
     timesteps = load_checkpoint(model, run / "checkpoint")
-    training = {"scenario": scenario.name, "config": config.model_dump(mode="json"), "timesteps": timesteps}
+    training = {
+        "scenarios": [scenario.name for scenario in scenarios],
+        "config": config.model_dump(mode="json"),
+        "timesteps": timesteps,
+    }
+    schema = Schema.of(scenarios[0].fleet)
     return export_policy(policy_layers(model.policy), schema, out, refuse=config.ppo.refuse, training=training)
 
 

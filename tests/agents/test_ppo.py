@@ -29,7 +29,7 @@ def small_mdp(**options: object) -> FleetMdp:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
-    model = build_ppo(small_mdp(), SMALL)
+    model = build_ppo([small_mdp()], SMALL)
     export_policy(policy_layers(model.policy), Schema.of(toy_spec()), folder, refuse=True, training={"seed": 0})
     return model, folder
 
@@ -50,8 +50,8 @@ def test_learns_that_an_idle_fleet_should_be_small():
     config = PpoConfig(
         total_timesteps=12_000, num_fleets=8, rollout_steps=64, num_threads=1, learning_rate=3e-3, initial_log_std=-0.5
     )
-    untrained = build_ppo(mdp, config)
-    trained = train_ppo(mdp, config)
+    untrained = build_ppo([mdp], config)
+    trained = train_ppo([mdp], config)
 
     def mean_headroom(model: object) -> float:
         observation, total = mdp.reset(99), 0.0
@@ -65,11 +65,11 @@ def test_learns_that_an_idle_fleet_should_be_small():
 
 
 def test_checkpoint_resumes_where_it_stopped(tmp_path):
-    train_ppo(small_mdp(), SMALL, checkpoint_folder=tmp_path)
-    fresh = build_ppo(small_mdp(), SMALL)
+    train_ppo([small_mdp()], SMALL, checkpoint_folder=tmp_path)
+    fresh = build_ppo([small_mdp()], SMALL)
     assert load_checkpoint(fresh, tmp_path) == 512
     longer = SMALL.model_copy(update={"total_timesteps": 768})
-    resumed = train_ppo(small_mdp(), longer, checkpoint_folder=tmp_path, resume=True)
+    resumed = train_ppo([small_mdp()], longer, checkpoint_folder=tmp_path, resume=True)
     assert resumed.num_timesteps == 768
 
 
@@ -77,17 +77,17 @@ def test_damaged_checkpoint_is_refused_clearly(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"not tensors")
     (tmp_path / "checkpoint.json").write_text(json.dumps({"timesteps": 5}))
     with pytest.raises(PolicyFileError, match="delete the folder"):
-        load_checkpoint(build_ppo(small_mdp(), SMALL), tmp_path)
+        load_checkpoint(build_ppo([small_mdp()], SMALL), tmp_path)
 
 
 def test_training_is_reproducible():
-    first, second = (train_ppo(small_mdp(), SMALL).policy.state_dict() for _ in range(2))
+    first, second = (train_ppo([small_mdp()], SMALL).policy.state_dict() for _ in range(2))
     assert all(np.array_equal(first[key].numpy(), second[key].numpy()) for key in first)
 
 
 def test_reports_progress():
     seen = []
-    train_ppo(small_mdp(), SMALL, report=seen.append)
+    train_ppo([small_mdp()], SMALL, report=seen.append)
     assert [item.timesteps for item in seen] == [128, 256, 384, 512]
     assert seen[-1].steps_per_s > 0
     assert 0 <= seen[-1].slo_attainment <= 1
