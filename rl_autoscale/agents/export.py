@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,25 @@ def onnx_bytes(layers: list[Layer]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def export_policy(layers: list[Layer], schema: Schema, folder: Path, *, refuse: bool, training: dict[str, Any]) -> Path:
+def forward(layers: list[Layer], observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What the network of `onnx_bytes` computes, in NumPy: shape (batch, num_actions)."""
+    value = observation
+    for weight, bias in layers[:-1]:
+        value = np.tanh(value @ weight.T + bias)
+    weight, bias = layers[-1]
+    return np.asarray(np.clip(value @ weight.T + bias, -1.0, 1.0), dtype=np.float32)
+
+
+def export_policy(
+    layers: list[Layer],
+    schema: Schema,
+    folder: Path,
+    *,
+    refuse: bool,
+    training: dict[str, Any],
+    miss_price_range: tuple[float, float] = PRICE_RANGE,
+    dial: Sequence[Mapping[str, float]] = (),
+) -> Path:
     """Write ``policy.onnx`` and ``policy.json``; the card is written last, so a folder with a card is whole.
 
     Args:
@@ -68,7 +87,10 @@ def export_policy(layers: list[Layer], schema: Schema, folder: Path, *, refuse: 
         schema: of the fleet it was trained on.
         folder: made if missing.
         refuse: whether early refusal is part of its action.
-        training: scenario, seed, timesteps, envelope, results: copied into the card.
+        training: scenarios, seed, timesteps, envelope: copied into the card.
+        miss_price_range: prices it was trained on, the range of the dial.
+        dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal``) on training
+            traffic held back from training.
 
     Returns:
         The card's path.
@@ -87,7 +109,8 @@ def export_policy(layers: list[Layer], schema: Schema, folder: Path, *, refuse: 
         "actions": list(schema.actions),
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
         "refuse": refuse,
-        "miss_price_range": list(PRICE_RANGE),
+        "miss_price_range": list(miss_price_range),
+        "dial": [dict(point) for point in dial],
         "training": training,
     }
     temporary = folder / "policy.json.tmp"

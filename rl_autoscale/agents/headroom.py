@@ -63,6 +63,10 @@ class HeadroomPolicy(RulePolicy):
 
     def decide(self, state: FleetState) -> ScalingDecision:
         """Scale every measured pool to its demand; hold the others."""
+        return self.scale(state, self.headroom)
+
+    def scale(self, state: FleetState, headroom: float) -> ScalingDecision:
+        """Take in one observation and hold this headroom over it."""
         target = self.standing_target(state)
         demand = self._demand
         assert demand is not None  # standing_target has refused a policy that was never reset
@@ -73,5 +77,5 @@ class HeadroomPolicy(RulePolicy):
         for pool in range(len(target)):
             served = demand.primary_pool == pool
             if np.all(self._measured[served]):
-                target[pool] = ceil_replicas(self.headroom * float(replicas[pool]))
+                target[pool] = ceil_replicas(headroom * float(replicas[pool]))
         return self.decision(target)

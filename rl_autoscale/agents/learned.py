@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.agents.base import Knob, RegisteredPolicy
+from rl_autoscale.agents.error_budget import ErrorBudget
 from rl_autoscale.agents.export import CARD_FORMAT
 from rl_autoscale.envs.action import ActionDecoder
 from rl_autoscale.envs.observation import ObservationEncoder
@@ -18,6 +21,9 @@ from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
+
+_GAIN = 1.5
+_LARGEST_FACTOR = 30.0
 
 _REQUIRED = ("format", "schema_version", "schema", "layout", "features", "actions", "onnx_sha256", "refuse")
 
@@ -77,6 +83,23 @@ def load_network(path: Path, card: dict[str, Any]) -> Any:
     return session
 
 
+def price_for(attainment: float, dial: Sequence[Mapping[str, float]], otherwise: float) -> float:
+    """The price at which the policy delivered an attainment when it was measured, interpolated between the points.
+
+    Args:
+        attainment: what is asked.
+        dial: points of ``miss_price`` and ``slo_attainment``, as a card holds them.
+        otherwise: the answer when there are no points.
+    """
+    if not dial:
+        return otherwise
+    points = sorted((point["miss_price"], point["slo_attainment"]) for point in dial)
+    prices = np.log([price for price, _ in points])
+    reached = np.maximum.accumulate([share for _, share in points])  # noise must not turn the dial round
+    misses = np.log(np.maximum(1.0 - reached, 1e-6))
+    return float(np.exp(np.interp(-math.log(1.0 - attainment), -misses, prices)))
+
+
 class LearnedPolicy(RegisteredPolicy):
     """A trained policy at one setting of its dial.
 
@@ -84,6 +107,8 @@ class LearnedPolicy(RegisteredPolicy):
         path: the exported policy's folder, or its card.
         miss_price: what an SLO miss costs (envs/reward.py); higher holds more replicas for a higher attainment.
         admission: None lets the policy decide how strict early refusal is; inf switches refusal off.
+        attainment: asked share of requests that meet their SLOs. The dial then begins at the price at which the
+            policy delivered it on the training traffic (its card), and the error budget turns it.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -96,7 +121,13 @@ class LearnedPolicy(RegisteredPolicy):
         "miss_price", (2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 110.0, 200.0), "ideal bills per unit of missed share"
     )
 
-    def __init__(self, path: str | Path, miss_price: float = 20.0, admission: float | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        miss_price: float = 20.0,
+        admission: float | None = None,
+        attainment: float | None = None,
+    ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
         self._path = Path(path)
@@ -104,6 +135,11 @@ class LearnedPolicy(RegisteredPolicy):
         self.admission = admission
         self.card = read_card(self._path)
         self._session = load_network(self._path, self.card)
+        self.attainment = attainment
+        self._budget: ErrorBudget | None = None
+        if attainment is not None:
+            self._budget = ErrorBudget(attainment, _GAIN, math.log(_LARGEST_FACTOR))
+            self.miss_price = price_for(attainment, self.card.get("dial", []), self.miss_price)
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
 
@@ -111,7 +147,8 @@ class LearnedPolicy(RegisteredPolicy):
     def name(self) -> str:
         """The registered name with the dial's setting."""
         closed = "" if self.admission is None else f", admission={self.admission:g}"
-        return f"learned(miss_price={self.miss_price:g}{closed})"
+        dial = f"miss_price={self.miss_price:g}" if self.attainment is None else f"attainment={self.attainment:g}"
+        return f"learned({dial}{closed})"
 
     def reset(self, spec: FleetSpec) -> None:
         """Prepare for a fleet.
@@ -128,16 +165,25 @@ class LearnedPolicy(RegisteredPolicy):
             )
         self._encoder = ObservationEncoder(spec)
         self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]))
+        if self._budget is not None:
+            self._budget.reset()
 
     def run_network(self, observations: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Actions in [-1, 1], shape (batch, num_actions), of observations of shape (batch, num_features)."""
         return np.asarray(self._session.run(None, {"observation": observations})[0])
 
+    def price_now(self, state: FleetState) -> float:
+        """The dial's setting: fixed, or turned by the error budget within the range the policy was trained on."""
+        if self._budget is None:
+            return self.miss_price
+        low, high = self.card["miss_price_range"]
+        return float(min(max(self.miss_price * math.exp(self._budget.update(state)), low), high))
+
     def decide(self, state: FleetState) -> ScalingDecision:
         """Encode, run the network, decode."""
         if self._encoder is None or self._decoder is None:
             raise RuntimeError("policy 'learned' was asked to decide before reset(spec)")
-        features = self._encoder.encode(state, self.miss_price)
+        features = self._encoder.encode(state, self.price_now(state))
         action = self.run_network(features[None])[0]
         decision = self._decoder.decode(action, self._encoder.base_replicas(), state)
         if self.admission is None:

@@ -7,6 +7,7 @@ from typing import Any
 from rl_autoscale.agents.base import RegisteredPolicy
 from rl_autoscale.agents.chiron import ChironLiteralPolicy, ChironRobustPolicy, ChironTunedPolicy
 from rl_autoscale.agents.headroom import HeadroomPolicy
+from rl_autoscale.agents.headroom_budget import HeadroomBudgetPolicy
 from rl_autoscale.agents.hpa import HpaPolicy
 from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.oracle import OraclePolicy
@@ -16,6 +17,7 @@ from rl_autoscale.fleet.errors import SpecError, UnknownNameError, did_you_mean
 POLICIES: dict[str, type[RegisteredPolicy]] = {
     "static": StaticPolicy,
     "headroom": HeadroomPolicy,
+    "headroom-budget": HeadroomBudgetPolicy,
     "hpa": HpaPolicy,
     "chiron-literal": ChironLiteralPolicy,
     "chiron-robust": ChironRobustPolicy,

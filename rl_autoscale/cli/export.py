@@ -16,6 +16,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write policy.onnx and policy.json; default RUN/policy.")
     ] = None,
+    traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
     """Export a training run's checkpoint, also while it is still training.
@@ -30,8 +31,9 @@ def command(
     """
     require_training()
     from rl_autoscale.experiments.train import export_checkpoint
+    from rl_autoscale.workload.store import TraceStore
 
-    card_path = export_checkpoint(run, out or run / "policy")
+    card_path = export_checkpoint(run, out or run / "policy", TraceStore(traces or []))
     print(
         card_path.read_text(encoding="utf-8")
         if as_json

@@ -1,9 +1,9 @@
 """From telemetry to features: dimensionless numbers, mostly within [-1, 1], always within [-LIMIT, LIMIT].
 
 One encoder serves training (a batch of fleets), the benchmark and a live controller (one fleet). It remembers demand
-averages and the time since each pool's target last changed, and nothing else. Missing telemetry becomes 0 plus a
-``missing`` flag, stale telemetry an ``age``; neither looks like an idle fleet, because the demand features hold their
-last value.
+(averages, the highest of late, how far it strays) and the time since each pool's target last changed, and nothing
+else. Missing telemetry becomes 0 plus a ``missing`` flag, stale telemetry an ``age``; neither looks like an idle fleet,
+because the demand features hold their last value.
 
 | feature | meaning | scale |
 |---|---|---|
@@ -17,6 +17,8 @@ last value.
 | prefill_backlog | seconds of prefill pending per ready replica | tightest TTFT SLO |
 | demand_window, demand_slow, demand_slowest | last window, 120 s and 600 s average against the 30 s average | log2 |
 | demand_trend | change of the 30 s average since the previous step | log2, times 4 |
+| demand_peak | highest window of late, forgotten over 900 s, against the 30 s average | log2, half |
+| demand_spread | 300 s average of a window's distance from the 30 s average before it | log2 |
 | demand_level | 30 s average over max_replicas | 0..1 |
 | since_change | time since the pool's target changed | 2 x start-up time, at most 1 |
 | age | age of the row | control interval |
@@ -42,6 +44,8 @@ from rl_autoscale.fleet.state import FleetState, FloatArray
 LIMIT = 5.0
 DEMAND_TIME_CONSTANTS_S = (30.0, 120.0, 600.0, 0.0)
 FAST, SLOW, SLOWEST, WINDOW = range(4)
+PEAK_TIME_CONSTANT_S = 900.0
+SPREAD_TIME_CONSTANT_S = 300.0
 
 _MIN_REPLICAS_OF_DEMAND = 0.05
 
@@ -69,6 +73,8 @@ class ObservationEncoder:
         self._last_target = np.full((*batch_shape, len(spec.pools)), np.nan)
         self._since_change_s = np.zeros((*batch_shape, len(spec.pools)))
         self._last_demand = np.full((*batch_shape, len(spec.pools)), np.nan)
+        self._peak_demand = np.zeros((*batch_shape, len(spec.pools)))
+        self._spread = np.zeros((*batch_shape, len(spec.pools)))
 
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
         """Forget, for all fleets or those selected by a boolean array of the batch shape."""
@@ -77,6 +83,8 @@ class ObservationEncoder:
         self._last_target[chosen] = np.nan
         self._since_change_s[chosen] = 0.0
         self._last_demand[chosen] = np.nan
+        self._peak_demand[chosen] = 0.0
+        self._spread[chosen] = 0.0
 
     def adopt(self, other: ObservationEncoder, which: npt.NDArray[np.bool_]) -> None:
         """Take over the memory of an encoder of fewer fleets for the selected ones."""
@@ -84,6 +92,8 @@ class ObservationEncoder:
         self._last_target[which] = other._last_target
         self._since_change_s[which] = other._since_change_s
         self._last_demand[which] = other._last_demand
+        self._peak_demand[which] = other._peak_demand
+        self._spread[which] = other._spread
 
     def base_replicas(self) -> FloatArray:
         """What the headroom action multiplies: the 30 s average of demand, shape (..., num_pools)."""
@@ -123,7 +133,8 @@ class ObservationEncoder:
         def against_fast(scale: int) -> FloatArray:
             return np.asarray(np.log2((demand[scale] + 0.2) / (fast + 0.2)))
 
-        trend = 4.0 * np.log2((fast + 0.2) / (np.where(np.isnan(self._last_demand), fast, self._last_demand) + 0.2))
+        before = np.where(np.isnan(self._last_demand), fast, self._last_demand)
+        self._remember_demand(demand[WINDOW], before, np.asarray(state.window_s)[..., None])
         self._last_demand = fast
         limits = spec.batch_limits
         return [
@@ -144,12 +155,20 @@ class ObservationEncoder:
             against_fast(WINDOW),
             against_fast(SLOW),
             against_fast(SLOWEST),
-            trend,
+            4.0 * np.log2((fast + 0.2) / (before + 0.2)),
+            0.5 * np.log2((self._peak_demand + 0.2) / (fast + 0.2)),
+            self._spread,
             fast / spec.max_replicas,
             self._since_change(state),
             pools.age_s / spec.control_interval_s,
             np.isnan(pools.ready).astype(np.float64),
         ]
+
+    def _remember_demand(self, window: FloatArray, before: FloatArray, window_s: FloatArray) -> None:
+        """Highest and spread of demand by windows; a window without data repeats the last and moves neither much."""
+        self._peak_demand = np.maximum(window, self._peak_demand * np.exp(-window_s / PEAK_TIME_CONSTANT_S))
+        strayed = np.abs(np.log2((window + 0.2) / (before + 0.2)))
+        self._spread = self._spread + (1.0 - np.exp(-window_s / SPREAD_TIME_CONSTANT_S)) * (strayed - self._spread)
 
     def _since_change(self, state: FleetState) -> FloatArray:
         target = state.pools.asked_for

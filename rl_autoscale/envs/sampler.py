@@ -39,6 +39,7 @@ class ScenarioSampler:
         store: where traces come from.
         price_range: prices are log-uniform in it; equal ends fix the price.
         num_workloads: different traffic draws in a run.
+        first_workload: number of the first; draws of other numbers are never seen.
     """
 
     def __init__(
@@ -47,17 +48,19 @@ class ScenarioSampler:
         store: TraceSource,
         price_range: tuple[float, float] = PRICE_RANGE,
         num_workloads: int = 96,
+        first_workload: int = 0,
     ) -> None:
         self._scenario = scenario
         self._store = store
         self._price_range = price_range
         self._num_workloads = num_workloads
+        self._first_workload = first_workload
         self._workloads: dict[int, Workload] = {}
         self.notes: set[str] = set()
 
     def __call__(self, seed: int) -> EpisodeSetup:
         """The episode of a seed."""
-        number = seed % self._num_workloads
+        number = self._first_workload + seed % self._num_workloads
         if number not in self._workloads:
             built = self._scenario.build_train(number, self._store)
             self._workloads[number] = built.workload

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rl_autoscale.fleet.spec import FleetSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever the meaning, order or scaling of any feature or action changes."""
 
 POOL_FEATURES = (
@@ -35,6 +35,8 @@ POOL_FEATURES = (
     "demand_slow",
     "demand_slowest",
     "demand_trend",
+    "demand_peak",
+    "demand_spread",
     "demand_level",
     "since_change",
     "age",

@@ -225,10 +225,11 @@ def _gap_closed(findings: Findings, focal: Entry, k: int) -> float:
 
 def _deployed(rows: list[Row], findings: Findings) -> list[Deployed]:
     found = []
-    for policy, refusal in dict.fromkeys((row.policy, row.refusal) for row in rows if row.asked_attainment is not None):
-        mine = [
-            row for row in rows if (row.policy, row.refusal) == (policy, refusal) and row.asked_attainment is not None
-        ]
+    groups: dict[tuple[str, Refusal, float], list[Row]] = {}
+    for row in rows:
+        if row.asked_attainment is not None:
+            groups.setdefault((row.policy, row.refusal, row.asked_attainment), []).append(row)
+    for (policy, refusal, asked), mine in groups.items():
         attainment = float(np.mean([row.slo_attainment for row in mine]))
         hours = float(np.mean([row.gpu_hours for row in mine]))
         hindsight = [
@@ -237,7 +238,7 @@ def _deployed(rows: list[Row], findings: Findings) -> list[Deployed]:
         reached = [value for value in hindsight if np.isfinite(value)]
         found.append(
             Deployed(
-                *(policy, refusal, float(mine[0].asked_attainment or 0.0), attainment),
+                *(policy, refusal, asked, attainment),
                 worst_attainment=min(row.slo_attainment for row in mine),
                 gpu_hours=hours,
                 over_hindsight=hours / min(reached) if reached else float("nan"),

@@ -170,6 +170,10 @@ def _sweep_cells(
     if result is not None:
         chosen = float(result.knobs[knob.name])
         cells.append(replace(cell, knob_value=chosen, asked_attainment=result.asked_attainment))
+    elif "attainment" in policy_class(sweep.registered).knob_names():
+        cells += [
+            replace(cell, knobs={**base, "attainment": target}, asked_attainment=target) for target in config.targets
+        ]
     return cells
 
 

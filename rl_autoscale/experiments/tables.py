@@ -107,7 +107,7 @@ def comparison_table(findings: Findings) -> Table | None:
 
 
 def deployment_table(findings: Findings) -> Table | None:
-    """What tuning on training traffic delivered on the test traffic."""
+    """What was asked of policies that saw training traffic only, and what they delivered on the test traffic."""
     rows = [
         (
             Cell(item.policy),
@@ -123,8 +123,9 @@ def deployment_table(findings: Findings) -> Table | None:
     if not rows:
         return None
     return Table(
-        "Deployed as tuned on training traffic",
-        "Constants fixed before the test traffic was seen. Bold: it delivered less than was asked. Last column: "
+        "Deployed: asked and delivered",
+        "Constants fixed on training traffic before the test traffic was seen; policies that can be asked for an "
+        "attainment turn their own knob by the misses they see. Bold: it delivered less than was asked. Last column: "
         "GPU-hours over what the cheapest rule, its knob chosen in hindsight, needs for the attainment delivered.",
         ("policy", "refusal", "asked", "delivered", "worst seed", "GPU-hours", "over hindsight"),
         tuple(rows),

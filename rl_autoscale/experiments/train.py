@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from rl_autoscale.agents.export import export_policy
+from rl_autoscale.agents.export import Layer, export_policy, forward
 from rl_autoscale.agents.ppo import (
     PpoConfig,
     TrainingProgress,
@@ -27,7 +28,7 @@ from rl_autoscale.agents.ppo import (
     train_ppo,
 )
 from rl_autoscale.envs.faults import TelemetryFaults
-from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.mdp import EpisodeSetup, FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
@@ -39,6 +40,9 @@ from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
 ENVELOPE_SHARES = (0.001, 0.999)
+DIAL_PRICES = 7
+DIAL_EPISODES = 8
+DIAL_METRICS = ("slo_attainment", "cost_over_ideal")
 
 
 class FaultConfig(Config):
@@ -137,8 +141,76 @@ def train(
         "notes": list(notes),
         "envelope": _envelope(model.rollout_buffer.observations, schema),
     }
-    export_policy(policy_layers(model.policy), schema, out / "policy", refuse=config.ppo.refuse, training=training)
+    layers = policy_layers(model.policy)
+    dial = measure_dial(layers, config, scenarios, store)
+    _export(layers, schema, out / "policy", config, training, dial)
     return TrainingResult(out / "policy", int(model.num_timesteps), notes)
+
+
+def measure_dial(
+    layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceStore
+) -> list[dict[str, float]]:
+    """What a policy delivers at several prices, on draws of training traffic that training does not use.
+
+    Returns:
+        Per price ``miss_price``, and the means over scenarios and episodes of ``slo_attainment`` and
+        ``cost_over_ideal``.
+    """
+    samplers = [
+        ScenarioSampler(item, store, num_workloads=DIAL_EPISODES, first_workload=config.num_workloads)
+        for item in scenarios
+    ]
+    points = []
+    for price in np.geomspace(*config.miss_price, DIAL_PRICES).tolist():
+        books = []
+        for scenario, sampler in zip(scenarios, samplers, strict=True):
+            mdp = FleetMdp(
+                scenario.fleet,
+                scenario.shield,
+                partial(_at_price, sampler, price),
+                num_fleets=DIAL_EPISODES,
+                num_threads=config.ppo.num_threads,
+                refuse=config.ppo.refuse,
+            )
+            books += _play(layers, mdp, config.ppo.seed)
+        means = {name: round(float(np.nanmean([book[name] for book in books])), 5) for name in DIAL_METRICS}
+        points.append({"miss_price": round(price, 3), **means})
+    return points
+
+
+def _at_price(sampler: ScenarioSampler, miss_price: float, seed: int) -> EpisodeSetup:
+    return replace(sampler(seed), miss_price=miss_price)
+
+
+def _play(layers: list[Layer], mdp: FleetMdp, seed: int) -> list[dict[str, float]]:
+    """One episode in every fleet, without exploration; the books at each one's end."""
+    observation = mdp.reset(seed)
+    books: dict[int, dict[str, float]] = {}
+    while len(books) < mdp.num_fleets:
+        step = mdp.step(forward(layers, observation))
+        observation = step.observation
+        for e in np.flatnonzero(step.truncated):
+            books.setdefault(int(e), mdp.books(int(e)))
+    return list(books.values())
+
+
+def _export(
+    layers: list[Layer],
+    schema: Schema,
+    folder: Path,
+    config: TrainConfig,
+    training: dict[str, Any],
+    dial: list[dict[str, float]],
+) -> Path:
+    return export_policy(
+        layers,
+        schema,
+        folder,
+        refuse=config.ppo.refuse,
+        training=training,
+        miss_price_range=config.miss_price,
+        dial=dial,
+    )
 
 
 def _build_mdps(
@@ -164,8 +236,13 @@ def _build_mdps(
     return mdps, samplers
 
 
-def export_checkpoint(run: Path, out: Path) -> Path:
+def export_checkpoint(run: Path, out: Path, store: TraceStore) -> Path:
     """Export the checkpoint of a training run, finished or not.
+
+    Args:
+        run: the training run's folder.
+        out: where the policy goes.
+        store: where the scenarios' traces come from; its dial is measured on them.
 
     Returns:
         The card's path.
@@ -178,7 +255,7 @@ def export_checkpoint(run: Path, out: Path) -> Path:
         raise SpecError(f"{run}: holds no checkpoint; give the folder of an 'rl-autoscale train' run")
     config = TrainConfig.from_yaml(run / "config.yaml")
     scenarios = [load_scenario(name) for name in config.scenarios]
-    mdps, _ = _build_mdps(config, scenarios, TraceStore([]))
+    mdps, _ = _build_mdps(config, scenarios, store)
     model = build_ppo(mdps, config.ppo)
     timesteps = load_checkpoint(model, run / "checkpoint")
     training = {
@@ -186,8 +263,9 @@ def export_checkpoint(run: Path, out: Path) -> Path:
         "config": config.model_dump(mode="json"),
         "timesteps": timesteps,
     }
-    schema = Schema.of(scenarios[0].fleet)
-    return export_policy(policy_layers(model.policy), schema, out, refuse=config.ppo.refuse, training=training)
+    layers = policy_layers(model.policy)
+    dial = measure_dial(layers, config, scenarios, store)
+    return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial)
 
 
 def _claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
