@@ -26,6 +26,14 @@ _INTEGRAL_S = 600.0
 _MOST_SPENT = 2.0
 
 
+def check_attainment(policy: str, attainment: float) -> None:
+    """Raise SpecError unless a policy can be asked for this attainment."""
+    if not 0.0 < attainment < 1.0:
+        raise SpecError(
+            f"policy '{policy}': attainment={attainment!r} is not allowed; it must be between 0 and 1, such as 0.98"
+        )
+
+
 class ErrorBudget:
     """Counts misses against what is allowed, and answers by how much a knob should be raised.
 
@@ -40,8 +48,6 @@ class ErrorBudget:
     """
 
     def __init__(self, attainment: float, gain: float, bound: float) -> None:
-        if not 0.0 < attainment < 1.0:
-            raise SpecError(f"attainment={attainment!r} is not allowed; ask for a share between 0 and 1, such as 0.98")
         self._share = 1.0 - attainment
         self._gain = gain
         self._bound = bound

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rl_autoscale.agents.base import Knob
-from rl_autoscale.agents.error_budget import ErrorBudget
+from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
 from rl_autoscale.agents.headroom import HeadroomPolicy
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
@@ -39,6 +39,7 @@ class HeadroomBudgetPolicy(HeadroomPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_attainment(self.NAME, self.attainment)
         self._budget = ErrorBudget(self.attainment, _GAIN, math.log(_LARGEST_FACTOR))
 
     def decide(self, state: FleetState) -> ScalingDecision:

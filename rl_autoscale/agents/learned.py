@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.agents.base import Knob, RegisteredPolicy
-from rl_autoscale.agents.error_budget import ErrorBudget
+from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
 from rl_autoscale.agents.export import CARD_FORMAT
 from rl_autoscale.envs.action import ActionDecoder
 from rl_autoscale.envs.observation import ObservationEncoder
@@ -138,6 +138,7 @@ class LearnedPolicy(RegisteredPolicy):
         self.attainment = attainment
         self._budget: ErrorBudget | None = None
         if attainment is not None:
+            check_attainment(self.NAME, attainment)
             self._budget = ErrorBudget(attainment, _GAIN, math.log(_LARGEST_FACTOR))
             self.miss_price = price_for(attainment, self.card.get("dial", []), self.miss_price)
         self._encoder: ObservationEncoder | None = None

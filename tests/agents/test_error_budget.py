@@ -61,7 +61,7 @@ def test_missing_counts_change_nothing(observe):
 @pytest.mark.parametrize("asked", [0.0, 1.0, 98.0, -0.5, math.nan])
 def test_an_impossible_attainment_is_refused(asked):
     with pytest.raises(SpecError, match="between 0 and 1"):
-        ErrorBudget(asked, gain=1.0, bound=1.0)
+        HeadroomBudgetPolicy(attainment=asked)
 
 
 def test_the_dial_begins_where_the_card_measured_it():
