@@ -27,24 +27,16 @@ the order of stabilisation and rate limits follows ``pkg/controller/podautoscale
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
 from rl_autoscale.agents.base import Knob, RulePolicy, ceil_replicas
+from rl_autoscale.agents.kubernetes import SCALE_DOWN, HpaHistory
+from rl_autoscale.agents.signals import queue_per_pool
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import FleetState, FloatArray, ScalingDecision
-
-RATE_PERIOD_S = 15.0
-"""Period of the default scaling policies."""
-MAX_GROWTH_FRACTION = 1.0
-"""Default ``scaleUp`` policy: 100 % per period ..."""
-MAX_GROWTH_REPLICAS = 4
-"""... or 4 pods per period, whichever is more."""
-MAX_SHRINK_FRACTION = 1.0
-"""Default ``scaleDown`` policy: 100 % per period."""
+from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
 
 def desired_replicas(
@@ -73,35 +65,6 @@ def desired_replicas(
     return current if reversed_direction else desired
 
 
-@dataclass(slots=True)
-class _PoolHistory:
-    """What one HPA remembers: (time, desired) recommendations and (time, change) scale events."""
-
-    recommendations: deque[tuple[float, int]] = field(default_factory=deque)
-    events: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def stabilised(self, desired: int, current: int, now_s: float, window_s: float) -> int:
-        """Record a recommendation; shrink no further than the largest one of the window."""
-        if not self.recommendations:
-            self.recommendations.append((now_s, current))
-        self.recommendations.append((now_s, desired))
-        while self.recommendations[0][0] <= now_s - window_s and len(self.recommendations) > 1:
-            self.recommendations.popleft()
-        return desired if desired >= current else min(current, max(count for _, count in self.recommendations))
-
-    def limited(self, desired: int, current: int, now_s: float) -> int:
-        """Apply the scaling policies, counting what was already added or removed in the running period."""
-        while self.events and self.events[0][0] <= now_s - RATE_PERIOD_S:
-            self.events.popleft()
-        period_start = current - sum(change for _, change in self.events)
-        ceiling = max(math.ceil(period_start * (1.0 + MAX_GROWTH_FRACTION)), period_start + MAX_GROWTH_REPLICAS)
-        floor = int(period_start * (1.0 - MAX_SHRINK_FRACTION))
-        limited = min(desired, max(ceiling, current)) if desired > current else max(desired, min(floor, current))
-        if limited != current:
-            self.events.append((now_s, limited - current))
-        return limited
-
-
 @dataclass(kw_only=True, eq=False)
 class HpaPolicy(RulePolicy):
     """Kubernetes HPA v2 on requests in flight per ready replica; see the module for the rule.
@@ -125,7 +88,7 @@ class HpaPolicy(RulePolicy):
     tolerance: float = 0.1
     sync_period_s: float = 15.0
     down_stabilisation_s: float = 300.0
-    _history: list[_PoolHistory] = field(default_factory=list, init=False, repr=False)
+    _history: list[HpaHistory] = field(default_factory=list, init=False, repr=False)
     _last_sync_s: float = field(default=-math.inf, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +101,8 @@ class HpaPolicy(RulePolicy):
     def reset(self, spec: FleetSpec) -> None:
         """Forget recommendations, scale events and the last sync."""
         super().reset(spec)
-        self._history = [_PoolHistory() for _ in spec.pools]
+        down = replace(SCALE_DOWN, stabilisation_s=self.down_stabilisation_s)
+        self._history = [HpaHistory(down=down) for _ in spec.pools]
         self._last_sync_s = -math.inf
 
     def decide(self, state: FleetState) -> ScalingDecision:
@@ -173,21 +137,4 @@ class HpaPolicy(RulePolicy):
             tolerance=self.tolerance,
             partial=bool(np.any(np.isnan(known))),
         )
-        history = self._history[pool]
-        stabilised = history.stabilised(desired, current, now_s, self.down_stabilisation_s)
-        return history.limited(min(max(stabilised, least), most), current, now_s)
-
-
-def queue_per_pool(spec: FleetSpec, state: FleetState) -> FloatArray:
-    """Requests queued at the gateway, shape (num_pools,), each class's shared among its pools by ready replicas.
-
-    A class with no ready replica anywhere counts for its first-choice pool. NaN where a class the pool may serve has
-    no reading.
-    """
-    queued = np.zeros(len(spec.pools))
-    ready = np.nan_to_num(state.pools.ready)
-    for class_index, length in enumerate(state.classes.queue_length):
-        pools = list(spec.pools_serving(class_index))
-        shares = ready[pools] if ready[pools].sum() > 0 else np.eye(len(pools))[0]
-        queued[pools] += length * shares / shares.sum()
-    return queued
+        return self._history[pool].next_replicas(desired, current, now_s, least=least, most=most)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from rl_autoscale.agents.apa import ApaPolicy
 from rl_autoscale.agents.base import RegisteredPolicy
 from rl_autoscale.agents.chiron import ChironLiteralPolicy, ChironRobustPolicy, ChironTunedPolicy
+from rl_autoscale.agents.dynamo import DynamoPolicy
 from rl_autoscale.agents.headroom import HeadroomPolicy
 from rl_autoscale.agents.headroom_budget import HeadroomBudgetPolicy
+from rl_autoscale.agents.headroom_forecast import HeadroomForecastPolicy
 from rl_autoscale.agents.hpa import HpaPolicy
+from rl_autoscale.agents.inferline import InferlinePolicy
+from rl_autoscale.agents.keda import KedaPolicy
+from rl_autoscale.agents.kpa import KpaPolicy
 from rl_autoscale.agents.learned import LearnedPolicy
+from rl_autoscale.agents.llm_d import LlmdPolicy
+from rl_autoscale.agents.llumnix import LlumnixPolicy
 from rl_autoscale.agents.oracle import OraclePolicy
+from rl_autoscale.agents.ray_serve import RayServePolicy
 from rl_autoscale.agents.static import StaticPolicy
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError, did_you_mean
 
@@ -18,7 +27,16 @@ POLICIES: dict[str, type[RegisteredPolicy]] = {
     "static": StaticPolicy,
     "headroom": HeadroomPolicy,
     "headroom-budget": HeadroomBudgetPolicy,
+    "headroom-forecast": HeadroomForecastPolicy,
+    "inferline": InferlinePolicy,
     "hpa": HpaPolicy,
+    "keda": KedaPolicy,
+    "kpa": KpaPolicy,
+    "apa": ApaPolicy,
+    "ray-serve": RayServePolicy,
+    "llumnix": LlumnixPolicy,
+    "dynamo": DynamoPolicy,
+    "llm-d": LlmdPolicy,
     "chiron-literal": ChironLiteralPolicy,
     "chiron-robust": ChironRobustPolicy,
     "chiron-tuned": ChironTunedPolicy,

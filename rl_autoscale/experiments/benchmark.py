@@ -23,7 +23,8 @@ from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, Episod
 from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, grid, refine, refusal_knobs
 from rl_autoscale.experiments.rows import Refusal, Row, RowStore
 from rl_autoscale.experiments.runs import RunInfo, code_fingerprint, describe_run, write_run, write_text
-from rl_autoscale.experiments.tuning import TuningResult, search_space, tune_policy
+from rl_autoscale.experiments.search_spaces import search_space
+from rl_autoscale.experiments.tuning import TuningResult, tune_policy
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 

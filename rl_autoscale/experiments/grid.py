@@ -20,8 +20,9 @@ from rl_autoscale.agents.registry import policy_class
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.experiments.episodes import check_policy, is_whole
 from rl_autoscale.experiments.rows import Refusal, Row
+from rl_autoscale.experiments.search_spaces import TUNED_SUFFIX, search_space
 from rl_autoscale.experiments.statistics import TARGETS, FloatArray, front_indices
-from rl_autoscale.experiments.tuning import TUNED_SUFFIX, TuningResult, search_space
+from rl_autoscale.experiments.tuning import TuningResult
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import SpecError
 

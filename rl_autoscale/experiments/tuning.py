@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool
-from rl_autoscale.fleet.errors import SpecError, did_you_mean
+from rl_autoscale.experiments.search_spaces import STRICTNESS, Dimension, search_space
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
 
 RANDOM_SHARE = 0.5
@@ -31,79 +32,6 @@ SHORTFALL_PRICE = 20.0
 
 FIRST_STEP = 0.15
 SMALLEST_STEP = 0.005
-TUNED_SUFFIX = "-tuned"
-
-
-@dataclass(frozen=True, slots=True)
-class Dimension:
-    """One constant of a rule, where to look for it and where to begin; ``log`` is uniform in its logarithm."""
-
-    name: str
-    low: float
-    high: float
-    default: float
-    log: bool = False
-
-    def unit(self, value: float) -> float:
-        """Inverse of `value`, clipped to the range."""
-        value = min(max(value, self.low), self.high)
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def value(self, unit: float) -> float:
-        """The constant at a place of 0..1, to four digits."""
-        if self.log:
-            raw = math.exp(math.log(self.low) + unit * (math.log(self.high) - math.log(self.low)))
-        else:
-            raw = self.low + unit * (self.high - self.low)
-        return min(max(float(f"{raw:.4g}"), self.low), self.high)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchSpace:
-    """What a tuned variant is made of: its base policy and the constants that are searched, the knob first."""
-
-    base: str
-    dimensions: tuple[Dimension, ...]
-
-
-BATCH_CAP = Dimension("batch_cap", 8.0, 256.0, 256.0, log=True)
-STRICTNESS = Dimension("admission", 0.25, 4.0, 1.0, log=True)
-"""How strict early refusal is; searched too where a rule refuses, since the learned policy may set it."""
-
-SEARCH_SPACES: dict[str, SearchSpace] = {
-    "headroom-tuned": SearchSpace(
-        "headroom",
-        (
-            Dimension("headroom", 0.9, 4.0, 1.5, log=True),
-            Dimension("up_time_constant_s", 5.0, 120.0, 30.0, log=True),
-            Dimension("down_time_constant_s", 30.0, 900.0, 120.0, log=True),
-            BATCH_CAP,
-        ),
-    ),
-    "hpa-tuned": SearchSpace(
-        "hpa",
-        (
-            Dimension("target", 2.0, 256.0, 40.0, log=True),
-            Dimension("tolerance", 0.02, 0.3, 0.1),
-            Dimension("down_stabilisation_s", 30.0, 600.0, 300.0, log=True),
-            BATCH_CAP,
-        ),
-    ),
-    "chiron-tuned": SearchSpace(
-        "chiron-tuned",
-        (
-            Dimension("theta", 0.05, 1.0, 1.0 / 3.0, log=True),
-            Dimension("dead_band", 0.0, 0.6, 0.25),
-            Dimension("z", 0.5, 3.0, 1.645),
-            Dimension("load_time_s", 10.0, 300.0, 60.0, log=True),
-            BATCH_CAP,
-        ),
-    ),
-}
-"""Tuned variants by name. Chiron: theta, h, z and the load time as reference rebuilds name them, and a ceiling on B."""
-
 _WHOLE = frozenset({"batch_cap", "replicas"})
 
 
@@ -134,16 +62,6 @@ class TuningResult:
 
 Evaluate = Callable[[Sequence[dict[str, Any]]], list[tuple[float, float]]]
 """Candidates -> (attainment, GPU-hours) of each."""
-
-
-def search_space(policy: str) -> SearchSpace:
-    """The search space of a tuned variant; raises SpecError for a policy that has none."""
-    if policy not in SEARCH_SPACES:
-        raise SpecError(
-            f"policy '{policy}' cannot be tuned{did_you_mean(policy, SEARCH_SPACES)}; "
-            f"tuned variants: {', '.join(SEARCH_SPACES)}"
-        )
-    return SEARCH_SPACES[policy]
 
 
 def tune_policy(

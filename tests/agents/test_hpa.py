@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl_autoscale.agents.hpa import HpaPolicy, desired_replicas, queue_per_pool
+from rl_autoscale.agents.hpa import HpaPolicy, desired_replicas
+from rl_autoscale.agents.signals import queue_per_pool
 
 
 def desired(load: float, ready: int, *, target: float = 100.0, unready: int = 0, partial: bool = False) -> int:

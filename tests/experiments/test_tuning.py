@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rl_autoscale.agents.registry import policy_class
-from rl_autoscale.experiments.tuning import SEARCH_SPACES, Dimension, loss, search, search_space
+from rl_autoscale.experiments.search_spaces import SEARCH_SPACES, Dimension, search_space
+from rl_autoscale.experiments.tuning import loss, search
 from rl_autoscale.fleet.errors import SpecError
 
 SPACE = (Dimension("x", 0.1, 10.0, 1.0, log=True), Dimension("y", -1.0, 1.0, 0.9))

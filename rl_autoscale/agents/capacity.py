@@ -1,0 +1,62 @@
+"""How many requests per second one replica can serve within its SLOs, from the latency profile alone.
+
+At a steady rate and a batch of B decoding requests with mean prompt p and mean output o, an iteration that generates B
+tokens also has to compute the prompts of the B / o requests that replace those that finish:
+
+    T(B)    = iteration time with B decodes at mean context p + o / 2 and B p / o prompt tokens
+    rate(B) = B / (o T(B)) requests per second
+    ITL     = T(B)
+    TTFT    = T(B) x (1/2 + iterations that the prompt needs beside the decodes)
+
+The answer is the largest rate over batches that fit the token budget and the KV cache and keep both latencies. Queueing
+is not in it: that is what a planner's margin is for.
+
+Source: the aggregated mode of NVIDIA Dynamo's planner (``find_best_engine_agg_rps``: best engine rate under a TTFT and
+an ITL SLA at the mean lengths); the steady-state balance above stands in for its regression.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
+from rl_autoscale.fleet.spec import PoolSpec
+
+
+def replica_requests_per_s(
+    pool: PoolSpec, *, prompt_tokens: float, output_tokens: float, ttft_slo_s: float, itl_slo_s: float
+) -> float:
+    """The largest steady rate of one replica within both SLOs.
+
+    Args:
+        pool: profile, token budget, KV blocks and batch limit.
+        prompt_tokens: mean, > 0.
+        output_tokens: mean, >= 1.
+        ttft_slo_s: of the mean request without queueing.
+        itl_slo_s: of the iteration.
+
+    Returns:
+        Requests per second, > 0; where no batch keeps the SLOs, the rate of the batch that exceeds them least.
+    """
+    hardware, budget = pool.hardware, pool.token_budget
+    batch = np.arange(1, pool.batch_limit + 1, dtype=np.float64)
+    new_prompts = batch / output_tokens
+    fresh = new_prompts * prompt_tokens
+    decode_context, decode_seq, prefill_pair, _, prefill_seq = hardware.attention_coefficients_s
+    iteration_s = (
+        hardware.token_time_s(batch + fresh)
+        + hardware.host_s
+        + decode_context * batch * (prompt_tokens + output_tokens / 2.0)
+        + decode_seq * batch
+        + prefill_pair * new_prompts * prompt_tokens**2 / 2.0
+        + prefill_seq * new_prompts
+    )
+    ttft_s = iteration_s * (0.5 + np.ceil(prompt_tokens / np.maximum(budget - batch, 1.0)))
+    fits = (batch + fresh <= budget) & (
+        batch * (prompt_tokens + output_tokens) <= pool.num_kv_blocks * BLOCK_SIZE_TOKENS
+    )
+    fits[0] = True  # one request at a time is always possible, if slowly
+    excess = np.maximum(np.maximum(iteration_s / itl_slo_s, ttft_s / ttft_slo_s), 1.0)
+    excess = np.where(fits, excess, np.inf)
+    best = excess <= excess.min() * (1.0 + 1e-12)
+    return float((batch / (output_tokens * iteration_s))[best].max())
