@@ -1,0 +1,196 @@
+"""From pods to replicas: phase, its age, and the reason in Kubernetes' own words. Pure, except for the ages' memory.
+
+| pod                                                                         | phase    |
+|-----------------------------------------------------------------------------|----------|
+| deletion asked for                                                          | draining |
+| condition Ready                                                             | ready    |
+| phase Failed or Succeeded; container crashed, or cannot be pulled or made   | failed   |
+| anything else, for less than the deadline                                   | starting |
+| anything else, for longer                                                   | failed   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rl_autoscale.serving.protocols import Phase, Replica
+
+Json = dict[str, Any]
+
+BROKEN_REASONS = frozenset(
+    {
+        "CrashLoopBackOff",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImageInspectError",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RunContainerError",
+    }
+)
+"""Why a container waits when waiting alone will not make it serve (kubelet's own names)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """One pod, read.
+
+    Attributes:
+        replica_id: pod name, start of its uid (a StatefulSet reuses names) and restarts of the serving container: a
+            restarted server has new counters, so it is a new replica.
+        address: the pod's IP; None before it has one.
+        since_wall_s: when the phase began by the cluster's clock; None when the pod does not say.
+    """
+
+    replica_id: str
+    address: str | None
+    phase: Phase
+    since_wall_s: float | None
+    reason: str
+
+
+def read_pod(pod: Json, container: str | None = None) -> PodView:
+    """Say what a pod is to a fleet.
+
+    Args:
+        pod: the object as the API server sends it.
+        container: the container that serves; None for the first.
+    """
+    meta, status = pod["metadata"], pod.get("status") or {}
+    server = _server_status(pod, container)
+    restarts = int(server.get("restartCount") or 0)
+    phase, since, reason = _phase(meta, status, server)
+    return PodView(
+        replica_id=f"{meta['name']}-{meta['uid'][:8]}-{restarts}",
+        address=status.get("podIP") or None,
+        phase=phase,
+        since_wall_s=since,
+        reason=reason,
+    )
+
+
+def _phase(meta: Json, status: Json, server: Json) -> tuple[Phase, float | None, str]:
+    ready = _condition(status, "Ready")
+    changed = _seconds(ready.get("lastTransitionTime"))
+    if meta.get("deletionTimestamp"):
+        # The time stamp is when the pod will be killed, not when it was asked to leave.
+        kill = _seconds(meta["deletionTimestamp"])
+        grace_s = float(meta.get("deletionGracePeriodSeconds") or 0)
+        return "draining", None if kill is None else kill - grace_s, "Terminating"
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return "failed", changed, _join(status.get("reason") or status["phase"], status.get("message"))
+    if ready.get("status") == "True":
+        return "ready", changed, ""
+    if broken := _broken(status, server):
+        return "failed", changed, broken
+    return "starting", _starting_since(meta, server, changed), _waiting_for(status, server, ready)
+
+
+def _broken(status: Json, server: Json) -> str:
+    """Why the pod will not serve by waiting; empty when it may."""
+    state = server.get("state") or {}
+    if (ended := state.get("terminated")) is not None:
+        return _join(ended.get("reason") or "Terminated", f"exit code {ended.get('exitCode')}")
+    for each in (server, *(status.get("initContainerStatuses") or ())):
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in BROKEN_REASONS:
+            return _join(waiting["reason"], waiting.get("message"))
+    return ""
+
+
+def _starting_since(meta: Json, server: Json, changed: float | None) -> float | None:
+    """Creation, unless the server ran before: then since it stopped being ready."""
+    running = _seconds(((server.get("state") or {}).get("running") or {}).get("startedAt"))
+    served = changed is not None and running is not None and changed > running
+    if changed is not None and (served or server.get("restartCount")):
+        return changed
+    return _seconds(meta.get("creationTimestamp"))
+
+
+def _waiting_for(status: Json, server: Json, ready: Json) -> str:
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return _join(scheduled.get("reason") or "Unschedulable", scheduled.get("message"))
+    for each in (*(status.get("initContainerStatuses") or ()), server):
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason"):
+            return _join(waiting["reason"], waiting.get("message"))
+    return _join(ready.get("reason") or status.get("phase") or "Pending", ready.get("message"))
+
+
+def _server_status(pod: Json, container: str | None) -> Json:
+    """The status of the serving container; empty before the kubelet has written one."""
+    specs = (pod.get("spec") or {}).get("containers") or [{}]
+    name = container or specs[0].get("name")
+    statuses: list[Json] = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((status for status in statuses if status.get("name") == name), {})
+
+
+def _condition(status: Json, kind: str) -> Json:
+    conditions: list[Json] = status.get("conditions") or []
+    return next((condition for condition in conditions if condition.get("type") == kind), {})
+
+
+def _join(reason: str, detail: str | None) -> str:
+    return f"{reason}: {detail}" if detail else reason
+
+
+def _seconds(stamp: str | None) -> float | None:
+    return None if not stamp else datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+
+
+class PhaseAges:
+    """How long each replica has been in its phase, on our monotonic clock.
+
+    The first sight of a phase takes its age from the cluster's own clock (time stamp against the answer's ``Date``);
+    from then on only the monotonic clock counts, so neither a clock that jumps nor one that differs from the
+    cluster's changes what a decision reads.
+    """
+
+    def __init__(self) -> None:
+        self._began_s: dict[tuple[str, Phase], float] = {}
+
+    def update(self, pods: Sequence[PodView], *, now_s: float, server_wall_s: float | None) -> list[float]:
+        """Age of each pod's phase in seconds; forgets pods that are gone."""
+        began: dict[tuple[str, Phase], float] = {}
+        for pod in pods:
+            key = (pod.replica_id, pod.phase)
+            known = None if server_wall_s is None or pod.since_wall_s is None else server_wall_s - pod.since_wall_s
+            began[key] = self._began_s.get(key, now_s - max(0.0, known or 0.0))
+        self._began_s = began
+        return [now_s - began[pod.replica_id, pod.phase] for pod in pods]
+
+
+def to_replicas(
+    pods: Sequence[PodView],
+    ages_s: Sequence[float],
+    *,
+    pool: str,
+    scheme: str,
+    port: int,
+    ready_deadline_s: float,
+) -> tuple[Replica, ...]:
+    """Replicas in the order of the pods; those that start for longer than the deadline are failed."""
+    replicas = []
+    for pod, age_s in zip(pods, ages_s, strict=True):
+        overdue = pod.phase == "starting" and age_s > ready_deadline_s
+        replicas.append(
+            Replica(
+                replica_id=pod.replica_id,
+                pool=pool,
+                url=None if pod.address is None else f"{scheme}://{_host(pod.address)}:{port}",
+                phase="failed" if overdue else pod.phase,
+                phase_age_s=age_s,
+                reason=f"not ready after {ready_deadline_s:g} s: {pod.reason}" if overdue else pod.reason,
+            )
+        )
+    return tuple(replicas)
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
