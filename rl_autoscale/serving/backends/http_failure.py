@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 from rl_autoscale.serving.protocols import BackendError
 
@@ -34,3 +35,11 @@ def retry_after_s(headers: Mapping[str, str] | None) -> float | None:
             except ValueError:
                 return None
     return None
+
+
+def date_s(header: str | None) -> float | None:
+    """A ``Date`` header in seconds since 1970; None when absent or unreadable."""
+    try:
+        return parsedate_to_datetime(header).timestamp() if header else None
+    except ValueError:
+        return None

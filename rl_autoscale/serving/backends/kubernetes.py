@@ -29,7 +29,8 @@ from rl_autoscale.serving.backends.kubernetes_api import (
     connect,
 )
 from rl_autoscale.serving.backends.kubernetes_lease import WriterLease
-from rl_autoscale.serving.backends.kubernetes_pods import PhaseAges, read_pod, to_replicas
+from rl_autoscale.serving.backends.kubernetes_pods import read_pod
+from rl_autoscale.serving.backends.replica_view import PhaseAges, TargetMemory, to_replicas
 from rl_autoscale.serving.protocols import BackendError, Clock, PoolObservation
 
 logger = logging.getLogger(__name__)
@@ -149,9 +150,6 @@ class KubernetesBackend:
         api: the way there.
         clock: measures ages and the lease.
         identity: who we are in the lease; None for one that is new in every process.
-
-    Attributes:
-        foreign_changes: how often somebody else was seen to have changed ``replicas``.
     """
 
     def __init__(
@@ -163,9 +161,7 @@ class KubernetesBackend:
         identity = identity or f"{socket.gethostname()}_{uuid.uuid4()}"
         lease_name = config.lease_name or f"rl-autoscale-{config.name}"
         self._lease = WriterLease(api, lease_name, identity, config.lease_duration_s, clock)
-        self._last_seen: int | None = None
-        self._written: set[int] = set()
-        self.foreign_changes = 0
+        self._memory = TargetMemory()
 
     @classmethod
     def connect(cls, pool: str, config: KubernetesConfig, clock: Clock) -> KubernetesBackend:
@@ -176,6 +172,11 @@ class KubernetesBackend:
     def pool(self) -> str:
         """The pool's name."""
         return self._observer.pool
+
+    @property
+    def foreign_changes(self) -> int:
+        """How often somebody else was seen to have changed ``replicas``."""
+        return self._memory.foreign_changes
 
     def observe(self) -> PoolObservation:
         """Read target and pods; writes nothing, the lease included."""
@@ -222,24 +223,22 @@ class KubernetesBackend:
                 retryable=True,
             )
         if in_force == num_replicas and not dry_run:
-            self._written = {num_replicas}
+            self._memory.wrote(num_replicas)
             return
         if not dry_run:
             if self._lease.valid_for_s() <= config.timeout_s:
                 raise BackendError(f"lease {self._lease.name} runs out too soon to write under it", retryable=True)
-            self._written.add(num_replicas)  # a write that times out may have been done
+            self._memory.attempt(num_replicas)
         scale["spec"] = {**(scale.get("spec") or {}), "replicas": num_replicas}
         self._api.replace_scale(config.resource, config.name, scale, dry_run=dry_run)
         if not dry_run:
-            self._written, self._last_seen = {num_replicas}, num_replicas
+            self._memory.wrote(num_replicas)
 
     def _notice(self, in_force: int) -> bool:
-        """Remember what is in force; True when it changed since our last look and we did not write it."""
-        before, self._last_seen = self._last_seen, in_force
-        foreign = before is not None and in_force != before and in_force not in self._written
+        """Remember what is in force; True (and a warning) when somebody else changed it since our last look."""
+        foreign = self._memory.notice(in_force)
         if foreign:
-            self.foreign_changes += 1
-            logger.warning("%s was scaled from %s to %s by somebody else", target_name(self._config), before, in_force)
+            logger.warning("%s was scaled to %s by somebody else", target_name(self._config), in_force)
         return foreign
 
     def _refuse_other_owner(self) -> None:

@@ -12,12 +12,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 from rl_autoscale.fleet.errors import MissingExtraError
-from rl_autoscale.serving.backends.http_failure import HttpFailure, retry_after_s
+from rl_autoscale.serving.backends.http_failure import HttpFailure, date_s, retry_after_s
 from rl_autoscale.serving.protocols import BackendError, Clock
 
 try:
@@ -179,7 +178,7 @@ class KubernetesApi:
                 )
                 page = json.loads(response.data)
             items += page.get("items") or []
-            server_wall_s = _date_s(response.headers.get("Date"))
+            server_wall_s = date_s(response.headers.get("Date"))
             token = page["metadata"].get("continue") or ""
             if not token:
                 return Listing(tuple(items), server_wall_s)
@@ -229,10 +228,3 @@ def _message(error: kube.ApiException) -> str:
         return str(json.loads(str(error.body))["message"])
     except (TypeError, ValueError, KeyError):
         return str(error.reason)
-
-
-def _date_s(header: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(header).timestamp() if header else None
-    except ValueError:
-        return None

@@ -1,4 +1,4 @@
-"""From pods to replicas: phase, its age, and the reason in Kubernetes' own words. Pure, except for the ages' memory.
+"""From pods to replicas: phase, since when, and the reason in Kubernetes' own words. Pure.
 
 | pod                                                                         | phase    |
 |-----------------------------------------------------------------------------|----------|
@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rl_autoscale.serving.protocols import Phase, Replica
+from rl_autoscale.serving.backends.replica_view import ReplicaView
+from rl_autoscale.serving.protocols import Phase
 
 Json = dict[str, Any]
 
@@ -36,26 +35,11 @@ BROKEN_REASONS = frozenset(
 """Why a container waits when waiting alone will not make it serve (kubelet's own names)."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodView:
-    """One pod, read.
-
-    Attributes:
-        replica_id: pod name, start of its uid (a StatefulSet reuses names) and restarts of the serving container: a
-            restarted server has new counters, so it is a new replica.
-        address: the pod's IP; None before it has one.
-        since_wall_s: when the phase began by the cluster's clock; None when the pod does not say.
-    """
-
-    replica_id: str
-    address: str | None
-    phase: Phase
-    since_wall_s: float | None
-    reason: str
-
-
-def read_pod(pod: Json, container: str | None = None) -> PodView:
+def read_pod(pod: Json, container: str | None = None) -> ReplicaView:
     """Say what a pod is to a fleet.
+
+    Its id is the pod's name, the start of its uid (a StatefulSet reuses names) and the restarts of the serving
+    container: a restarted server has new counters, so it is a new replica.
 
     Args:
         pod: the object as the API server sends it.
@@ -65,7 +49,7 @@ def read_pod(pod: Json, container: str | None = None) -> PodView:
     server = _server_status(pod, container)
     restarts = int(server.get("restartCount") or 0)
     phase, since, reason = _phase(meta, status, server)
-    return PodView(
+    return ReplicaView(
         replica_id=f"{meta['name']}-{meta['uid'][:8]}-{restarts}",
         address=status.get("podIP") or None,
         phase=phase,
@@ -142,55 +126,3 @@ def _join(reason: str, detail: str | None) -> str:
 
 def _seconds(stamp: str | None) -> float | None:
     return None if not stamp else datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
-
-
-class PhaseAges:
-    """How long each replica has been in its phase, on our monotonic clock.
-
-    The first sight of a phase takes its age from the cluster's own clock (time stamp against the answer's ``Date``);
-    from then on only the monotonic clock counts, so neither a clock that jumps nor one that differs from the
-    cluster's changes what a decision reads.
-    """
-
-    def __init__(self) -> None:
-        self._began_s: dict[tuple[str, Phase], float] = {}
-
-    def update(self, pods: Sequence[PodView], *, now_s: float, server_wall_s: float | None) -> list[float]:
-        """Age of each pod's phase in seconds; forgets pods that are gone."""
-        began: dict[tuple[str, Phase], float] = {}
-        for pod in pods:
-            key = (pod.replica_id, pod.phase)
-            known = None if server_wall_s is None or pod.since_wall_s is None else server_wall_s - pod.since_wall_s
-            began[key] = self._began_s.get(key, now_s - max(0.0, known or 0.0))
-        self._began_s = began
-        return [now_s - began[pod.replica_id, pod.phase] for pod in pods]
-
-
-def to_replicas(
-    pods: Sequence[PodView],
-    ages_s: Sequence[float],
-    *,
-    pool: str,
-    scheme: str,
-    port: int,
-    ready_deadline_s: float,
-) -> tuple[Replica, ...]:
-    """Replicas in the order of the pods; those that start for longer than the deadline are failed."""
-    replicas = []
-    for pod, age_s in zip(pods, ages_s, strict=True):
-        overdue = pod.phase == "starting" and age_s > ready_deadline_s
-        replicas.append(
-            Replica(
-                replica_id=pod.replica_id,
-                pool=pool,
-                url=None if pod.address is None else f"{scheme}://{_host(pod.address)}:{port}",
-                phase="failed" if overdue else pod.phase,
-                phase_age_s=age_s,
-                reason=f"not ready after {ready_deadline_s:g} s: {pod.reason}" if overdue else pod.reason,
-            )
-        )
-    return tuple(replicas)
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rl_autoscale.serving.backends.kubernetes_pods import PhaseAges, read_pod, to_replicas
+from rl_autoscale.serving.backends.kubernetes_pods import read_pod
+from rl_autoscale.serving.backends.replica_view import PhaseAges, to_replicas
 
 CREATED, STARTED, CHANGED = "2026-11-21T10:00:00Z", "2026-11-21T10:01:00Z", "2026-11-21T10:02:00Z"
 
