@@ -190,13 +190,7 @@ class KubernetesBackend:
         with self._api.call():
             self._lease.hold()
             self._refuse_other_owner()
-            for attempts_left in reversed(range(CONFLICT_ATTEMPTS)):
-                try:
-                    self._write(num_replicas, dry_run=False)
-                    return
-                except HttpFailure as failure:
-                    if failure.status != 409 or not attempts_left:
-                        raise
+            self._write_despite_conflicts(num_replicas, dry_run=False)
 
     def rehearse(self, num_replicas: int) -> None:
         """What `set_target` would do, as a server-side dry run: admission and permissions, no change, no lease.
@@ -206,12 +200,21 @@ class KubernetesBackend:
         """
         with self._api.call():
             self._refuse_other_owner()
-            self._write(num_replicas, dry_run=True)
+            self._write_despite_conflicts(num_replicas, dry_run=True)
 
     def close(self) -> None:
         """Give the lease back and close the connections. Replicas stay."""
         self._lease.release()
         self._observer.close()
+
+    def _write_despite_conflicts(self, num_replicas: int, *, dry_run: bool) -> None:
+        for attempts_left in reversed(range(CONFLICT_ATTEMPTS)):
+            try:
+                self._write(num_replicas, dry_run=dry_run)
+                return
+            except HttpFailure as failure:
+                if failure.status != 409 or not attempts_left:
+                    raise
 
     def _write(self, num_replicas: int, *, dry_run: bool) -> None:
         config = self._config

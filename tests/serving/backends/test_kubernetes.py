@@ -292,8 +292,11 @@ def test_retry_after_is_kept_without_sleeping(fake_cluster: Cluster, clock: Fake
 
 def test_a_conflict_or_two_are_tried_again(fake_cluster: Cluster, clock: FakeClock) -> None:
     fake_cluster.deployment(replicas=1)
+    backend = fake_cluster.backend(clock)
     fake_cluster.fake.faults = [Fault(409, matching="update deployments/scale", times=2)]
-    fake_cluster.backend(clock).set_target(2)
+    backend.rehearse(2)
+    fake_cluster.fake.faults = [Fault(409, matching="update deployments/scale", times=2)]
+    backend.set_target(2)
     assert asked_for(fake_cluster) == 2
 
 
