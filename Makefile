@@ -7,7 +7,7 @@ LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types imports ci lock clean
+.PHONY: help setup demo test nightly lint format types imports ci lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: setup  ## train PPO for a few minutes and show it beside every baseline (A
 
 test: setup  ## run the tests (ARGS="-k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)
+
+nightly: setup  ## the slow tests, among them 2,000 random fleets through both simulators
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup  ## ruff: rules and format, nothing is changed
 	$(BIN)/ruff check .

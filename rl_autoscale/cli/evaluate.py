@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 
+ENGINES = ("compiled", "reference")
 SHOWN = ("slo_attainment", "gpu_hours", "cost_usd", "refused_share", "dropped_share", "reversals")
 
 
@@ -24,6 +25,9 @@ def command(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     span: Annotated[float | None, typer.Option(help="Cut the test traffic to so many seconds.")] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="compiled, or reference: the SimPy specification; same numbers, far slower.")
+    ] = "compiled",
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric of every seed as JSON.")] = False,
 ) -> None:
     """Run one policy on a scenario's test traffic: what it cost and broke.
@@ -32,12 +36,16 @@ def command(
         rl-autoscale evaluate --policy headroom --knob headroom=1.4 --knob admission=1
 
         rl-autoscale evaluate --policy runs/train/policy --knob miss_price=60 --scenario azure-conversation --json
+
+        rl-autoscale evaluate --policy hpa --seeds 1 --span 120 --engine reference
     """
     from rl_autoscale.envs.scenario import load_scenario
-    from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeRunner, check_policy
+    from rl_autoscale.experiments.episodes import Engine, EpisodeJob, EpisodeRunner, check_policy
     from rl_autoscale.experiments.grid import parse_policies
     from rl_autoscale.workload.store import TraceStore
 
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
     chosen = parse_policies([policy])[0]
     knobs: dict[str, Any] = {**chosen.knobs, **parse_knobs(knob or [])}
     check_policy(chosen.registered, knobs)
@@ -45,8 +53,11 @@ def command(
     store = TraceStore(traces or ())
     notes = resolved.build_test(0, store, span_s=span).notes
     runner = EpisodeRunner({resolved.name: resolved}, store)
+    simulator = cast("Engine", engine)
     metrics = [
-        runner.outcome(EpisodeJob(str(seed), resolved.name, "test", seed, chosen.registered, knobs, span)).metrics
+        runner.outcome(
+            EpisodeJob(str(seed), resolved.name, "test", seed, chosen.registered, knobs, span, simulator)
+        ).metrics
         for seed in range(seeds)
     ]
     if as_json:

@@ -28,11 +28,13 @@ from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.fleet.protocols import Policy, run_control_loop
 from rl_autoscale.sim.fleet import SimFleet
+from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.result import EpisodeResult
 from rl_autoscale.workload.store import TraceStore
 from rl_autoscale.workload.trace import Workload
 
 Split = Literal["train", "test"]
+Engine = Literal["compiled", "reference"]
 
 JOBS_PER_BATCH = 6
 _WORKLOADS_KEPT = 8
@@ -51,6 +53,7 @@ class EpisodeJob:
         policy: registered name.
         knobs: keyword arguments of the policy.
         span_s: cut the traffic to this length; None: all of it.
+        engine: the compiled simulator, or the SimPy one that specifies it: the same numbers, thousands of times slower.
     """
 
     identity: str
@@ -60,6 +63,7 @@ class EpisodeJob:
     policy: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
     span_s: float | None = None
+    engine: Engine = "compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ def run_episode(
     seed: int,
     speed: float = 1.0,
     startup_scale: float = 1.0,
+    engine: Engine = "compiled",
 ) -> EpisodeResult:
     """One policy through one workload, with the scenario's shield.
 
@@ -109,8 +114,10 @@ def run_episode(
         seed: of start-ups, crashes and routing.
         speed: true iteration time over the profile's.
         startup_scale: true start-up time over the fleet's.
+        engine: which simulator.
     """
-    fleet = SimFleet(scenario.fleet, workload, seed=seed, speed=speed, startup_scale=startup_scale)
+    simulator = ReferenceFleet if engine == "reference" else SimFleet
+    fleet = simulator(scenario.fleet, workload, seed=seed, speed=speed, startup_scale=startup_scale)
     run_control_loop(fleet, policy, scenario.shield)
     return fleet.result()
 
@@ -144,7 +151,9 @@ class EpisodeRunner:
         scenario, workload = self._scenarios[job.scenario], self.workload(job)
         policy = policy_for(job.policy, job.knobs, workload)
         speed, startup_scale = scenario.draw_randomisation(job.seed) if job.split == "train" else (1.0, 1.0)
-        return run_episode(scenario, workload, policy, seed=job.seed, speed=speed, startup_scale=startup_scale)
+        return run_episode(
+            scenario, workload, policy, seed=job.seed, speed=speed, startup_scale=startup_scale, engine=job.engine
+        )
 
     def outcome(self, job: EpisodeJob) -> EpisodeOutcome:
         """Run one job and return its scalars."""

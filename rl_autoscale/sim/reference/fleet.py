@@ -37,6 +37,7 @@ class ReferenceFleet:
         workload: its traffic.
         seed: start-up times, crashes and routing.
         speed: true iteration time over the profile's.
+        startup_scale: true start-up time over the spec's.
         drain_limit_s: how long after the last arrival the episode may go on until every request has ended; see
             `cut_off_s`.
 
@@ -51,13 +52,14 @@ class ReferenceFleet:
         *,
         seed: int = 0,
         speed: float = 1.0,
+        startup_scale: float = 1.0,
         drain_limit_s: float | None = None,
     ) -> None:
         check_workload(spec, workload)
         self._spec = spec
         self.clock = Clock()
         self.gateway = Gateway(self.clock, spec, draw_routing(seed, workload.num_requests))
-        self.pools = _make_pools(self.clock, spec, self.gateway, seed, speed)
+        self.pools = _make_pools(self.clock, spec, self.gateway, seed, speed, startup_scale)
         self.gateway.pools = self.pools
         self.requests = _make_requests(spec, workload)
         for request in self.requests:
@@ -152,10 +154,12 @@ class ReferenceFleet:
         return np.array([books.missed for books in self.gateway.books], dtype=np.int64)
 
 
-def _make_pools(clock: Clock, spec: FleetSpec, gateway: Gateway, seed: int, speed: float) -> list[Pool]:
+def _make_pools(
+    clock: Clock, spec: FleetSpec, gateway: Gateway, seed: int, speed: float, startup_scale: float
+) -> list[Pool]:
     bases = itertools.accumulate((pool.max_replicas for pool in spec.pools), initial=0)
     return [
-        Pool(clock, pool, base, gateway, draw_startup_s(pool, seed), draw_life_s(pool, seed), speed)
+        Pool(clock, pool, base, gateway, startup_scale * draw_startup_s(pool, seed), draw_life_s(pool, seed), speed)
         for pool, base in zip(spec.pools, bases, strict=False)
     ]
 
