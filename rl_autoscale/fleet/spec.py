@@ -66,6 +66,7 @@ class PoolSpec(Config):
     max_num_batched_tokens: PositiveInt | None = Field(default=None, description="token budget; default the profile's")
     kv_blocks: PositiveInt | None = Field(default=None, description="KV blocks of 16 tokens; default the profile's")
     scheduler: Literal["fcfs", "priority"] = "fcfs"
+    prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
     price_usd_per_gpu_hour: NonNegativeFloat = 2.0
 

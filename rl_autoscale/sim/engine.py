@@ -24,6 +24,7 @@ from rl_autoscale.sim.gateway import (
     requeue,
     update_route,
 )
+from rl_autoscale.sim.kv_cache import empty_cache, free_blocks
 from rl_autoscale.sim.layout import (
     BLOCK,
     DRAINING,
@@ -40,7 +41,6 @@ from rl_autoscale.sim.layout import (
 )
 from rl_autoscale.sim.replica import (
     batch_remove,
-    blocks_of,
     clear_replica,
     commit_decode,
     heap_remove,
@@ -85,7 +85,7 @@ def complete_prefills(w, r, now_s):
             if request.generated_tokens < request.output_tokens:
                 join_decode(w, r, q)
             else:
-                rep.kv_used -= blocks_of(request.computed_tokens)
+                free_blocks(w, r, q, request.computed_tokens, True)
                 batch_remove(w, r, q)
                 finish(w, r, q, now_s)
         q = after
@@ -106,7 +106,7 @@ def complete_decodes(w, r, now_s):
         w.residue[r, (rep.iteration - computed) & (BLOCK - 1)] -= 1
         rep.num_decode -= 1
         rep.decode_tokens -= computed
-        rep.kv_used -= blocks_of(computed)
+        free_blocks(w, r, q, computed, True)
         request.finish_iteration = 0
         batch_remove(w, r, q)
         finish(w, r, q, now_s)
@@ -144,6 +144,8 @@ def become_ready(w, r, now_s):
     rep.event_s = math.inf
     pool.starting -= 1
     pool.ready += 1
+    if pool.prefix_caching:
+        empty_cache(w, r)
     schedule_event(w, r)
     update_route(w, r)
 
@@ -519,6 +521,10 @@ def world_of(batch, e):
         batch.last_cls[e],
         batch.pool_state[e],
         batch.class_state[e],
+        batch.kv[e],
+        batch.prompt[e],
+        batch.hash_ids[e],
+        batch.table[e],
     )
 
 
@@ -528,7 +534,7 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 
 def _source_digest() -> str:
     folder = Path(__file__).parent
-    files = [folder / name for name in ("layout.py", "replica.py", "gateway.py", "engine.py")]
+    files = [folder / name for name in ("layout.py", "kv_cache.py", "replica.py", "gateway.py", "engine.py")]
     files += [folder.parent / "fleet" / name for name in ("jit.py", "admission.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 

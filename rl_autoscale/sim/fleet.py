@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from rl_autoscale.sim import engine
@@ -22,8 +23,10 @@ from rl_autoscale.sim.episode import (
 from rl_autoscale.sim.layout import (
     CLASS,
     FLEET,
+    KV_BLOCK,
     NONE,
     POOL,
+    PROMPT,
     REPLICA,
     REQUEST,
     ROUTER_CODES,
@@ -36,6 +39,7 @@ from rl_autoscale.sim.layout import (
     World,
     next_power_of_two,
 )
+from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.result import EpisodeResult, episode_result
 from rl_autoscale.workload.trace import Workload
 
@@ -60,6 +64,8 @@ class FleetBatch:
             np.tile(spec.batch_limits, (num_fleets, 1)),
             np.full((num_fleets, len(spec.classes)), NEVER_REFUSE),
         )
+        self._most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
+        self._caches_prefixes = any(pool.prefix_caching for pool in spec.pools)
         self._world = self._allocate()
         self._now_s = np.zeros(num_fleets)
 
@@ -99,6 +105,10 @@ class FleetBatch:
             last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
             pool_state=np.zeros((fleets, num_pools, 20)),
             class_state=np.zeros((fleets, num_classes, 18)),
+            kv=np.zeros((fleets, num_slots, self._most_cached_blocks), dtype=KV_BLOCK),
+            prompt=np.zeros((fleets, 1), dtype=PROMPT),
+            hash_ids=np.zeros((fleets, 1), dtype=np.int64),
+            table=np.zeros((fleets, 1), dtype=np.int32),
         )
         bases = np.cumsum([0, *slots[:-1]])
         for p in range(num_pools):
@@ -121,6 +131,25 @@ class FleetBatch:
         req[:, :capacity], trace[:, :capacity] = old.req, old.trace
         route_u[:, : old.route_u.shape[1]] = old.route_u
         self._world = old._replace(req=req, trace=trace, route_u=route_u)
+
+    def _load_prefixes(self, e: int, workload: Workload) -> None:
+        """Give the kernels the prompts' hashes and every request room for its block table."""
+        blocks = prefix_blocks(workload)
+        number = workload.num_requests
+        tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens
+        table_offsets = np.concatenate([[0], np.cumsum(-(-tokens // BLOCK_SIZE_TOKENS))])
+        old = self._world
+        self._world = old._replace(
+            prompt=_wider(old.prompt, number),
+            hash_ids=_wider(old.hash_ids, len(blocks.hash_ids)),
+            table=_wider(old.table, int(table_offsets[-1])),
+        )
+        world = self._world
+        world.hash_ids[e, : len(blocks.hash_ids)] = blocks.hash_ids
+        world.prompt["hash_start"][e, :number] = blocks.hash_offsets[:-1]
+        world.prompt["table_start"][e, :number] = table_offsets[:-1]
+        world.prompt["num_shared"][e, :number] = blocks.num_shared
+        world.fleet["blocks_per_hash"][e] = blocks.blocks_per_hash
 
     # -- episodes ----------------------------------------------------------------------------------------------------
 
@@ -169,6 +198,9 @@ class FleetBatch:
         world.fleet["num_requests"][e] = workload.num_requests
         world.fleet["speed"][e] = speed
         world.fleet["evict_batch"][e] = spec.evict_batch
+        if self._caches_prefixes:
+            self._load_prefixes(e, workload)
+            world = self._world
         world.event_tree[e] = np.inf
         world.route_tree[e] = 1 << 40
         world.ttft_hist[e] = 0
@@ -274,6 +306,15 @@ class FleetBatch:
         )
 
 
+def _wider(array: Any, size: int) -> Any:
+    """The array with at least so many columns; what is there stays."""
+    if array.shape[1] >= size:
+        return array
+    wider = np.zeros((array.shape[0], size), dtype=array.dtype)
+    wider[:, : array.shape[1]] = array
+    return wider
+
+
 def _token_times(spec: FleetSpec) -> FloatArray:
     widest = max(pool.token_budget for pool in spec.pools)
     return np.stack([pool.hardware.token_time_table_s(widest) for pool in spec.pools])
@@ -291,6 +332,7 @@ def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int)
         record["batch_limit"] = record["cap"] = pool.batch_limit
         record["token_budget"] = pool.token_budget
         record["kv_blocks"] = pool.num_kv_blocks
+        record["prefix_caching"] = pool.prefix_caching
         record["gpus"] = pool.hardware.gpus_per_replica
         record["startup_mean_s"] = pool.startup_mean_s
         record["target"] = pool.initial

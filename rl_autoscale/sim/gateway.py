@@ -566,6 +566,7 @@ def enter(w, q):
     request.evict = 0
     request.num_preemptions = 0
     request.num_evictions = 0
+    request.table_blocks = 0
 
 
 @hot

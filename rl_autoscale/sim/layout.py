@@ -81,6 +81,7 @@ REQUEST = np.dtype(
         ("evict", _i),  # 1 when marked for eviction at the end of the iteration
         ("num_preemptions", _i),
         ("num_evictions", _i),
+        ("table_blocks", _i),  # prefix caching: blocks in its table; further ones are anonymous
     ],
     align=True,
 )
@@ -116,9 +117,38 @@ REPLICA = np.dtype(
         ("heap_size", _i),
         ("num_evict_marked", _i),
         ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
+        # Prefix caching, see kv_cache.py:
+        ("num_fresh", _i),  # blocks 0..num_fresh-1 have been used
+        ("blank_head", _i),  # free blocks without content that could be found
+        ("queue_head", _i),  # other free blocks, least recently used first
+        ("queue_tail", _i),
+        ("anonymous_head", _i),  # blocks in use by decode sequences beyond their tables
+        ("reserved", _i),  # of them: taken for an iteration that kv_used does not count yet
     ],
     align=True,
 )
+
+KV_BLOCK = np.dtype(
+    [
+        ("key", np.int64),  # of its content while cached
+        ("next", _i),  # linked list: free queue, blank or anonymous blocks
+        ("prev", _i),
+        ("refs", _i),  # requests that use it
+        ("chain", _i),  # next cached block of the same bucket
+        ("bucket", _i),  # not the block's own: first cached block whose key hashes to this number
+    ],
+    align=True,
+)
+
+PROMPT = np.dtype(
+    [
+        ("hash_start", np.int64),  # its first hash
+        ("table_start", np.int64),  # its block table
+        ("num_shared", _i),  # full blocks of the prompt that hashes cover
+    ],
+    align=True,
+)
+"""What prefix caching knows of a request beyond its TRACE row."""
 
 POOL = np.dtype(
     [
@@ -132,6 +162,7 @@ POOL = np.dtype(
         ("batch_limit", _i),
         ("token_budget", _i),
         ("kv_blocks", np.int64),
+        ("prefix_caching", _i),
         ("gpus", _i),
         ("startup_mean_s", _f),  # as the spec promises, not as drawn
         ("cap", _i),
@@ -159,6 +190,9 @@ POOL = np.dtype(
         ("cancelled_starts", np.int64),
         ("reclaimed", np.int64),
         ("iterations", np.int64),
+        ("prefix_queried_tokens", np.int64),
+        ("prefix_hit_tokens", np.int64),
+        ("cached_blocks_evicted", np.int64),  # blocks that other requests could have found
     ],
     align=True,
 )
@@ -207,6 +241,7 @@ FLEET = np.dtype(
         ("unresolved", np.int64),  # arrived and not ended
         ("event_tree_size", np.int64),
         ("evict_batch", _i),
+        ("blocks_per_hash", np.int64),
         ("num_events", np.int64),
     ],
     align=True,
@@ -245,6 +280,11 @@ class World(NamedTuple):
     last_cls: Any  # (num_classes,) CLASS as of the last snapshot
     pool_state: Any  # (num_pools, PoolTelemetry fields) float64: the last snapshot
     class_state: Any  # (num_classes, ClassTelemetry fields) float64
+    # Prefix caching; one element each where no pool has it.
+    kv: Any  # (num_slots, most kv_blocks) KV_BLOCK
+    prompt: Any  # (num_requests,) PROMPT
+    hash_ids: Any  # (num_hashes,) int64, see prefix.py
+    table: Any  # (blocks of all requests,) int32: block tables
 
 
 def next_power_of_two(number: int) -> int:

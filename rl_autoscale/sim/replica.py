@@ -8,6 +8,7 @@ Semantics (vllm 0.33.0, v1/core/sched/scheduler.py; reference twin in sim/refere
 - When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is
   preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
   admitted in that iteration.
+- With prefix caching a prompt begins where its longest cached prefix ends; kv_cache.py then keeps every block.
 - Prompt chunks take their blocks when scheduled. So do decode sequences, but the books follow when the iteration
   completes: ``kv_used`` plus the current residue count is what vLLM has allocated.
 
@@ -20,6 +21,14 @@ from __future__ import annotations
 import math
 
 from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.kv_cache import (
+    blocks_of,
+    extend_table,
+    free_blocks,
+    match_prefix,
+    reuse_prefix,
+    take_anonymous,
+)
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
 
 
@@ -48,12 +57,6 @@ def tree_argmin(tree, size):
         if tree[node] != tree[node >> 1]:
             node += 1
     return node - size
-
-
-@hot
-def blocks_of(tokens):
-    """KV blocks that hold so many tokens."""
-    return (tokens + BLOCK - 1) // BLOCK
 
 
 @hot
@@ -225,7 +228,7 @@ def unload(w, r, q):
         leave_decode(w, r, q)
     elif rep.partial == q:
         rep.partial = NONE
-    rep.kv_used -= blocks_of(request.computed_tokens)
+    free_blocks(w, r, q, request.computed_tokens, False)
     request.computed_tokens = 0
     request.chunk_tokens = 0
     batch_remove(w, r, q)
@@ -331,7 +334,11 @@ def commit_decode(w, r, iterations, duration_s):
     pool = w.pool[rep.pool]
     num_decode = rep.num_decode
     if num_decode > 0:
-        rep.kv_used += leap_blocks(w, r, iterations)
+        blocks = leap_blocks(w, r, iterations)
+        rep.kv_used += blocks
+        if pool.prefix_caching:
+            take_anonymous(w, r, blocks - rep.reserved)
+            rep.reserved = 0
         rep.decode_tokens += num_decode * iterations
         pool.itl_sum_s += duration_s * num_decode
         pool.itl_count += num_decode * iterations
@@ -405,10 +412,15 @@ def plan(w, r, now_s):
     context = 0
     budget = pool.token_budget - num_decode
     running = num_decode
+    if pool.prefix_caching:  # who is admitted now must not find what this iteration overwrites
+        take_anonymous(w, r, decode_need)
+        rep.reserved = decode_need
     if rep.partial >= 0:
         request = w.req[rep.partial]
         done = request.computed_tokens
         rep.kv_used += blocks_of(done + chunk) - blocks_of(done)
+        if pool.prefix_caching:
+            extend_table(w, r, rep.partial, done, chunk)
         request.chunk_tokens = chunk
         prompt_tokens = chunk
         pairs = chunk * (done + 0.5 * chunk)
@@ -422,24 +434,36 @@ def plan(w, r, now_s):
             q = rep.wait_head
             request = w.req[q]
             tokens = request.prompt_tokens + request.generated_tokens
-            if blocks_of(tokens) > free:
+            num_hit = 0
+            num_idle = 0
+            if pool.prefix_caching:
+                num_hit, num_idle = match_prefix(w, r, q, tokens)
+            if blocks_of(tokens) - num_hit + num_idle > free:
                 break
             waiting_remove(w, r, q)
             batch_append(w, r, q)
-            chunk = min(tokens, budget)
-            taken = blocks_of(chunk)
+            done = num_hit * BLOCK
+            chunk = min(tokens - done, budget)
+            taken = blocks_of(done + chunk) - num_hit
+            if pool.prefix_caching:
+                if request.num_preemptions == 0:  # as vLLM counts
+                    pool.prefix_queried_tokens += tokens
+                    pool.prefix_hit_tokens += done
+                reuse_prefix(w, r, q, num_hit)
+                extend_table(w, r, q, done, chunk)
             rep.kv_used += taken
-            free -= taken
+            free -= taken + num_idle
             request.chunk_tokens = chunk
-            request.computed_tokens = 0
+            request.computed_tokens = done
             if not request.scheduled_s >= 0.0:
                 request.scheduled_s = now_s
             prompt_tokens += chunk
-            pairs += 0.5 * chunk * chunk
+            pairs += chunk * (done + 0.5 * chunk)
+            context += done
             budget -= chunk
             running += 1
             rep.num_prefill += 1
-            if chunk < tokens:
+            if done + chunk < tokens:
                 rep.partial = q
     if running == 0:
         rep.event_s = math.inf

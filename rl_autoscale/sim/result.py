@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
 from rl_autoscale.sim.layout import FloatArray, Outcome, RecordArray
 
 SECONDS_PER_HOUR = 3600.0
@@ -37,6 +37,32 @@ class ClassResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolResult:
+    """One pool.
+
+    ``prefix_queried_tokens`` were looked up in prefix caches and ``prefix_hit_tokens`` of them found; both are 0
+    without prefix caching. ``cached_blocks_evicted`` counts KV blocks that were overwritten although another request
+    could have found them.
+    """
+
+    name: str
+    gpu_hours: float
+    cost_usd: float
+    num_starts: int
+    num_crashes: int
+    num_preemptions: int
+    num_evictions: int
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+    cached_blocks_evicted: int
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """Share of looked-up tokens that were found, as vLLM counts it; NaN when nothing was looked up."""
+        return self.prefix_hit_tokens / self.prefix_queried_tokens if self.prefix_queried_tokens else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeResult:
     """A whole episode, from time 0 until the last request ended (or the episode was cut off)."""
 
@@ -47,6 +73,7 @@ class EpisodeResult:
     num_arrived: int
     num_met: int
     classes: tuple[ClassResult, ...]
+    pools: tuple[PoolResult, ...]
     outcomes: dict[str, int]
     num_preemptions: int
     num_evictions: int
@@ -77,7 +104,18 @@ class EpisodeResult:
             **{f"slo_attainment/{item.name}": item.slo_attainment for item in self.classes},
             **{f"ttft_p99_s/{item.name}": item.ttft_p99_s for item in self.classes},
             **{f"tpot_p99_s/{item.name}": item.tpot_p99_s for item in self.classes},
+            **self._pool_scalars(),
         }
+
+    def _pool_scalars(self) -> dict[str, float]:
+        """What is only worth telling when a fleet has several pools, or prefix caches."""
+        scalars: dict[str, float] = {}
+        if len(self.pools) > 1:
+            scalars |= {f"gpu_hours/{item.name}": item.gpu_hours for item in self.pools}
+            scalars |= {f"cost_usd/{item.name}": item.cost_usd for item in self.pools}
+        if queried := sum(item.prefix_queried_tokens for item in self.pools):
+            scalars["prefix_hit_rate"] = sum(item.prefix_hit_tokens for item in self.pools) / queried
+        return scalars
 
 
 def _quantiles(values: FloatArray) -> list[float]:
@@ -102,6 +140,21 @@ def class_result(name: str, requests: RecordArray) -> ClassResult:
     )  # fmt: skip
 
 
+def pool_result(pool: PoolSpec, record: np.void) -> PoolResult:
+    """Summarise one pool from its POOL record."""
+    gpu_hours = float(record["replica_s"] * record["gpus"]) / SECONDS_PER_HOUR
+    return PoolResult(
+        pool.name,
+        gpu_hours,
+        gpu_hours * pool.price_usd_per_gpu_hour,
+        *(
+            int(record[name])
+            for name in ("num_starts", "crashes", "preemptions", "evictions", "prefix_queried_tokens",
+                         "prefix_hit_tokens", "cached_blocks_evicted")
+        ),
+    )  # fmt: skip
+
+
 def episode_result(
     spec: FleetSpec, requests: RecordArray, pools: RecordArray, duration_s: float, *, timeline: dict[str, FloatArray]
 ) -> EpisodeResult:
@@ -114,8 +167,7 @@ def episode_result(
         duration_s: length of the episode.
         timeline: per control step arrays; "target" has shape (num_steps, num_pools).
     """
-    gpu_s = pools["replica_s"] * pools["gpus"]
-    prices = np.array([pool.price_usd_per_gpu_hour for pool in spec.pools])
+    by_pool = tuple(pool_result(pool, record) for pool, record in zip(spec.pools, pools, strict=True))
     by_class = tuple(
         class_result(item.name, requests[requests["class_index"] == c]) for c, item in enumerate(spec.classes)
     )
@@ -123,17 +175,18 @@ def episode_result(
     scaling = scaling_actions(timeline["target"]) if "target" in timeline else (0, 0, 0)
     return EpisodeResult(
         duration_s=duration_s,
-        gpu_hours=float(gpu_s.sum()) / SECONDS_PER_HOUR,
-        cost_usd=float(gpu_s @ prices) / SECONDS_PER_HOUR,
+        gpu_hours=sum(item.gpu_hours for item in by_pool),
+        cost_usd=sum(item.cost_usd for item in by_pool),
         slo_attainment=num_met / len(requests) if len(requests) else float("nan"),
         num_arrived=len(requests),
         num_met=num_met,
         classes=by_class,
+        pools=by_pool,
         outcomes=_outcome_counts(requests["outcome"]),
-        num_preemptions=int(pools["preemptions"].sum()),
-        num_evictions=int(pools["evictions"].sum()),
-        num_starts=int(pools["num_starts"].sum()),
-        num_crashes=int(pools["crashes"].sum()),
+        num_preemptions=sum(item.num_preemptions for item in by_pool),
+        num_evictions=sum(item.num_evictions for item in by_pool),
+        num_starts=sum(item.num_starts for item in by_pool),
+        num_crashes=sum(item.num_crashes for item in by_pool),
         ready_share=float(pools["ready_s"].sum() / max(pools["replica_s"].sum(), 1e-12)),
         scale_ups=scaling[0],
         scale_downs=scaling[1],

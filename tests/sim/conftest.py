@@ -96,7 +96,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
 
     Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens); SLOs are 100 s. ``chat`` and
-    ``batch`` change that class, ``admission`` is in force from the start.
+    ``batch`` change that class, ``admission`` is in force from the start; ``hashes`` are each prompt's, 16 tokens each.
     """
     profile = tmp_path / "metronome.yaml"
     profile.write_text(METRONOME_PROFILE)
@@ -110,6 +110,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         chat: dict[str, Any] | None = None,
         batch: dict[str, Any] | None = None,
         admission: tuple[float, float] = (np.inf, np.inf),
+        hashes: list[list[int]] | None = None,
     ) -> Any:
         spec = FleetSpec.from_dict(
             {
@@ -122,7 +123,17 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         )
         arrival_s, names, prompt, output = zip(*rows, strict=True)
         classes = np.array([class_names.index(name) for name in names])
-        workload = Workload(np.array(arrival_s), np.array(prompt), np.array(output), classes, class_names, 50.0)
+        shared = {}
+        if hashes is not None:
+            offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in hashes])])
+            shared = {
+                "hash_offsets": offsets,
+                "hash_ids": np.concatenate(hashes).astype(np.int64),
+                "hash_block_tokens": 16,
+            }
+        workload = Workload(
+            np.array(arrival_s), np.array(prompt), np.array(output), classes, class_names, 50.0, **shared
+        )
         simulator = request.param(spec, workload)
         simulator.apply(ScalingDecision(spec.initial_replicas, spec.batch_limits, np.array(admission)))
         while simulator.advance():
@@ -171,6 +182,7 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
         "kv_blocks": draw(st.sampled_from([12, 16, 24, 40, 400])),
         "scheduler": draw(st.sampled_from(["fcfs", "priority"])),
         "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
+        "prefix_caching": draw(st.booleans()),
     }
 
 
@@ -231,7 +243,24 @@ def _workload(rng: np.random.Generator, spec: FleetSpec, num_requests: int, burs
         rng.integers(0, len(spec.classes), num_requests),
         spec.class_names,
         12.0,
+        **(shared_prefixes(rng, prompt) if any(pool.prefix_caching for pool in spec.pools) else {}),
     )
+
+
+def shared_prefixes(rng: np.random.Generator, prompt_tokens: Any) -> dict[str, Any]:
+    """Hashes of prompts that are branches of a few conversations; some requests repeat one to its end."""
+    block_tokens = int(rng.choice([16, 48]))
+    counts = np.where(rng.random(len(prompt_tokens)) < 0.9, -(-prompt_tokens // block_tokens), 0)
+    ids = []
+    for q, count in enumerate(counts):
+        conversation, shared = rng.integers(0, 3), rng.integers(0, 30)
+        ids += [1000 * conversation + k if k < shared else 10_000 * (q + 1) + k for k in range(count)]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return {
+        "hash_offsets": offsets.astype(np.int64),
+        "hash_ids": np.array(ids, dtype=np.int64),
+        "hash_block_tokens": block_tokens,
+    }
 
 
 def _decision(rng: np.random.Generator, spec: FleetSpec) -> ScalingDecision:

@@ -20,7 +20,10 @@ from rl_autoscale.workload.trace import Workload
 
 TIMES = ("dispatched_s", "scheduled_s", "first_token_s", "end_s")
 FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
-POOL_COUNTS = ("preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens")
+POOL_COUNTS = (
+    "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens",
+    "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted",
+)  # fmt: skip
 
 
 def run_both(case: Any) -> tuple[SimFleet, ReferenceFleet]:
@@ -96,6 +99,9 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "timed out": int((outcome == Outcome.TIMED_OUT).sum()),
             "queue full": int((outcome == Outcome.QUEUE_FULL).sum()),
             "unfinished": int((outcome == Outcome.UNFINISHED).sum()),
+            "prefix found": int((pools["prefix_hit_tokens"] > 0).sum()),
+            "cached prefix lost": int((pools["cached_blocks_evicted"] > 0).sum()),
+            "preempted beside a prefix cache": int((pools["preemptions"] * pools["prefix_caching"]).sum()),
             "met": int(requests["slo_met"].sum()),
             "late": int((begun & (requests["slo_met"] == 0)).sum()),
         }

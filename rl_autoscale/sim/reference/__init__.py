@@ -5,6 +5,7 @@ Slow and plain on purpose. The compiled engine (``sim/engine.py``) must give the
 
     clock.py      order of simultaneous events
     request.py    one request and how it ends
+    kv_blocks.py  KV blocks and the prefix cache
     scheduler.py  vLLM's scheduler inside one replica: what runs in the next iteration
     replica.py    one replica's life: start-up, iterations, drain, crash
     pool.py       replicas that come and go

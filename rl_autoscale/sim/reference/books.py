@@ -21,6 +21,9 @@ class PoolBooks:
     cancelled_starts: int = 0
     reclaimed: int = 0
     preemptions: int = 0
+    prefix_queried_tokens: int = 0  # looked up in prefix caches
+    prefix_hit_tokens: int = 0  # and found
+    cached_blocks_evicted: int = 0  # that other requests could have found
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_life_s, draw_routing, draw_startup_s
 from rl_autoscale.sim.layout import POOL, REQUEST, IntArray, Outcome, RecordArray
+from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.reference.clock import ARRIVAL, Clock
 from rl_autoscale.sim.reference.gateway import Gateway
 from rl_autoscale.sim.reference.pool import Pool
@@ -25,7 +26,8 @@ _FATE = (
 )  # fmt: skip
 _COUNTS = (
     "replica_s", "ready_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",
-    "evictions", "crashes", "cancelled_starts", "reclaimed",
+    "evictions", "crashes", "cancelled_starts", "reclaimed", "prefix_queried_tokens", "prefix_hit_tokens",
+    "cached_blocks_evicted",
 )  # fmt: skip
 
 
@@ -165,6 +167,7 @@ def _make_pools(
 
 
 def _make_requests(spec: FleetSpec, workload: Workload) -> list[Request]:
+    shared = prefix_blocks(workload) if any(pool.prefix_caching for pool in spec.pools) else None
     return [
         Request(
             index=q,
@@ -173,6 +176,7 @@ def _make_requests(spec: FleetSpec, workload: Workload) -> list[Request]:
             arrival_s=float(workload.arrival_s[q]),
             prompt_tokens=int(workload.prompt_tokens[q]),
             output_tokens=int(workload.output_tokens[q]),
+            shared_keys=() if shared is None else tuple(shared.keys(q).tolist()),
         )
         for q in range(workload.num_requests)
     ]

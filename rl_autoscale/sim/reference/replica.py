@@ -48,7 +48,7 @@ class Replica:
         self.slot = slot
         self.asked_s = clock.now
         self.state = state
-        self.scheduler = Scheduler(pool.spec)
+        self.scheduler = Scheduler(pool.spec, pool.books)
         self.in_flight: list[Request] = []  # what the gateway has sent and not seen end
         self.clearing_s = 0.0  # when the prompts sent here should have their first tokens, see fleet/admission.py
         self._speed = speed

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import ServiceClass
 from rl_autoscale.sim.layout import Outcome
+
+if TYPE_CHECKING:
+    from rl_autoscale.sim.reference.kv_blocks import Block
 
 
 def blocks_for(tokens: int) -> int:
@@ -31,6 +35,7 @@ class Request:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    shared_keys: tuple[int, ...] = ()  # of the prompt's full KV blocks that others may have too, see prefix.py
 
     dispatched_s: float = math.nan  # last dispatch
     scheduled_s: float = math.nan  # first time in an engine batch
@@ -41,7 +46,7 @@ class Request:
     slot: int = -1  # replica slot of the last dispatch
     generated_tokens: int = 0
     computed_tokens: int = 0
-    kv_blocks: int = 0
+    block_table: list[Block] = field(default_factory=list)
     decoding: bool = False  # its prompt (and what it had generated before it lost its KV) is computed
     awaited: bool = False  # dispatched, and no token has come since
     marked_for_eviction: bool = False
@@ -52,6 +57,10 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens that exist: the prompt and the output so far."""
         return self.prompt_tokens + self.generated_tokens
+
+    def block_key(self, j: int) -> object:
+        """Key of the content of its KV block j, once that is full; equal keys are equal prefixes."""
+        return self.shared_keys[j] if j < len(self.shared_keys) else (self.index, j)
 
     @property
     def interactive(self) -> bool:

@@ -1,11 +1,12 @@
 """vLLM V1's scheduler inside one replica: which sequences run in the next iteration, and with how many tokens each.
 
 Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`Scheduler.schedule`, `_preempt_request`, `update_from_output`) and
-v1/core/kv_cache_manager.py (`allocate_slots`), without prefix caching, speculative decoding and pipeline parallelism.
+v1/core/kv_cache_manager.py (`allocate_slots`), without speculative decoding and pipeline parallelism.
 
 Two deviations, both only under priority scheduling, where the victim may stand before the sequence that needs its
 blocks: a sequence that preempts itself does not make those behind it pause for an iteration, and a prompt chunk uses
-the token budget that a victim gives back.
+the token budget that a victim gives back. And one that only prefix caching can tell: blocks are handed out when it is
+settled who goes on, so what victims leave behind is in the queue of free blocks before the first is taken.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass
 
-from rl_autoscale.fleet.profile import LatencyProfile
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS, LatencyProfile
 from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.sim.reference.books import PoolBooks
+from rl_autoscale.sim.reference.kv_blocks import KvBlocks
 from rl_autoscale.sim.reference.request import Request, blocks_for
 
 
@@ -46,18 +49,15 @@ class Scheduler:
 
     Args:
         pool: engine settings.
+        books: the pool's.
     """
 
-    def __init__(self, pool: PoolSpec) -> None:
+    def __init__(self, pool: PoolSpec, books: PoolBooks) -> None:
         self.pool = pool
+        self.books = books
         self.running: list[Request] = []  # in the order of admission
         self.waiting: list[Request] = []
-        self.free_blocks = pool.num_kv_blocks
-
-    @property
-    def used_blocks(self) -> int:
-        """KV blocks in use."""
-        return self.pool.num_kv_blocks - self.free_blocks
+        self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, books)
 
     def add(self, request: Request) -> None:
         """A request arrives at the engine."""
@@ -82,18 +82,23 @@ class Scheduler:
     def _schedule_running(self) -> tuple[dict[Request, int], int]:
         """Give every running sequence its tokens and blocks; when blocks run out, preempt."""
         scheduled: dict[Request, int] = {}
+        promised: dict[Request, int] = {}
         num_preempted = 0
         for request in list(self.running):
             while request in self.running:
                 budget = self.pool.token_budget - sum(scheduled.values())
                 tokens = min(request.num_tokens - request.computed_tokens, budget)
-                if self._allocate(request, tokens):
-                    scheduled[request] = tokens
+                blocks = blocks_for(request.computed_tokens + tokens) - len(request.block_table)
+                if sum(promised.values()) + blocks <= self.kv.num_free:
+                    scheduled[request], promised[request] = tokens, blocks
                     break
                 victim = self._victim()
                 self._preempt(victim)
                 scheduled.pop(victim, None)
+                promised.pop(victim, None)
                 num_preempted += 1
+        for request, tokens in scheduled.items():
+            self.kv.extend(request, request.computed_tokens + tokens)
         return scheduled, num_preempted
 
     def _admit_waiting(self, scheduled: dict[Request, int], now_s: float) -> None:
@@ -101,15 +106,26 @@ class Scheduler:
         budget = self.pool.token_budget - sum(scheduled.values())
         while self.waiting and budget > 0 and len(self.running) < self.pool.batch_limit:
             request = self.waiting[0]
-            if blocks_for(request.num_tokens) > self.free_blocks:  # scheduler_reserve_full_isl
+            hit = self.kv.longest_hit(request)
+            num_idle = sum(block.num_users == 0 for block in hit)
+            if blocks_for(request.num_tokens) - len(hit) + num_idle > self.kv.num_free:  # scheduler_reserve_full_isl
                 break
-            tokens = min(request.num_tokens, budget)
-            self._allocate(request, tokens)
+            self.kv.reuse(request, hit)
+            request.computed_tokens = len(hit) * BLOCK_SIZE_TOKENS
+            self._count_lookup(request)
+            tokens = min(request.num_tokens - request.computed_tokens, budget)
+            self.kv.extend(request, request.computed_tokens + tokens)
             self.running.append(self.waiting.pop(0))
             scheduled[request] = tokens
             budget -= tokens
             if not request.scheduled_s >= 0.0:
                 request.scheduled_s = now_s
+
+    def _count_lookup(self, request: Request) -> None:
+        """Book a look into the prefix cache; as in vLLM, requests that were preempted are not counted."""
+        if self.pool.prefix_caching and request.num_preemptions == 0:
+            self.books.prefix_queried_tokens += request.num_tokens
+            self.books.prefix_hit_tokens += request.computed_tokens
 
     def complete(self, iteration: Iteration) -> list[Request]:
         """Book the computed tokens of an iteration that has ended.
@@ -129,21 +145,11 @@ class Scheduler:
         return yielding
 
     def remove(self, request: Request) -> None:
-        """Take a request out, finished or not: its KV is lost."""
+        """Take a request out, finished or not: its KV is lost, but for what the prefix cache keeps."""
         (self.running if request in self.running else self.waiting).remove(request)
-        self.free_blocks += request.kv_blocks
-        request.kv_blocks = 0
+        self.kv.free(request)
         request.computed_tokens = 0
         request.decoding = False
-
-    def _allocate(self, request: Request, tokens: int) -> bool:
-        """Take the blocks that so many more tokens need; False, and nothing taken, when they are not free."""
-        blocks = blocks_for(request.computed_tokens + tokens) - request.kv_blocks
-        if blocks > self.free_blocks:
-            return False
-        self.free_blocks -= blocks
-        request.kv_blocks += blocks
-        return True
 
     def _victim(self) -> Request:
         """The sequence to preempt: the last admitted, or under priority scheduling the least urgent."""
