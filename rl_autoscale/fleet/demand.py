@@ -13,15 +13,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
 DEFAULT_TIME_CONSTANTS_S = (30.0, 120.0, 600.0)
-PRIOR_OUTPUT_TOKENS = 200.0
-"""Mean output length assumed until the first requests finish (Azure 2023 conversation: 211)."""
+PRIOR_OUTPUT_TOKENS = float(TYPICAL_OUTPUT_TOKENS)
+"""Mean output length assumed until the first requests finish."""
 
 _OUTPUT_TIME_CONSTANT_S = 300.0
-_TYPICAL_PROMPT_TOKENS = 1024
 
 
 class DemandEstimator:
@@ -47,14 +47,9 @@ class DemandEstimator:
         # A time constant of 0 becomes one so short that the last window replaces everything before it.
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
         hardware = [spec.pools[p].hardware for p in self.primary_pool]
-        self._prefill_s = np.array([profile.prefill_s_per_token(_TYPICAL_PROMPT_TOKENS) for profile in hardware])
+        self._prefill_s = np.array([profile.prefill_s_per_token(TYPICAL_PROMPT_TOKENS) for profile in hardware])
         self._decode_s = np.array(
-            [
-                profile.prefill_s_per_token(_TYPICAL_PROMPT_TOKENS)
-                + profile.decode_seq_s
-                + profile.decode_context_s * (_TYPICAL_PROMPT_TOKENS + PRIOR_OUTPUT_TOKENS / 2.0)
-                for profile in hardware
-            ]
+            [profile.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, PRIOR_OUTPUT_TOKENS) for profile in hardware]
         )
         self.reset()
 

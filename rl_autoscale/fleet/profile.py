@@ -39,6 +39,9 @@ FloatArray = npt.NDArray[np.float64]
 BLOCK_SIZE_TOKENS = 16
 """Tokens per KV block; vLLM's default on CUDA (vllm 0.33.0, config/cache.py)."""
 
+TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS = 1024, 200
+"""Lengths where none are known yet (Azure 2023 conversation: means 1155 and 211)."""
+
 
 class LatencyProfile(Config):
     """Fitted iteration times and KV capacity of one (model, GPU, tensor parallelism) triple. All seconds, all >= 0."""
@@ -137,6 +140,20 @@ class LatencyProfile(Config):
             + prompts * (self.prefill_pair_s * per_prompt + self.prefill_seq_s)
         )
         return total / budget
+
+    def full_batch_decode_s(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Seconds of one replica per generated token of such requests, in batches that compute prompts as well."""
+        context_tokens = prompt_tokens + output_tokens / 2.0
+        return self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS) + (
+            self.decode_seq_s + self.decode_context_s * context_tokens
+        )
+
+    @cached_property
+    def typical_request_s(self) -> float:
+        """Seconds of one replica for a typical request; what a router weighs different hardware by."""
+        prefill_s = TYPICAL_PROMPT_TOKENS * self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
+        decode_s = self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
+        return prefill_s + TYPICAL_OUTPUT_TOKENS * decode_s
 
     def decode_s_per_token(self, batch_size: int, context_tokens: float) -> float:
         """Seconds of one replica per generated token in a decode-only batch of that size and mean context."""

@@ -52,6 +52,25 @@ class StartupPhase(Config):
     cv: NonNegativeFloat = 0.25
 
 
+class SleepSpec(Config):
+    """Replicas that keep their process and weights beside the GPU (vLLM's sleep mode) and wake in seconds.
+
+    A replica that has nothing left to do goes to sleep instead of leaving while fewer than ``max_sleeping`` do, and
+    sleepers are woken before a replica is started from scratch. The GPUs stay rented.
+    """
+
+    max_sleeping: PositiveInt
+    wake: tuple[StartupPhase, ...] = (StartupPhase(name="wake", mean_s=3.0),)
+    price_fraction: float = Field(default=1.0, ge=0, le=1, description="of the pool's price, while asleep")
+
+
+class SpotSpec(Config):
+    """Replicas that the provider takes away: after the notice they get no requests and drain while they can."""
+
+    mean_life_s: PositiveFloat = Field(description="exponential; from ready to the notice")
+    notice_s: NonNegativeFloat = Field(default=30.0, description="from the notice to the end; streams left then fail")
+
+
 class PoolSpec(Config):
     """Replicas that share hardware, role and engine settings."""
 
@@ -68,6 +87,8 @@ class PoolSpec(Config):
     scheduler: Literal["fcfs", "priority"] = "fcfs"
     prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
+    sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")
+    spot: SpotSpec | None = Field(default=None, description="replicas may be taken away")
     price_usd_per_gpu_hour: NonNegativeFloat = 2.0
 
     @model_validator(mode="after")
@@ -82,6 +103,8 @@ class PoolSpec(Config):
                 f"initial_replicas={self.initial_replicas} is outside min_replicas={self.min_replicas}.."
                 f"max_replicas={self.max_replicas}"
             )
+        if self.sleep is not None and self.spot is not None:
+            raise ValueError("sleep and spot exclude each other: a sleeper would not survive its notice; drop one")
         hardware = self.hardware  # an unknown profile is refused here, not at the first iteration
         if self.batch_limit > self.token_budget:
             raise ValueError(
@@ -121,6 +144,16 @@ class PoolSpec(Config):
         """Mean start-up time over all phases."""
         return sum(phase.mean_s for phase in self.startup)
 
+    @property
+    def wake_mean_s(self) -> float:
+        """Mean time to wake over all phases; the start-up time where nobody sleeps."""
+        return self.startup_mean_s if self.sleep is None else sum(phase.mean_s for phase in self.sleep.wake)
+
+    @property
+    def sleep_price_fraction(self) -> float:
+        """Price of a sleeping replica over that of a serving one."""
+        return 0.0 if self.sleep is None else self.sleep.price_fraction
+
 
 class ShieldSpec(Config):
     """Limits that hold whatever a policy says; see fleet/shield.py."""
@@ -142,7 +175,11 @@ class FleetSpec(Config):
 
     pools: tuple[PoolSpec, ...]
     classes: tuple[ServiceClass, ...]
-    router: Router = "least_loaded"
+    router: Router = Field(
+        default="least_loaded",
+        description="pools are tried by role, then as listed, until one has room; "
+        "least_loaded weighs pools of one role by their speed",
+    )
     control_interval_s: PositiveFloat = 10.0
     telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")
     gpu_budget: PositiveInt | None = None

@@ -9,9 +9,9 @@ import numpy as np
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.rng import stream
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, StartupPhase
 from rl_autoscale.fleet.state import FleetState, FloatArray, ScalingDecision
-from rl_autoscale.sim.layout import IntArray
+from rl_autoscale.sim.layout import COLD, LIFE, SPOT, WAKE, IntArray
 from rl_autoscale.workload.trace import Workload
 
 NUM_DRAWS = 1024
@@ -20,24 +20,33 @@ NUM_DRAWS = 1024
 _DRAIN_MARGIN_S = 600.0
 
 
-def draw_startup_s(pool: PoolSpec, seed: int) -> FloatArray:
-    """Start-up durations, shape (NUM_DRAWS,): the sum over phases of Gamma variables with each phase's mean and cv."""
-    rng = stream(seed, f"startup/{pool.name}")
+def draw_replica_times(pool: PoolSpec, seed: int, startup_scale: float = 1.0) -> FloatArray:
+    """What chance decides about a pool's replicas, shape (4, NUM_DRAWS), rows COLD, WAKE, LIFE and SPOT of layout.py.
+
+    Start-up and wake-up durations, ready time until a crash and until the notice of a spot replica; infinite where the
+    spec has no such thing.
+    """
+    times = np.full((4, NUM_DRAWS), np.inf)
+    times[COLD] = startup_scale * _draw_phases(pool.startup, stream(seed, f"startup/{pool.name}"))
+    if pool.sleep is not None:
+        times[WAKE] = startup_scale * _draw_phases(pool.sleep.wake, stream(seed, f"wake/{pool.name}"))
+    if pool.mean_time_to_crash_s is not None:
+        times[LIFE] = stream(seed, f"crash/{pool.name}").exponential(pool.mean_time_to_crash_s, NUM_DRAWS)
+    if pool.spot is not None:
+        times[SPOT] = stream(seed, f"spot/{pool.name}").exponential(pool.spot.mean_life_s, NUM_DRAWS)
+    return times
+
+
+def _draw_phases(phases: tuple[StartupPhase, ...], rng: np.random.Generator) -> FloatArray:
+    """The sum over phases of Gamma variables with each phase's mean and cv, shape (NUM_DRAWS,)."""
     total = np.zeros(NUM_DRAWS)
-    for phase in pool.startup:
+    for phase in phases:
         if phase.cv == 0.0 or phase.mean_s == 0.0:
             total += phase.mean_s
         else:
             shape = 1.0 / phase.cv**2
             total += rng.gamma(shape, phase.mean_s / shape, size=NUM_DRAWS)
     return total
-
-
-def draw_life_s(pool: PoolSpec, seed: int) -> FloatArray:
-    """Ready time until a crash, shape (NUM_DRAWS,): exponential, or infinite where the spec names no crashes."""
-    if pool.mean_time_to_crash_s is None:
-        return np.full(NUM_DRAWS, np.inf)
-    return stream(seed, f"crash/{pool.name}").exponential(pool.mean_time_to_crash_s, NUM_DRAWS)
 
 
 def draw_routing(seed: int, num_requests: int) -> FloatArray:

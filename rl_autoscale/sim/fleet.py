@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.spec import FleetSpec, Role
 from rl_autoscale.fleet.state import NEVER_REFUSE, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from rl_autoscale.sim import engine
 from rl_autoscale.sim.episode import (
@@ -16,9 +16,8 @@ from rl_autoscale.sim.episode import (
     Timeline,
     check_workload,
     cut_off_s,
-    draw_life_s,
+    draw_replica_times,
     draw_routing,
-    draw_startup_s,
 )
 from rl_autoscale.sim.layout import (
     CLASS,
@@ -40,8 +39,10 @@ from rl_autoscale.sim.layout import (
     next_power_of_two,
 )
 from rl_autoscale.sim.prefix import prefix_blocks
-from rl_autoscale.sim.result import EpisodeResult, episode_result
+from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
 from rl_autoscale.workload.trace import Workload
+
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class FleetBatch:
@@ -96,8 +97,7 @@ class FleetBatch:
             coefficients=np.stack([np.stack([p.hardware.attention_coefficients_s for p in spec.pools])] * fleets),
             class_pools=class_pools,
             class_order=np.argsort([item.priority for item in spec.classes], kind="stable").astype(np.int64),
-            startup_s=np.zeros((fleets, num_pools, NUM_DRAWS)),
-            life_s=np.full((fleets, num_pools, NUM_DRAWS), np.inf),
+            draws=np.zeros((fleets, num_pools, 4, NUM_DRAWS)),
             route_u=np.zeros((fleets, 1)),
             ttft_hist=np.zeros((fleets, num_classes, len(TTFT_EDGES_S) + 1), dtype=np.int64),
             tpot_hist=np.zeros((fleets, num_classes, len(TPOT_EDGES_S) + 1), dtype=np.int64),
@@ -206,8 +206,7 @@ class FleetBatch:
         world.ttft_hist[e] = 0
         world.tpot_hist[e] = 0
         for p, pool in enumerate(spec.pools):
-            world.startup_s[e, p] = startup_scale * draw_startup_s(pool, seed)
-            world.life_s[e, p] = draw_life_s(pool, seed)
+            world.draws[e, p] = draw_replica_times(pool, seed, startup_scale)
         if spec.router == "power_of_two":
             world.route_u[e, : workload.num_requests] = draw_routing(seed, workload.num_requests)
         world.last_pool[e] = world.pool[e]
@@ -271,8 +270,8 @@ class FleetBatch:
         return np.asarray(self._world.fleet["num_requests"][:, 0] - self._world.fleet["next_arrival"][:, 0])
 
     def gpu_s(self) -> FloatArray:
-        """GPU-seconds so far (starting, ready and draining replicas), shape (num_fleets, num_pools)."""
-        return np.asarray(self._world.pool["replica_s"] * self._world.pool["gpus"])
+        """GPU-seconds to pay so far, shape (num_fleets, num_pools); see `result.billed_gpu_s`."""
+        return billed_gpu_s(self._world.pool)
 
     def ledger(self, field: str) -> IntArray:
         """A cumulative count per class (``arrived``, ``met``, ``missed``, ...), shape (num_fleets, num_classes)."""
@@ -334,7 +333,12 @@ def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int)
         record["kv_blocks"] = pool.num_kv_blocks
         record["prefix_caching"] = pool.prefix_caching
         record["gpus"] = pool.hardware.gpus_per_replica
-        record["startup_mean_s"] = pool.startup_mean_s
+        record["role"] = ROLES.index(pool.role)
+        record["request_s"] = pool.hardware.typical_request_s
+        record["startup_mean_s"], record["wake_mean_s"] = pool.startup_mean_s, pool.wake_mean_s
+        record["max_sleeping"] = 0 if pool.sleep is None else pool.sleep.max_sleeping
+        record["sleep_price"] = pool.sleep_price_fraction
+        record["notice_length_s"] = 0.0 if pool.spot is None else pool.spot.notice_s
         record["target"] = pool.initial
     return records
 

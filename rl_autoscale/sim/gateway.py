@@ -109,16 +109,33 @@ def pick_replica(w, p, u):
 
 @hot
 def route(w, c, q):
-    """First replica with room over the pools that may serve the class, preferred pools first; NONE if all are full."""
+    """Where to send a request: the pools that may serve its class are tried in order; NONE if all are full.
+
+    Pools of one role stand beside each other. LEAST_LOADED compares what each of them offers by the time in which the
+    replica would work off what it has and the newcomer; the other rules take the first.
+    """
     u = w.route_u[q] if q < w.route_u.shape[0] else 0.0  # the other routers have no numbers
+    best = NONE
+    best_s = math.inf
+    best_role = NONE
     for position in range(w.class_pools.shape[1]):
         p = w.class_pools[c, position]
         if p < 0:
             break
+        pool = w.pool[p]
+        if best >= 0 and pool.role != best_role:
+            break
         r = pick_replica(w, p, u)
-        if r >= 0:
+        if r < 0:
+            continue
+        if pool.router != LEAST_LOADED:
             return r
-    return NONE
+        work_s = (w.rep[r].in_flight + 1) * pool.request_s
+        if work_s < best_s:
+            best = r
+            best_s = work_s
+            best_role = pool.role
+    return best
 
 
 @njit
@@ -524,7 +541,8 @@ def estimate_ttft_s(w, c, q, r, has_place, now_s):
         if ready > 0:
             wait_s = estimate_queue_wait_s(requests_ahead(w, c, now_s), in_flight, residence_s)
         else:
-            wait_s = w.pool[p].startup_mean_s
+            pool = w.pool[p]
+            wait_s = pool.wake_mean_s if pool.sleeping + pool.waking > 0 else pool.startup_mean_s
     tokens = np.int64(w.req[q].prompt_tokens)
     if has_place:
         return expected_first_token_s(w, r, tokens, now_s) - now_s

@@ -32,7 +32,10 @@ class Outcome(IntEnum):
 # The kernels use plain ints; these are the same numbers.
 PENDING, FINISHED, REFUSED, QUEUE_FULL, TIMED_OUT, FAILED, UNFINISHED = (int(o) for o in Outcome)
 
-OFF, STARTING, READY, DRAINING = 0, 1, 2, 3
+OFF, STARTING, READY, DRAINING, SLEEPING = 0, 1, 2, 3, 4
+COLD, WAKE, LIFE, SPOT = 0, 1, 2, 3
+"""Rows of a pool's draws, see `episode.draw_replica_times`."""
+
 ROUND_ROBIN, LEAST_LOADED, POWER_OF_TWO, PACKING = 0, 1, 2, 3
 ROUTER_CODES = {
     "round_robin": ROUND_ROBIN,
@@ -89,7 +92,9 @@ REQUEST = np.dtype(
 REPLICA = np.dtype(
     [
         ("event_s", _f),  # end of start-up or of the iterations in progress; inf when idle
-        ("crash_s", _f),
+        ("crash_s", _f),  # the sooner of the next two
+        ("death_s", _f),  # it crashes, or is taken away after a notice
+        ("notice_s", _f),  # spot: the notice comes; inf when it has come
         ("asked_s", _f),  # when its start was asked for
         ("leap_start_s", _f),
         ("clearing_s", _f),  # when the pending prompts should have their first tokens, see fleet/admission.py
@@ -116,6 +121,8 @@ REPLICA = np.dtype(
         ("num_seen", _i),
         ("heap_size", _i),
         ("num_evict_marked", _i),
+        ("waking", _i),  # 1 while it starts from sleep
+        ("doomed", _i),  # 1 after the notice
         ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
         # Prefix caching, see kv_cache.py:
         ("num_fresh", _i),  # blocks 0..num_fresh-1 have been used
@@ -164,14 +171,24 @@ POOL = np.dtype(
         ("kv_blocks", np.int64),
         ("prefix_caching", _i),
         ("gpus", _i),
+        ("role", _i),
+        ("request_s", _f),  # LatencyProfile.typical_request_s
         ("startup_mean_s", _f),  # as the spec promises, not as drawn
+        ("wake_mean_s", _f),
+        ("max_sleeping", _i),
+        ("sleep_price", _f),  # of a sleeping replica over a serving one's
+        ("notice_length_s", _f),
         ("cap", _i),
         ("target", _i),
         ("ready", _i),
         ("starting", _i),
         ("draining", _i),
+        ("sleeping", _i),
+        ("waking", _i),  # of those starting
+        ("doomed", _i),  # of those draining: may not be reclaimed
         ("round_robin_next", _i),
-        ("num_starts", np.int64),
+        ("num_starts", np.int64),  # wake-ups included
+        ("num_wakes", np.int64),
         ("in_flight", np.int64),
         ("in_flight_interactive", np.int64),
         ("busy_interactive", np.int64),
@@ -180,6 +197,7 @@ POOL = np.dtype(
         ("accrued_to_s", _f),
         ("replica_s", _f),  # starting + ready + draining, integrated
         ("ready_s", _f),
+        ("sleep_s", _f),
         ("itl_sum_s", _f),
         ("itl_count", np.int64),
         ("prompt_tokens", np.int64),
@@ -187,6 +205,8 @@ POOL = np.dtype(
         ("preemptions", np.int64),
         ("evictions", np.int64),
         ("crashes", np.int64),
+        ("notices", np.int64),
+        ("taken_away", np.int64),  # before they were empty
         ("cancelled_starts", np.int64),
         ("reclaimed", np.int64),
         ("iterations", np.int64),
@@ -271,8 +291,7 @@ class World(NamedTuple):
     coefficients: Any  # (num_pools, 5) float64, LatencyProfile.attention_coefficients_s
     class_pools: Any  # (num_classes, num_pools) int64: pools that may serve, preferred first, then NONE
     class_order: Any  # (num_classes,) int64: by priority
-    startup_s: Any  # (num_pools, num_draws) float64: duration of the j-th start of the pool
-    life_s: Any  # (num_pools, num_draws) float64: ready time until the j-th started replica crashes
+    draws: Any  # (num_pools, 4, num_draws) float64, see episode.draw_replica_times; the j-th start takes column j
     route_u: Any  # (num_requests or 1,) float64 in [0, 1): the router's random numbers
     ttft_hist: Any  # (num_classes, len(TTFT_EDGES_S) + 1) int64, since the last snapshot
     tpot_hist: Any  # (num_classes, len(TPOT_EDGES_S) + 1) int64

@@ -510,6 +510,10 @@ def clear_replica(w, r):
     rep.state = OFF
     rep.event_s = math.inf
     rep.crash_s = math.inf
+    rep.death_s = math.inf
+    rep.notice_s = math.inf
+    rep.waking = 0
+    rep.doomed = 0
     rep.asked_s = 0.0
     rep.leap_start_s = 0.0
     rep.leap_iteration_s = 0.0

@@ -42,14 +42,17 @@ class PoolResult:
 
     ``prefix_queried_tokens`` were looked up in prefix caches and ``prefix_hit_tokens`` of them found; both are 0
     without prefix caching. ``cached_blocks_evicted`` counts KV blocks that were overwritten although another request
-    could have found them.
+    could have found them. ``num_notices`` spot replicas were told to go; ``num_taken_away`` of them had not drained.
     """
 
     name: str
     gpu_hours: float
     cost_usd: float
     num_starts: int
+    num_wakes: int
     num_crashes: int
+    num_notices: int
+    num_taken_away: int
     num_preemptions: int
     num_evictions: int
     prefix_queried_tokens: int
@@ -140,17 +143,26 @@ def class_result(name: str, requests: RecordArray) -> ClassResult:
     )  # fmt: skip
 
 
+def billed_gpu_s(pools: RecordArray | np.void) -> FloatArray:
+    """GPU-seconds to pay: starting, ready and draining replicas in full, sleeping ones at their fraction.
+
+    Args:
+        pools: POOL records of any shape, integrated up to now.
+    """
+    return np.asarray((pools["replica_s"] + pools["sleep_price"] * pools["sleep_s"]) * pools["gpus"])
+
+
 def pool_result(pool: PoolSpec, record: np.void) -> PoolResult:
     """Summarise one pool from its POOL record."""
-    gpu_hours = float(record["replica_s"] * record["gpus"]) / SECONDS_PER_HOUR
+    gpu_hours = float(billed_gpu_s(record)) / SECONDS_PER_HOUR
     return PoolResult(
         pool.name,
         gpu_hours,
         gpu_hours * pool.price_usd_per_gpu_hour,
         *(
             int(record[name])
-            for name in ("num_starts", "crashes", "preemptions", "evictions", "prefix_queried_tokens",
-                         "prefix_hit_tokens", "cached_blocks_evicted")
+            for name in ("num_starts", "num_wakes", "crashes", "notices", "taken_away", "preemptions", "evictions",
+                         "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted")
         ),
     )  # fmt: skip
 

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import strategies as st
 
 from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet
+from rl_autoscale.sim.layout import COLD, LIFE, SPOT, WAKE
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.reference import fleet as reference_fleet
 from rl_autoscale.workload.trace import Workload
 
 ROLES = (["mixed"], ["mixed"], ["interactive", "batch"], ["interactive", "mixed", "batch"], ["mixed", "batch"])
+ROLES += (["mixed", "mixed"], ["interactive", "mixed", "interactive"])
 GRID_S = 2.0**-10
 STARTUP_GRID_S = 2.0**-20
 CRASH_GRID_S = (
@@ -68,6 +71,15 @@ source: made up; every iteration lasts exactly 1 s
 """
 
 
+COMINGS_AND_GOINGS: list[dict[str, Any]] = [
+    {"sleep": {"max_sleeping": 1, "wake": [{"mean_s": 0.25, "cv": 0.5}], "price_fraction": 0.25}},
+    {"sleep": {"max_sleeping": 3, "wake": [{"mean_s": 0.0}], "price_fraction": 1.0}},
+    {"spot": {"mean_life_s": 2.0, "notice_s": 0.5}},
+    {"spot": {"mean_life_s": 6.0, "notice_s": 0.0}},
+    {"spot": {"mean_life_s": 6.0, "notice_s": 4.0}},
+]
+
+
 @dataclass(frozen=True)
 class Case:
     """A fleet, its traffic and what is decided at each control step."""
@@ -88,18 +100,34 @@ def exact_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy profile whose times are exact in binary."""
     path = tmp_path_factory.mktemp("profiles") / "exact.yaml"
     path.write_text(EXACT_PROFILE)
+    slow = yaml.safe_load(EXACT_PROFILE)
+    for name, value in slow.items():
+        if name.endswith("_s"):
+            slow[name] = [2 * knot for knot in value] if isinstance(value, list) else 2 * value
+    slow_profile(path).write_text(yaml.safe_dump(slow))
+    return path
+
+
+def slow_profile(exact_profile: Path) -> Path:
+    """The same at half the speed."""
+    return exact_profile.with_name("slow.yaml")
+
+
+@pytest.fixture
+def metronome_profile(tmp_path: Path) -> Path:
+    """The toy profile whose iterations last exactly 1 s."""
+    path = tmp_path / "metronome.yaml"
+    path.write_text(METRONOME_PROFILE)
     return path
 
 
 @pytest.fixture(params=[SimFleet, ReferenceFleet], ids=["engine", "reference"])
-def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
     """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
 
     Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens); SLOs are 100 s. ``chat`` and
     ``batch`` change that class, ``admission`` is in force from the start; ``hashes`` are each prompt's, 16 tokens each.
     """
-    profile = tmp_path / "metronome.yaml"
-    profile.write_text(METRONOME_PROFILE)
     class_names = ("chat", "batch")
     promise = {"ttft_slo_s": 100, "tpot_slo_s": 100}
 
@@ -114,7 +142,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     ) -> Any:
         spec = FleetSpec.from_dict(
             {
-                "pools": [{"profile": str(profile), "max_replicas": 1, **pool} for pool in pools],
+                "pools": [{"profile": str(metronome_profile), "max_replicas": 1, **pool} for pool in pools],
                 "classes": [
                     {"name": "chat", **promise, **(chat or {})},
                     {"name": "batch", "kind": "batch", "priority": 1, **promise, **(batch or {})},
@@ -153,16 +181,15 @@ def fleet_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
 def exact_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start-up times and lives are on a binary grid within the test, for both simulators."""
     for module in (fleet, reference_fleet):
-        monkeypatch.setattr(module, "draw_startup_s", _startup_on_grid)
-        monkeypatch.setattr(module, "draw_life_s", _life_on_grid)
+        monkeypatch.setattr(module, "draw_replica_times", _times_on_grid)
 
 
-def _startup_on_grid(pool: PoolSpec, seed: int) -> Any:
-    return np.round(episode.draw_startup_s(pool, seed) / STARTUP_GRID_S) * STARTUP_GRID_S
-
-
-def _life_on_grid(pool: PoolSpec, seed: int) -> Any:
-    return (np.round(episode.draw_life_s(pool, seed) / CRASH_GRID_S) + 0.0) * CRASH_GRID_S + 3 * CRASH_GRID_S
+def _times_on_grid(pool: PoolSpec, seed: int, startup_scale: float) -> Any:
+    times = episode.draw_replica_times(pool, seed, startup_scale)
+    startups, lives = times[[COLD, WAKE]], times[[LIFE, SPOT]]
+    times[[COLD, WAKE]] = np.round(startups / STARTUP_GRID_S) * STARTUP_GRID_S
+    times[[LIFE, SPOT]] = np.round(lives / CRASH_GRID_S) * CRASH_GRID_S + np.array([[3], [5]]) * CRASH_GRID_S
+    return times
 
 
 @st.composite
@@ -172,7 +199,7 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
     return {
         "name": name,
         "role": role,
-        "profile": profile,
+        "profile": draw(st.sampled_from([profile, profile, str(slow_profile(Path(profile)))])),
         "min_replicas": low,
         "max_replicas": max(high, 1),
         "initial_replicas": max(low, draw(st.integers(0, high))) if high >= low else low,
@@ -183,7 +210,7 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
         "scheduler": draw(st.sampled_from(["fcfs", "priority"])),
         "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
         "prefix_caching": draw(st.booleans()),
-    }
+    } | draw(st.sampled_from([{}, {}, *COMINGS_AND_GOINGS]))
 
 
 @st.composite

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim.fleet import FleetBatch, SimFleet
-from rl_autoscale.sim.layout import DRAINING, OFF, READY, Outcome
+from rl_autoscale.sim.layout import DRAINING, OFF, READY, SLEEPING, Outcome
 
 pytestmark = pytest.mark.usefixtures("exact_draws")
 
@@ -93,7 +93,8 @@ def test_times_are_in_order(fleet_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         fleet = run(case)
         requests = fleet.batch.requests()
-        requeued = (requests["num_evictions"] > 0) | (fleet.batch.pools()["crashes"].sum() > 0)
+        lost = fleet.batch.pools()["crashes"] + fleet.batch.pools()["taken_away"]
+        requeued = (requests["num_evictions"] > 0) | (lost.sum() > 0)
         arrival, dispatched = requests["arrival_s"], requests["dispatched_s"]
         scheduled, first, end = requests["scheduled_s"], requests["first_token_s"], requests["end_s"]
         # A comparison with NaN, a moment that never came, is False: each law is written as "nothing violates it".
@@ -280,10 +281,10 @@ def test_gpu_seconds_are_the_integral_of_replicas(fleet_cases: st.SearchStrategy
     def check(case: Any) -> None:
         total_s, changes = 0.0, 0.0
         for fleet, _ in looks(case):
-            states = fleet.batch.replicas()["state"]
-            total_s += LOOK_S * 2 * float((states != OFF).sum())  # the toy replica has two GPUs
-            pools = fleet.batch.pools()
-            changes = float((2 * pools["num_starts"] + pools["crashes"]).sum())
+            replicas, pools = fleet.batch.replicas(), fleet.batch.pools()
+            price = np.where(replicas["state"] == SLEEPING, pools["sleep_price"][replicas["pool"]], 1.0)
+            total_s += LOOK_S * 2 * float(price[replicas["state"] != OFF].sum())  # the toy replica has two GPUs
+            changes = float((2 * pools["num_starts"] + pools["crashes"] + pools["notices"]).sum())
         assert abs(fleet.batch.gpu_s().sum() - total_s) <= LOOK_S * 2 * changes + 1e-9
 
     for_all(fleet_cases, check)

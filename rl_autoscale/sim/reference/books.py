@@ -11,13 +11,17 @@ class PoolBooks:
 
     replica_s: float = 0.0  # starting, ready and draining replicas, integrated over time
     ready_s: float = 0.0
+    sleep_s: float = 0.0
     itl_sum_s: float = 0.0  # seconds between consecutive tokens of decoding sequences
     itl_count: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
     evictions: int = 0
-    starts: int = 0
+    starts: int = 0  # wake-ups included
+    wakes: int = 0
     crashes: int = 0
+    notices: int = 0  # spot replicas that are to be taken away
+    taken_away: int = 0  # before they were empty
     cancelled_starts: int = 0
     reclaimed: int = 0
     preemptions: int = 0

@@ -58,7 +58,7 @@ def _queue_wait_s(pools: list[Pool], requests_ahead: int) -> float:
     """Wait for a place: by Little's law while replicas are ready, else the start-up time that the spec promises."""
     ready = [pool for pool in pools if pool.ready]
     if not ready:
-        return pools[0].spec.startup_mean_s
+        return pools[0].mean_start_s
     in_flight = sum(len(pool.in_flight) for pool in pools)
     residence_s = max(pool.mean_residence_s for pool in ready)
     return float(estimate_queue_wait_s(requests_ahead, in_flight, residence_s))

@@ -9,12 +9,12 @@ import numpy as np
 
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
-from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_life_s, draw_routing, draw_startup_s
+from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_replica_times, draw_routing
 from rl_autoscale.sim.layout import POOL, REQUEST, IntArray, Outcome, RecordArray
 from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.reference.clock import ARRIVAL, Clock
 from rl_autoscale.sim.reference.gateway import Gateway
-from rl_autoscale.sim.reference.pool import Pool
+from rl_autoscale.sim.reference.pool import Pool, slots_of
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.telemetry import Telemetry
 from rl_autoscale.sim.result import EpisodeResult, episode_result
@@ -25,9 +25,9 @@ _FATE = (
     "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions",
 )  # fmt: skip
 _COUNTS = (
-    "replica_s", "ready_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",
+    "replica_s", "ready_s", "sleep_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",
     "evictions", "crashes", "cancelled_starts", "reclaimed", "prefix_queried_tokens", "prefix_hit_tokens",
-    "cached_blocks_evicted",
+    "cached_blocks_evicted", "notices", "taken_away",
 )  # fmt: skip
 
 
@@ -139,7 +139,8 @@ class ReferenceFleet:
             pool.book_time()
             books = pool.books
             record["gpus"] = pool.spec.hardware.gpus_per_replica
-            record["num_starts"] = books.starts
+            record["sleep_price"] = pool.spec.sleep_price_fraction
+            record["num_starts"], record["num_wakes"] = books.starts, books.wakes
             for name in _COUNTS:
                 record[name] = getattr(books, name)
         return records
@@ -159,9 +160,9 @@ class ReferenceFleet:
 def _make_pools(
     clock: Clock, spec: FleetSpec, gateway: Gateway, seed: int, speed: float, startup_scale: float
 ) -> list[Pool]:
-    bases = itertools.accumulate((pool.max_replicas for pool in spec.pools), initial=0)
+    bases = itertools.accumulate((slots_of(pool) for pool in spec.pools), initial=0)
     return [
-        Pool(clock, pool, base, gateway, startup_scale * draw_startup_s(pool, seed), draw_life_s(pool, seed), speed)
+        Pool(clock, pool, base, gateway, draw_replica_times(pool, seed, startup_scale), speed)
         for pool, base in zip(spec.pools, bases, strict=False)
     ]
 

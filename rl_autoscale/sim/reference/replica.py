@@ -37,11 +37,20 @@ class Replica:
         state: STARTING, or READY at time 0.
         startup_s: how long its start takes.
         life_s: ready time until it crashes; inf for never.
+        spot_life_s: ready time until the notice that it will be taken away; inf for never.
         speed: true iteration time over the profile's.
     """
 
     def __init__(
-        self, clock: Clock, pool: Pool, slot: int, state: State, startup_s: float, life_s: float, speed: float
+        self,
+        clock: Clock,
+        pool: Pool,
+        slot: int,
+        state: State,
+        startup_s: float,
+        life_s: float,
+        spot_life_s: float,
+        speed: float,
     ) -> None:
         self.clock = clock
         self.pool = pool
@@ -51,10 +60,13 @@ class Replica:
         self.scheduler = Scheduler(pool.spec, pool.books)
         self.in_flight: list[Request] = []  # what the gateway has sent and not seen end
         self.clearing_s = 0.0  # when the prompts sent here should have their first tokens, see fleet/admission.py
+        self.waking = False  # it starts from sleep
+        self.doomed = False  # it will be taken away
         self._speed = speed
         self._work: simpy.Event | None = None  # what an idle replica waits for
         clock.process(self._live(startup_s))
         clock.process(self._die(startup_s, life_s))
+        clock.process(self._be_taken_away(startup_s, spot_life_s))
 
     # -- what the gateway knows ------------------------------------------------------------------------------------
 
@@ -146,6 +158,19 @@ class Replica:
         """Crash at the end of its life, unless it has left before; the iteration in progress is lost."""
         yield self.clock.wait(startup_s, replica_rank(self.slot))
         yield self.clock.wait(life_s, crash_rank(self.slot))
+        if not self.is_gone:
+            self.pool.on_crash(self)
+            self.pool.gateway.dispatch_queued()
+
+    def _be_taken_away(self, startup_s: float, spot_life_s: float) -> Process:
+        """Get the notice, drain, and die when it ends, unless it has left before."""
+        yield self.clock.wait(startup_s, replica_rank(self.slot))
+        yield self.clock.wait(spot_life_s, crash_rank(self.slot))
+        if self.is_gone or self.pool.spec.spot is None:
+            return
+        self.pool.on_notice(self)
+        self.pool.gateway.dispatch_queued()
+        yield self.clock.wait(self.pool.spec.spot.notice_s, crash_rank(self.slot))
         if not self.is_gone:
             self.pool.on_crash(self)
             self.pool.gateway.dispatch_queued()
