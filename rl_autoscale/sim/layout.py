@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rl_autoscale.fleet.latency_edges import TPOT_BOUNDS_S, TTFT_BOUNDS_S
+
 RecordArray = npt.NDArray[np.void]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -267,11 +269,9 @@ FLEET = np.dtype(
     align=True,
 )
 
-# vLLM 0.33.0 v1/metrics/buckets.py; p95 is interpolated in them as Prometheus' histogram_quantile does.
-TTFT_EDGES_S = np.array(
-    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560]
-)
-TPOT_EDGES_S = np.array([0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80])
+# p95 is interpolated in these buckets as Prometheus' histogram_quantile does.
+TTFT_EDGES_S = np.array(TTFT_BOUNDS_S)
+TPOT_EDGES_S = np.array(TPOT_BOUNDS_S)
 
 
 class World(NamedTuple):

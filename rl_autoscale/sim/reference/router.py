@@ -1,7 +1,8 @@
-"""Which replica a request is sent to; see `FleetSpec.router`."""
+"""Which replica a request is sent to; the rules are those of fleet/routing.py."""
 
 from __future__ import annotations
 
+from rl_autoscale.fleet.routing import choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FloatArray
 from rl_autoscale.sim.reference.pool import Pool
@@ -43,20 +44,15 @@ class Router:
         self._next_place[pool.spec.name] = replica.slot - pool.base + 1
 
     def _choose(self, request: Request, pool: Pool, candidates: list[Replica]) -> Replica:
-        """Apply the rule to the replicas with room (at least one), lowest slot first; the first among equals wins."""
-        if self._rule == "least_loaded":
-            return min(candidates, key=_load)
-        if self._rule == "packing":  # the fullest that still has room
-            return max(candidates, key=_load)
-        if self._rule == "round_robin":
-            behind = [r for r in candidates if r.slot - pool.base >= self._next_place[pool.spec.name]]
-            return (behind or candidates)[0]
-        # Power of two choices (Mitzenmacher 2001): the less loaded of two drawn with replacement. One number in [0, 1)
-        # gives both: its first digit in base n and, from the rest, its second.
-        first = float(self._routing_u[request.index]) * len(candidates)
-        second = (first - int(first)) * len(candidates)
-        pair = sorted({int(first), int(second)})
-        return min((candidates[k] for k in pair), key=_load)
+        """Apply the rule to the replicas with room (at least one), lowest slot first."""
+        chosen = choose_replica(
+            self._rule,
+            [_load(replica) for replica in candidates],
+            [replica.slot - pool.base for replica in candidates],
+            self._next_place[pool.spec.name],
+            float(self._routing_u[request.index]),
+        )
+        return candidates[chosen]
 
 
 def _load(replica: Replica) -> int:

@@ -1,0 +1,37 @@
+"""Which replica a request is sent to; the rules behind `FleetSpec.router`, for the reference simulator and the gateway.
+
+The compiled kernel (``sim/gateway.py``) keeps a tree instead of lists; the differential test binds it to this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rl_autoscale.fleet.spec import Router
+
+
+def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], next_place: int, u: float) -> int:
+    """Pick one of the replicas of a pool that have room; the first among equals wins.
+
+    Args:
+        router: the rule.
+        loads: requests in flight on each (at least one replica).
+        places: each replica's number in the pool, increasing; for round robin.
+        next_place: where round robin goes on: the place behind the replica that was sent to last.
+        u: the request's routing number in [0, 1), for power of two.
+
+    Returns:
+        An index into ``loads``.
+    """
+    indices = range(len(loads))
+    if router == "least_loaded":
+        return min(indices, key=loads.__getitem__)
+    if router == "packing":  # the fullest that still has room
+        return max(indices, key=loads.__getitem__)
+    if router == "round_robin":
+        return next((index for index in indices if places[index] >= next_place), 0)
+    # Power of two choices (Mitzenmacher 2001): the less loaded of two drawn with replacement. One number in [0, 1)
+    # gives both: its first digit in base n and, from the rest, its second.
+    first = u * len(loads)
+    second = (first - int(first)) * len(loads)
+    return min(sorted({int(first), int(second)}), key=loads.__getitem__)
