@@ -1,9 +1,12 @@
 """What the gateway decides: which request is sent where, held, refused, dropped or tried again. No I/O, no clock.
 
 Every method takes the time (monotonic seconds). The rules are those of the simulator's gateway, in the same order, and
-a test gives both the same arrivals and compares request by request; what differs is what a simulator does not have: clients
-that go away, replicas that answer with an error, answers in one piece. Two laws hold at any moment: every request that arrived
-is in exactly one state, and no replica has more in flight than its pool's cap (lowering a cap sends nothing away).
+a test gives both the same arrivals and compares request by request. What differs is what a simulator does not have:
+clients that go away, replicas that answer with an error, answers in one piece. Not here: eviction of batch work, since a
+live engine cannot give a running request back without losing what it has computed.
+
+Two laws hold at any moment: every request that arrived is in exactly one state, and nothing is sent to a replica that
+has its pool's cap in flight.
 """
 
 from __future__ import annotations
@@ -321,7 +324,8 @@ class GatewayCore:
 
 
 def _replica_of(ticket: Ticket) -> ReplicaBook:
-    assert ticket.replica is not None and ticket.state is State.SENT, "the request is on no replica"
+    assert ticket.state is State.SENT, f"the request is {ticket.state.value}, not on a replica"
+    assert ticket.replica is not None
     return ticket.replica
 
 

@@ -1,4 +1,4 @@
-"""The live gateway and the emulator's engine against the simulator: the same arrivals, the same fate of each request."""
+"""The live gateway and the emulator's engine against the simulator: same arrivals, same fate of each request."""
 
 from __future__ import annotations
 
