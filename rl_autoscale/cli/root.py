@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("rl_autoscale.cli.export", "Write a trained policy as ONNX with its card."),
     "trace": ("rl_autoscale.cli.trace", "List, fetch, describe and convert request traces."),
     "profile": ("rl_autoscale.cli.profile", "List, show and fit latency profiles of a model on a GPU."),
+    "gateway": ("rl_autoscale.cli.gateway", "Serve an OpenAI-compatible gateway in front of vLLM replicas."),
+    "emulate": ("rl_autoscale.cli.emulate", "Serve an emulated vLLM replica, timed by a latency profile."),
     "scenario": ("rl_autoscale.cli.scenario", "List, show and check scenarios."),
 }
 """Command name -> (module, help line), in the order in which ``--help`` lists them."""

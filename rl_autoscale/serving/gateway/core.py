@@ -2,7 +2,7 @@
 
 Every method takes the time (monotonic seconds). The rules are those of the simulator's gateway, in the same order, and
 a test gives both the same arrivals and compares request by request. What differs is what a simulator does not have:
-clients that go away, replicas that answer with an error, answers in one piece. Not here: eviction of batch work, since a
+clients that go away, replicas that answer with an error, answers in one piece. Not here: eviction of batch work: a
 live engine cannot give a running request back without losing what it has computed.
 
 Two laws hold at any moment: every request that arrived is in exactly one state, and nothing is sent to a replica that

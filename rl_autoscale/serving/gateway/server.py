@@ -49,9 +49,8 @@ class Gateway:
         self._runners: list[web.AppRunner] = []
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._clock = loop.time
-        self._started_s = loop.time()
+        self._clock = time.monotonic  # not the loop's time, which uvloop keeps in whole milliseconds
+        self._started_s = self._clock()
         _warm_up(self.config)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
         self._session = aiohttp.ClientSession(

@@ -93,7 +93,7 @@ class StreamWatch:
         if (
             self.begun
             and b'"finish_reason":null' in event
-            and b'"usage"' not in event
+            and (b'"usage"' not in event or b'"usage":null' in event)
             and b'"error"' not in event
             and event.startswith(b"data: {")
         ):
