@@ -28,6 +28,8 @@ _HEARTBEAT_S = 0.05
 _DRAIN_LOOK_S = 0.1
 _COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 _BACKLOG = 2048
+_LINGER_S = 1.0
+"""How long the rest of a body is read and thrown away, so that its sender sees the refusal and not a reset."""
 
 
 class Gateway:
@@ -136,6 +138,7 @@ class Gateway:
             max_line_size=limits.header_bytes,
             max_field_size=limits.header_bytes,
             keepalive_timeout=limits.idle_connection_s,
+            lingering_time=_LINGER_S,
             shutdown_timeout=1.0,
         )
         await runner.setup()
