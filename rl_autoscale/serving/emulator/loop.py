@@ -102,6 +102,7 @@ class EngineLoop:
         self._speed = speed
         self._jobs: dict[Request, Job] = {}
         self._work = asyncio.Event()
+        self._work_since_s = 0.0  # an idle engine begins when the request came, not when the loop noticed
 
     @property
     def num_open(self) -> int:
@@ -118,7 +119,9 @@ class EngineLoop:
         request.arrival_s = self.now_s()
         self._jobs[request] = job
         self.engine.add(request)
-        self._work.set()
+        if not self._work.is_set():
+            self._work_since_s = request.arrival_s
+            self._work.set()
 
     def abort(self, job: Job) -> None:
         """Take a request back; harmless when it has ended."""
@@ -139,7 +142,7 @@ class EngineLoop:
             duration_s = self.engine.begin(due_s)
             if duration_s is None:
                 await self._work.wait()
-                due_s = self.now_s()
+                due_s = self._work_since_s
                 continue
             due_s += duration_s
             await asyncio.sleep(max(due_s / self._speed - self._clock(), 0.0))
