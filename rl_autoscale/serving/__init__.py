@@ -1,1 +1,1 @@
-"""The live fleet: telemetry, gateway, controller and back ends. Nothing is here yet; see Status in the README."""
+"""The live fleet: telemetry, gateway, controller and back ends (docs/live.md)."""
