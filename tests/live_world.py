@@ -1,7 +1,7 @@
 """A fleet of make-believe servers on a make-believe clock, for everything that is tested above real processes.
 
-`World` holds the traffic, `FakeBackend` the replicas, `World.http` answers as vLLM's metrics pages, `FakeGateway` as the
-gateway. Requests take one second to their first token and two more to their last, whatever the load: what is tested
+`World` holds the traffic, `FakeBackend` the replicas; `World.http` answers as vLLM's metrics pages, `FakeGateway` as
+the gateway. Requests take one second to their first token and two more to their last, whatever the load: what is tested
 here is who reads and decides what, not queueing.
 """
 
