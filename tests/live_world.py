@@ -55,7 +55,7 @@ class FakeClock:
     def advance(self, duration_s: float) -> None:
         left_s = duration_s
         while left_s > 1e-9:
-            step_s = min(left_s, 0.5)
+            step_s = min(left_s, 1.0)
             self.now_s += step_s
             left_s -= step_s
             for listener in self.listeners:

@@ -143,6 +143,8 @@ class LearnedPolicy(RegisteredPolicy):
             self.miss_price = price_for(attainment, self.card.get("dial", []), self.miss_price)
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
+        self.last_observation: npt.NDArray[np.float32] | None = None
+        """What the network saw last, shape (num_features,); a live controller checks it against the card's envelope."""
 
     @property
     def name(self) -> str:
@@ -185,6 +187,7 @@ class LearnedPolicy(RegisteredPolicy):
         if self._encoder is None or self._decoder is None:
             raise RuntimeError("policy 'learned' was asked to decide before reset(spec)")
         features = self._encoder.encode(state, self.price_now(state))
+        self.last_observation = features
         action = self.run_network(features[None])[0]
         decision = self._decoder.decode(action, self._encoder.base_replicas(), state)
         if self.admission is None:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
+from rl_autoscale.agents.envelope import Envelope
 from rl_autoscale.agents.export import Layer, export_policy, forward
+from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.ppo import (
     PpoConfig,
     TrainingProgress,
@@ -39,7 +41,6 @@ from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
-ENVELOPE_SHARES = (0.001, 0.999)
 DIAL_PRICES = 7
 DIAL_EPISODES = 8
 DIAL_METRICS = ("slo_attainment", "cost_over_ideal")
@@ -133,13 +134,14 @@ def train(
         model = train_ppo(mdps, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
     schema = Schema.of(scenarios[0].fleet)
     notes = tuple(sorted({note for sampler in samplers for note in sampler.notes}))
+    envelope = Envelope.fit(model.rollout_buffer.observations, schema.features)
     training = {
         "scenarios": [scenario.name for scenario in scenarios],
         "algorithm": "PPO, stable-baselines3",
         "config": config.model_dump(mode="json"),
         "timesteps": int(model.num_timesteps),
         "notes": list(notes),
-        "envelope": _envelope(model.rollout_buffer.observations, schema),
+        **(envelope.to_card() if envelope is not None else {}),
     }
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
@@ -263,6 +265,9 @@ def export_checkpoint(run: Path, out: Path, store: TraceStore) -> Path:
         "config": config.model_dump(mode="json"),
         "timesteps": timesteps,
     }
+    if (finished := finished_policy(run)) is not None:  # a checkpoint alone does not know where it was trained
+        envelope = Envelope.from_card(read_card(finished))
+        training |= envelope.to_card() if envelope is not None else {}
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial)
@@ -279,14 +284,3 @@ def _claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
         raise SpecError(
             f"{out} holds a checkpoint of another configuration; use --fresh to start anew or another --out"
         )
-
-
-def _envelope(observations: Any, schema: Schema) -> dict[str, list[float]]:
-    """Range of each feature in the last rollout; a live controller distrusts the policy outside it."""
-    if observations is None or not np.any(observations):
-        return {}
-    flat = np.asarray(observations, dtype=np.float64).reshape(-1, len(schema.features))
-    low, high = np.quantile(flat, ENVELOPE_SHARES, axis=0)
-    return {
-        name: [round(float(a), 4), round(float(b), 4)] for name, a, b in zip(schema.features, low, high, strict=True)
-    }

@@ -51,6 +51,18 @@ class Shield:
         self._recommended[:, chosen] = 0
         self._last[chosen] = self.spec.initial_replicas
 
+    def prime(self, standing: IntArray) -> None:
+        """Behave as if ``standing`` had been recommended for the whole stabilisation window.
+
+        For a controller that starts beside a running fleet: it does not know what was asked for before, so it must
+        not scale down sooner than if it had just scaled up.
+
+        Args:
+            standing: replicas asked for now, shape (..., num_pools).
+        """
+        self._recommended[:] = standing
+        self._last[...] = standing
+
     def clip(self, decision: ScalingDecision, state: FleetState) -> ScalingDecision:
         """Return the decision that is safe to apply now.
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -92,13 +93,27 @@ def parse_exposition(text: str, names: EngineNames, taken_s: float) -> ReplicaSa
     Raises:
         ValueError: a line of ours cannot be parsed.
     """
-    wanted = "\n".join(line for line in text.splitlines() if _series_name(line) in names.index) + "\n"
-    series = (
-        (sample.name, sample.labels, float(sample.value))
-        for family in text_string_to_metric_families(wanted)
-        for sample in family.samples
-    )
-    return build_sample(series, names, taken_s)
+    return build_sample(_read_lines(text, names), names, taken_s)
+
+
+def _read_lines(text: str, names: EngineNames) -> Iterator[SeriesValue]:
+    """The lines that are ours; what stands before a value is read once and then known (it is the same every time)."""
+    for line in text.splitlines():
+        if _series_name(line) not in names.index:
+            continue
+        series, _, value = line.rstrip().rpartition(" ")
+        name, labels = _read_series(series)
+        yield name, labels, float(value)
+
+
+@lru_cache(maxsize=65536)
+def _read_series(series: str) -> tuple[str, Mapping[str, str]]:
+    """Name and labels, by Prometheus' own parser."""
+    (family,) = text_string_to_metric_families(f"{series} 1\n")
+    (sample,) = family.samples
+    if sample.timestamp is not None:
+        raise ValueError(f"'{series} ...' carries a timestamp; engines do not")
+    return sample.name, sample.labels
 
 
 def build_sample(series: Iterable[SeriesValue], names: EngineNames, taken_s: float) -> ReplicaSample:

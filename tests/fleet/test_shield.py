@@ -191,3 +191,16 @@ def _stack_states(items: list[FleetState]) -> FleetState:
         type(first.pools).from_matrix(np.stack([item.pools.to_matrix() for item in items])),
         type(first.classes).from_matrix(np.stack([item.classes.to_matrix() for item in items])),
     )
+
+
+def test_a_primed_shield_scales_down_no_sooner_than_after_a_scale_up(a_spec, a_state, a_decision):
+    spec = a_spec(a_pool_with_limits())
+    shield = Shield(spec, ShieldSpec(down_stabilisation_s=30.0))
+    shield.prime(np.array([6]))
+    state = a_state(spec, ready=6, asked_for=6)
+    targets = [int(shield.clip(a_decision([1]), state).target_replicas[0]) for _ in range(5)]
+    assert targets == [6, 6, 6, 1, 1]
+
+
+def a_pool_with_limits():
+    return {"name": "gpu", "profile": "llama-3.1-8b_a100_tp1", "min_replicas": 0, "max_replicas": 10}

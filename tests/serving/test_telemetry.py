@@ -68,6 +68,14 @@ def test_what_is_no_number_is_missing_not_zero(value):
     assert "running" not in parse(f"vllm:num_requests_running {value}\nvllm:num_requests_waiting 0\n").gauges
 
 
+@pytest.mark.parametrize(
+    "line", ["vllm:num_requests_running 3 1700000000", "vllm:num_requests_running{a= 3", "vllm:num_requests_running x"]
+)
+def test_a_line_that_cannot_be_meant_spoils_the_scrape(line):
+    with pytest.raises(ValueError, match=r".+"):
+        parse(line + "\n")
+
+
 def test_a_histogram_cut_off_in_the_middle_is_missing():
     assert parse('vllm:iteration_tokens_total_bucket{le="8.0"} 1.0\n').histograms == {}
 
