@@ -104,7 +104,7 @@ class FakeBackend:
         self.clock = clock
         self.pool = pool
         self.startup_s = startup_s
-        self.target = initial
+        self.target = self.seen_target = initial
         self.next_id = 0
         self.replicas: list[Replica] = []
         self.born_s: dict[str, float] = {}
@@ -151,6 +151,7 @@ class FakeBackend:
         if self.read_error:
             raise self.read_error
         now_s = self.clock.now_s
+        self.seen_target = self.target
         aged = [
             Replica(r.replica_id, r.pool, r.url, r.phase, now_s - self.born_s[r.replica_id], r.reason)
             for r in self.replicas
@@ -160,7 +161,11 @@ class FakeBackend:
     def set_target(self, num_replicas: int) -> None:
         if self.write_error:
             raise self.write_error
-        self.calls.append(num_replicas)
+        if self.target != self.seen_target:
+            raise BackendError("somebody changed it since it was read", retryable=True)
+        self.seen_target = num_replicas
+        if num_replicas != self.target:
+            self.calls.append(num_replicas)
         self.target = num_replicas
         self._reconcile()
 

