@@ -2,15 +2,16 @@
 
 PYTHON ?= python3
 VENV   := .venv
+RAY_VENV := .venv-ray
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly lint format types imports ci lock clean
+.PHONY: help setup demo test nightly test-ray lint format types imports ci lock clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv with the locked development environment (PYTHON=python3.12 picks the interpreter)
 
@@ -33,6 +34,16 @@ test: setup  ## run the tests (ARGS="-k name" narrows them)
 nightly: setup  ## the slow tests, among them 2,000 random fleets through both simulators
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# Ray listens on every address, so it gets a network namespace with loopback only; and an environment without torch.
+test-ray: $(RAY_VENV)/.installed  ## the Ray Serve back end against a real Ray Serve (Linux; needs unshare and ip)
+	unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' _ \
+		$(RAY_VENV)/bin/python -m pytest -m live -W ignore tests/serving/backends/test_rayserve_live.py $(ARGS)
+
+$(RAY_VENV)/.installed: pyproject.toml
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[serve,ray]' pytest hypothesis
+	@touch $@
+
 lint: setup  ## ruff: rules and format, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +65,4 @@ lock:  ## resolve the newest versions in a scratch environment and write them to
 	PYTHON=$(PYTHON) requirements/lock.sh
 
 clean:  ## remove the environment and the caches; runs/ stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(RAY_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

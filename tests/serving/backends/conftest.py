@@ -48,6 +48,7 @@ class Cluster:
     namespace: str
     fake: FakeKubernetes | None = None
     backends: list[KubernetesBackend] = field(default_factory=list)
+    defined: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.core = kube.CoreV1Api(self.client)
@@ -124,6 +125,7 @@ class Cluster:
         }
         try:
             self.objects.create_cluster_custom_object("apiextensions.k8s.io", "v1", "customresourcedefinitions", body)
+            self.defined.append(f"{plural}.{group}")
         except kube.ApiException as error:
             if error.status != 409:
                 raise
@@ -173,6 +175,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     cluster = Cluster(client, namespace)
     yield cluster
     _close(cluster)
+    for name in cluster.defined:  # what was there before stays
+        kube.ApiextensionsV1Api(client).delete_custom_resource_definition(name)
     core.delete_namespace(namespace)
     client.close()
 
