@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.sim.reference.books import PoolBooks
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler
 
@@ -39,7 +40,7 @@ class Engine:
     def __init__(self, pool: PoolSpec) -> None:
         self.pool = pool
         self.num_preemptions = 0
-        self._scheduler = Scheduler(pool)
+        self._scheduler = Scheduler(pool, PoolBooks())
         self._iteration: Iteration | None = None
 
     @property
@@ -55,7 +56,7 @@ class Engine:
     @property
     def kv_usage(self) -> float:
         """Fraction of KV blocks in use."""
-        return self._scheduler.used_blocks / self.pool.num_kv_blocks
+        return self._scheduler.kv.num_used / self.pool.num_kv_blocks
 
     @property
     def capacity_tokens(self) -> int:
