@@ -35,12 +35,16 @@ class Engine:
 
     Args:
         pool: engine settings and latency profile.
+
+    Attributes:
+        books: the scheduler counts its look-ups in the prefix cache there.
     """
 
     def __init__(self, pool: PoolSpec) -> None:
         self.pool = pool
         self.num_preemptions = 0
-        self._scheduler = Scheduler(pool, PoolBooks())
+        self.books = PoolBooks()
+        self._scheduler = Scheduler(pool, self.books)
         self._iteration: Iteration | None = None
 
     @property

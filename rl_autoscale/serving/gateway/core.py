@@ -221,10 +221,15 @@ class GatewayCore:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _pick(self, ticket: Ticket, now_s: float) -> ReplicaBook | None:
-        """A replica with room in the first of the class's pools that has one; None if all are full."""
+        """A replica with room, of the first role of which there is one; None if all are full.
+
+        Least loaded compares what the pools of that role offer by the time in which the replica would work off what it
+        has and the newcomer; every other rule takes the first pool with room.
+        """
+        offers: list[ReplicaBook] = []
         for pool in self._pools_of[ticket.class_index]:
             open_ones = [replica for replica in pool.replicas if replica.has_room(now_s)]
-            if open_ones:
+            if open_ones and (not offers or offers[0].pool.spec.role == pool.spec.role):
                 chosen = choose_replica(
                     self.spec.router,
                     [replica.load for replica in open_ones],
@@ -232,8 +237,10 @@ class GatewayCore:
                     pool.next_place,
                     ticket.routing_u,
                 )
-                return open_ones[chosen]
-        return None
+                offers.append(open_ones[chosen])
+        if self.spec.router == "least_loaded":
+            return min(offers, key=_work_s, default=None)
+        return offers[0] if offers else None
 
     def _send(self, ticket: Ticket, replica: ReplicaBook, now_s: float) -> None:
         book = self.classes[ticket.class_index]
@@ -327,6 +334,10 @@ def _replica_of(ticket: Ticket) -> ReplicaBook:
     assert ticket.state is State.SENT, f"the request is {ticket.state.value}, not on a replica"
     assert ticket.replica is not None
     return ticket.replica
+
+
+def _work_s(replica: ReplicaBook) -> float:
+    return (replica.load + 1) * replica.pool.spec.hardware.typical_request_s
 
 
 def _refuse_unknown(kind: str, given: Mapping[str, object], known: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from rl_autoscale.sim.layout import Outcome
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.workload.trace import Workload
 
-PROFILE = "llama-3.1-8b_a100_tp1"
+PROFILE, OTHER_HARDWARE = "llama-3.1-8b_a100_tp1", "llama-3.1-8b_l40s_tp1"
 STATES = {
     State.FINISHED: {Outcome.FINISHED},
     State.REFUSED: {Outcome.REFUSED},
@@ -28,18 +28,19 @@ STATES = {
 def tight_fleet(rng: np.random.Generator, router: str) -> FleetSpec:
     """Small batches and KV caches, short queues, little patience."""
     batch_limit = int(rng.integers(1, 5))
+    roles = [("mixed",), ("interactive", "mixed"), ("mixed", "mixed")][rng.integers(3)]
     pools = [
         {
-            "name": role,
+            "name": f"{role}{number}",
             "role": role,
-            "profile": PROFILE,
+            "profile": (PROFILE, OTHER_HARDWARE)[number],
             "initial_replicas": int(rng.integers(1, 4)),
             "max_num_seqs": batch_limit,
             "max_num_batched_tokens": int(rng.choice([64, 256])),
             "kv_blocks": int(rng.choice([20, 60])),
             "scheduler": str(rng.choice(["fcfs", "priority"])),
         }
-        for role in (("mixed",) if rng.random() < 0.5 else ("interactive", "mixed"))
+        for number, role in enumerate(roles)
     ]
     classes = [
         {
