@@ -93,6 +93,7 @@ class EngineMetrics:
         self._engine = engine
         self._model = model
         self._seen_preemptions = 0
+        self._seen_queries = 0
         self._registry = CollectorRegistry()
         self._gauges = {name: self._own(self._gauge(name, text)) for name, text in GAUGES.items()}
         self._counters = {name: self._own(self._counter(name, text)) for name, text in COUNTERS.items()}
@@ -120,6 +121,8 @@ class EngineMetrics:
         self._counters["generation_tokens"].inc(len(step.yielded))
         self._counters["num_preemptions"].inc(self._engine.num_preemptions - self._seen_preemptions)
         self._seen_preemptions = self._engine.num_preemptions
+        self._counters["prefix_cache_queries"].inc(self._engine.books.prefix_queried_tokens - self._seen_queries)
+        self._seen_queries = self._engine.books.prefix_queried_tokens
 
     def on_token(self, job: Job, gap_s: float | None, now_s: float) -> None:
         """Count a token; a prompt is counted whole when its first token comes out."""
@@ -129,7 +132,6 @@ class EngineMetrics:
         prompt_tokens = job.request.prompt_tokens
         self._histograms["time_to_first_token_seconds"].observe(now_s - job.request.arrival_s)
         self._counters["prompt_tokens"].inc(prompt_tokens)
-        self._counters["prefix_cache_queries"].inc(prompt_tokens)
         self._by_label["prompt_tokens_by_source"]["local_compute"].inc(prompt_tokens)
 
     def on_finish(self, job: Job, now_s: float) -> None:
