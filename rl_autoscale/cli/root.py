@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("rl_autoscale.cli.benchmark", "Compare every policy: GPU-hours at equal SLO attainment."),
     "report": ("rl_autoscale.cli.report", "Turn a benchmark's results into an HTML report with figures."),
     "export": ("rl_autoscale.cli.export", "Write a trained policy as ONNX with its card."),
+    "control": ("rl_autoscale.cli.control", "Control a live fleet, or watch what a policy would do with it."),
     "trace": ("rl_autoscale.cli.trace", "List, fetch, describe and convert request traces."),
     "profile": ("rl_autoscale.cli.profile", "List, show and fit latency profiles of a model on a GPU."),
     "gateway": ("rl_autoscale.cli.gateway", "Serve an OpenAI-compatible gateway in front of vLLM replicas."),

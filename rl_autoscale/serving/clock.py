@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 
 class SystemClock:
-    """`serving.protocols.Clock` of this machine."""
+    """`serving.protocols.Clock` of this machine; `wake` ends every wait, now and from then on."""
+
+    def __init__(self) -> None:
+        self._awake = threading.Event()
 
     def monotonic_s(self) -> float:
         """Seconds that never go back."""
@@ -18,4 +22,8 @@ class SystemClock:
 
     def sleep(self, duration_s: float) -> None:
         """Wait; not at all for a duration that has passed already."""
-        time.sleep(max(duration_s, 0.0))
+        self._awake.wait(max(duration_s, 0.0))
+
+    def wake(self) -> None:
+        """For signal handlers of a process that is to end."""
+        self._awake.set()

@@ -81,6 +81,8 @@ class StepRecord:
         applied: whether it was.
     """
 
+    pool_names: tuple[str, ...]
+    class_names: tuple[str, ...]
     step: int
     wall_s: float
     time_s: float
@@ -164,6 +166,10 @@ class Controller:
         self._blind_since_s = np.full(len(spec.pools), np.nan)
         self._step = 0
 
+    def add_listener(self, listener: Listener) -> None:
+        """Call it with every record from now on."""
+        self._listeners.append(listener)
+
     def run(self, max_steps: int | None = None) -> None:
         """Step until the fleet says it is over, or so many times."""
         while True:
@@ -192,6 +198,8 @@ class Controller:
         self.breaker.record(faults, overridden=overridden if source == "policy" else None)
         self._step += 1
         record = StepRecord(
+            pool_names=self.spec.pool_names,
+            class_names=self.spec.class_names,
             step=self._step,
             wall_s=self._clock.wall_s(),
             time_s=float(state.time_s),

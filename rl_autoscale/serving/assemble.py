@@ -1,0 +1,204 @@
+"""From a configuration file to a running controller."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_autoscale.agents.base import RegisteredPolicy
+from rl_autoscale.agents.envelope import Envelope
+from rl_autoscale.agents.learned import LearnedPolicy
+from rl_autoscale.agents.registry import make_policy
+from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.serving.backends.desired import DesiredReplicas, PublishingBackend
+from rl_autoscale.serving.backends.kubernetes import KubernetesBackend, KubernetesObserver, open_api
+from rl_autoscale.serving.backends.local import LocalBackend
+from rl_autoscale.serving.backends.prometheus import DesiredReplicasCollector
+from rl_autoscale.serving.backends.rayserve import RayServeBackend
+from rl_autoscale.serving.config import BackendChoice, ControlConfig, PolicyChoice, TelemetryConfig, read_mode
+from rl_autoscale.serving.controller import Controller, StepRecord
+from rl_autoscale.serving.controller_metrics import ControllerMetrics
+from rl_autoscale.serving.decision_log import DecisionLog
+from rl_autoscale.serving.gateway_client import HttpGateway
+from rl_autoscale.serving.live_fleet import LiveFleet
+from rl_autoscale.serving.metric_names import engine_names
+from rl_autoscale.serving.modes import ENVIRONMENT, Mode, ModeInFile, ModeSwitch
+from rl_autoscale.serving.protocols import Backend, BackendError, Clock
+from rl_autoscale.serving.sources import DirectSource, MetricsSource, PrometheusSource
+from rl_autoscale.serving.status_server import History, StatusServer, describe
+from rl_autoscale.serving.telemetry import Limits
+
+
+def build_policy(choice: PolicyChoice, spec: FleetSpec) -> RegisteredPolicy:
+    """Make a policy and try it on the fleet's layout.
+
+    Raises:
+        RlAutoscaleError: no such policy, a damaged file, or one that was trained for another schema.
+    """
+    knobs: dict[str, Any] = {name: value for name, value in choice.knobs.items() if value is not None}
+    folder = Path(choice.name)
+    policy = (
+        make_policy("learned", path=folder, **knobs) if _is_path(choice.name) else make_policy(choice.name, **knobs)
+    )
+    policy.reset(spec)
+    return policy
+
+
+def _is_path(name: str) -> bool:
+    return os.sep in name or Path(name).is_dir() or name.endswith(".json")
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A controller and what belongs to it."""
+
+    controller: Controller
+    fleet: LiveFleet
+    modes: ModeSwitch
+    metrics: ControllerMetrics
+    status: StatusServer | None
+    policy_error: str
+
+    def close(self) -> None:
+        """Let go of ports, locks and connections; replicas stay."""
+        if self.status is not None:
+            self.status.close()
+        self.fleet.close()
+
+
+def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, path: Path | None = None) -> Assembly:
+    """Build everything a configuration asks for.
+
+    A policy that cannot be loaded does not stop the controller: the fallback rule decides and every step says why.
+
+    Args:
+        config: validated.
+        clock: the real one, but for tests.
+        mode: asked for on the command line; default the configuration's.
+        path: of the configuration, read again when it changes; None for never.
+
+    Raises:
+        SpecError: the fallback rule cannot be made, or a back end cannot be reached for a reason that will not pass.
+    """
+    fallback = build_policy(config.fallback, config.fleet)
+    policy, error = _try_policy(config)
+    reread = ModeInFile(path, read_mode) if path is not None else None
+    modes = ModeSwitch(
+        mode or config.mode, kill_file=config.kill_file, reread=reread, environment=os.environ.get(ENVIRONMENT)
+    )
+    metrics = ControllerMetrics()
+    backends, published = _build_backends(config, clock)
+    if published:
+        metrics.registry.register(DesiredReplicasCollector(published.values()))
+        _serve_keda(config, published)
+    fleet = _build_fleet(config, clock, backends)
+    history = History(config.status.history if config.status is not None else 1)
+    log = DecisionLog(config.decision_log) if config.decision_log is not None else None
+
+    def remember(record: StepRecord) -> None:
+        description = describe(record)
+        history.add(description, clock.monotonic_s())
+        if log is not None:
+            log.write(description)
+
+    limits = Limits(config.telemetry.stale_after_s, config.telemetry.min_coverage)
+    controller = Controller(
+        fleet,
+        policy,
+        fallback,
+        config.shield,
+        limits,
+        config.safety,
+        modes,
+        clock,
+        envelope=Envelope.from_card(policy.card) if isinstance(policy, LearnedPolicy) else None,
+        shared_pools=published,
+        policy_error=error,
+        listeners=[metrics, remember],
+    )
+    status = None
+    if config.status is not None:
+        interval_s = config.fleet.control_interval_s
+        status = StatusServer(config.status.host, config.status.port, history, metrics, modes, clock, interval_s)
+    return Assembly(controller, fleet, modes, metrics, status, error)
+
+
+def _try_policy(config: ControlConfig) -> tuple[RegisteredPolicy | None, str]:
+    try:
+        return build_policy(config.policy, config.fleet), ""
+    except RlAutoscaleError as error:
+        return None, str(error)
+
+
+def _build_fleet(config: ControlConfig, clock: Clock, backends: dict[str, Backend]) -> LiveFleet:
+    gateway = config.gateway
+    client = HttpGateway(gateway.url, token=gateway.token, timeout_s=gateway.timeout_s) if gateway is not None else None
+    return LiveFleet(
+        config.fleet,
+        backends,
+        build_source(config.telemetry, clock),
+        engine_names(config.telemetry.engine),
+        clock,
+        Limits(config.telemetry.stale_after_s, config.telemetry.min_coverage),
+        gateway=client,
+        publish_replicas=gateway is not None and gateway.publish_replicas,
+    )
+
+
+def build_source(config: TelemetryConfig, clock: Clock) -> MetricsSource:
+    """Scrapes of every replica, or a Prometheus server."""
+    names = engine_names(config.engine)
+    if config.prometheus_url is None:
+        return DirectSource(names, clock, timeout_s=config.timeout_s)
+    return PrometheusSource(
+        config.prometheus_url,
+        names,
+        clock,
+        selector=config.selector,
+        replica_label=config.replica_label,
+        timeout_s=config.timeout_s,
+    )
+
+
+def _build_backends(config: ControlConfig, clock: Clock) -> tuple[dict[str, Backend], dict[str, DesiredReplicas]]:
+    """Back ends by pool, and the published figures of those that are handed over."""
+    backends: dict[str, Backend] = {}
+    published: dict[str, DesiredReplicas] = {}
+    try:
+        for pool in config.fleet.pools:
+            choice = config.backends[pool.name]
+            if choice.hand_over:
+                published[pool.name] = DesiredReplicas(pool.name, clock)
+            backends[pool.name] = _build_backend(
+                pool.name, choice, clock, config.telemetry.engine, pool.initial, published.get(pool.name)
+            )
+    except BackendError as error:
+        for backend in backends.values():
+            backend.close()
+        raise SpecError(f"back end of pool '{pool.name}': {error}") from None
+    return backends, published
+
+
+def _build_backend(
+    pool: str, choice: BackendChoice, clock: Clock, engine: str, initial: int, desired: DesiredReplicas | None
+) -> Backend:
+    if choice.local is not None:
+        return LocalBackend(pool, choice.local, engine_names(engine), clock, initial=initial)
+    if choice.rayserve is not None:
+        return RayServeBackend(pool, choice.rayserve, clock)
+    assert choice.kubernetes is not None  # BackendChoice has checked that one is given
+    if desired is None:
+        return KubernetesBackend.connect(pool, choice.kubernetes, clock)
+    observer = KubernetesObserver(pool, choice.kubernetes, open_api(choice.kubernetes, clock), clock)
+    return PublishingBackend(desired, observer)
+
+
+def _serve_keda(config: ControlConfig, published: dict[str, DesiredReplicas]) -> None:
+    if config.keda_address is None:
+        return
+    from rl_autoscale.serving.backends.keda import KedaScaler  # needs grpc, which no other pool does
+
+    KedaScaler(published).start(config.keda_address)

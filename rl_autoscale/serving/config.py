@@ -1,0 +1,140 @@
+"""What ``rl-autoscale control --config FILE`` reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rl_autoscale.fleet.config import Config, read_yaml
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
+from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
+from rl_autoscale.serving.backends.local import LocalConfig
+from rl_autoscale.serving.backends.rayserve import RayServeConfig
+from rl_autoscale.serving.metric_names import engine_names
+from rl_autoscale.serving.modes import Mode, parse_mode
+from rl_autoscale.serving.safety import SafetyConfig
+
+_NAMED = ("local", "kubernetes", "rayserve")
+
+
+class PolicyChoice(Config):
+    """Who decides."""
+
+    name: str = Field(default="headroom", description="a registered policy, or an exported policy's folder")
+    knobs: dict[str, float | str | None] = Field(default_factory=dict, description="its keyword arguments")
+
+
+class TelemetryConfig(Config):
+    """Where replica metrics come from, and when they are too old."""
+
+    engine: str = Field(default="vllm", description="vllm, sglang or tensorrt-llm")
+    prometheus_url: str | None = Field(default=None, description="ask this server; default each replica directly")
+    selector: str = Field(default="", description='label matchers for Prometheus, for example job="vllm"')
+    replica_label: str = Field(default="instance", description="instance (host:port) or a label with the replica's id")
+    timeout_s: PositiveFloat = Field(default=2.0, description="for all scrapes of one look")
+    stale_after_s: PositiveFloat = Field(default=30.0, description="older readings count as missing")
+    min_coverage: float = Field(default=0.5, gt=0, le=1, description="share of a pool's replicas that must speak")
+
+    @model_validator(mode="after")
+    def _check(self) -> TelemetryConfig:
+        try:
+            engine_names(self.engine)
+        except KeyError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class GatewayConfig(Config):
+    """The gateway in front of the replicas; without one the controller scales only."""
+
+    url: str = Field(pattern="^https?://", description="of its control routes")
+    token_env: str | None = Field(default=None, description="environment variable with its bearer token")
+    timeout_s: PositiveFloat = 2.0
+    publish_replicas: bool = Field(default=True, description="tell it where replicas are, in every mode")
+
+    @property
+    def token(self) -> str | None:
+        """The token, if one is named; raises SpecError when the variable is not set."""
+        if self.token_env is None:
+            return None
+        if not os.environ.get(self.token_env):
+            raise SpecError(f"gateway.token_env: environment variable {self.token_env} is not set")
+        return os.environ[self.token_env]
+
+
+class BackendChoice(Config):
+    """Who starts and stops the replicas of one pool; exactly one.
+
+    ``hand_over`` leaves the acting to an HPA or to KEDA: the wanted figure is a metric of this controller, and the
+    pool is only observed through ``kubernetes``.
+    """
+
+    local: LocalConfig | None = None
+    kubernetes: KubernetesConfig | None = None
+    rayserve: RayServeConfig | None = None
+    hand_over: bool = Field(default=False, description="publish the figure instead of writing it (kubernetes only)")
+
+    @model_validator(mode="after")
+    def _check(self) -> BackendChoice:
+        given = [name for name in _NAMED if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"name exactly one of {', '.join(_NAMED)}; got {', '.join(given) or 'none'}")
+        if self.hand_over and self.kubernetes is None:
+            raise ValueError("hand_over needs kubernetes: somebody must see the pods")
+        return self
+
+
+class StatusConfig(Config):
+    """The controller's own pages."""
+
+    host: str = Field(default="127.0.0.1", description="0.0.0.0 inside a cluster, behind a NetworkPolicy")
+    port: int = Field(default=9400, ge=0, le=65535, description="/ page, /metrics, /healthz, POST /pause, POST /resume")
+    history: PositiveInt = Field(default=720, description="steps the page shows")
+
+
+class ControlConfig(Config):
+    """Everything a live controller needs."""
+
+    fleet: FleetSpec
+    backends: dict[str, BackendChoice] = Field(description="pool name -> who runs it")
+    mode: Mode = "shadow"
+    policy: PolicyChoice = PolicyChoice()
+    fallback: PolicyChoice = PolicyChoice(name="headroom", knobs={"headroom": 1.5})
+    shield: ShieldSpec = ShieldSpec()
+    safety: SafetyConfig = SafetyConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    gateway: GatewayConfig | None = None
+    status: StatusConfig | None = StatusConfig()
+    keda_address: str | None = Field(
+        default=None, description="host:port of a KEDA external scaler for handed-over pools"
+    )
+    decision_log: Path | None = Path("decisions.jsonl")
+    kill_file: Path | None = Field(default=None, description="while this file exists, the controller is paused")
+
+    @model_validator(mode="after")
+    def _check(self) -> ControlConfig:
+        differing = sorted(set(self.backends) ^ set(self.fleet.pool_names))
+        if differing:
+            raise ValueError(f"backends and fleet.pools must name the same pools; differing: {', '.join(differing)}")
+        if self.gateway is None and len(self.fleet.classes) > 1:
+            raise ValueError("several classes need a gateway: engines do not know classes")
+        if self.telemetry.stale_after_s <= self.fleet.control_interval_s:
+            raise ValueError(
+                f"telemetry.stale_after_s={self.telemetry.stale_after_s:g} must exceed the control interval "
+                f"of {self.fleet.control_interval_s:g} s: one late scrape is no outage"
+            )
+        folders = [choice.local.state_dir for choice in self.backends.values() if choice.local is not None]
+        if len(folders) != len(set(folders)):
+            raise ValueError("every local pool needs a state_dir of its own")
+        return self
+
+
+def read_mode(path: Path) -> Mode:
+    """Only the mode of a configuration file; raises SpecError."""
+    data: Any = read_yaml(path)
+    written: str | Literal["shadow"] = data.get("mode", "shadow") if isinstance(data, dict) else "shadow"
+    return parse_mode(str(written), str(path))
