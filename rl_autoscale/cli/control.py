@@ -82,7 +82,7 @@ def command(
     from rl_autoscale.serving.config import ControlConfig
     from rl_autoscale.serving.modes import parse_mode
 
-    chosen = ControlConfig.from_yaml(config)
+    chosen = ControlConfig.from_file(config)
     asked = parse_mode(mode, "--mode") if mode is not None else None
     if check:
         policy = build_policy(chosen.policy, chosen.fleet)

@@ -22,6 +22,7 @@ from rl_autoscale.serving.config import BackendChoice, ControlConfig, PolicyChoi
 from rl_autoscale.serving.controller import Controller, StepRecord
 from rl_autoscale.serving.controller_metrics import ControllerMetrics
 from rl_autoscale.serving.decision_log import DecisionLog
+from rl_autoscale.serving.gateway.config import read_secret
 from rl_autoscale.serving.gateway_client import HttpGateway
 from rl_autoscale.serving.live_fleet import LiveFleet
 from rl_autoscale.serving.metric_names import engine_names
@@ -61,11 +62,14 @@ class Assembly:
     metrics: ControllerMetrics
     status: StatusServer | None
     policy_error: str
+    keda: Any = None
 
     def close(self) -> None:
         """Let go of ports, locks and connections; replicas stay."""
         if self.status is not None:
             self.status.close()
+        if self.keda is not None:
+            self.keda.stop()
         self.fleet.close()
 
 
@@ -93,7 +97,7 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
     backends, published = _build_backends(config, clock)
     if published:
         metrics.registry.register(DesiredReplicasCollector(published.values()))
-        _serve_keda(config, published)
+    keda = _serve_keda(config, published)
     fleet = _build_fleet(config, clock, backends)
     history = History(config.status.history if config.status is not None else 1)
     log = DecisionLog(config.decision_log) if config.decision_log is not None else None
@@ -123,7 +127,7 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
     if config.status is not None:
         interval_s = config.fleet.control_interval_s
         status = StatusServer(config.status.host, config.status.port, history, metrics, modes, clock, interval_s)
-    return Assembly(controller, fleet, modes, metrics, status, error)
+    return Assembly(controller, fleet, modes, metrics, status, error, keda)
 
 
 def _try_policy(config: ControlConfig) -> tuple[RegisteredPolicy | None, str]:
@@ -135,7 +139,10 @@ def _try_policy(config: ControlConfig) -> tuple[RegisteredPolicy | None, str]:
 
 def _build_fleet(config: ControlConfig, clock: Clock, backends: dict[str, Backend]) -> LiveFleet:
     gateway = config.gateway
-    client = HttpGateway(gateway.url, token=gateway.token, timeout_s=gateway.timeout_s) if gateway is not None else None
+    client = None
+    if gateway is not None:
+        key = read_secret(gateway.key) if gateway.key is not None else None
+        client = HttpGateway(gateway.url, token=key, timeout_s=gateway.timeout_s)
     return LiveFleet(
         config.fleet,
         backends,
@@ -170,7 +177,7 @@ def _build_backends(config: ControlConfig, clock: Clock) -> tuple[dict[str, Back
     try:
         for pool in config.fleet.pools:
             choice = config.backends[pool.name]
-            if choice.hand_over:
+            if choice.observed is not None:
                 published[pool.name] = DesiredReplicas(pool.name, clock)
             backends[pool.name] = _build_backend(
                 pool.name, choice, clock, config.telemetry.engine, pool.initial, published.get(pool.name)
@@ -189,16 +196,21 @@ def _build_backend(
         return LocalBackend(pool, choice.local, engine_names(engine), clock, initial=initial)
     if choice.rayserve is not None:
         return RayServeBackend(pool, choice.rayserve, clock)
+    if choice.observed is not None and desired is not None:
+        observer = KubernetesObserver(pool, choice.observed, open_api(choice.observed, clock), clock)
+        return PublishingBackend(desired, observer)
     assert choice.kubernetes is not None  # BackendChoice has checked that one is given
-    if desired is None:
-        return KubernetesBackend.connect(pool, choice.kubernetes, clock)
-    observer = KubernetesObserver(pool, choice.kubernetes, open_api(choice.kubernetes, clock), clock)
-    return PublishingBackend(desired, observer)
+    return KubernetesBackend.connect(pool, choice.kubernetes, clock)
 
 
-def _serve_keda(config: ControlConfig, published: dict[str, DesiredReplicas]) -> None:
-    if config.keda_address is None:
-        return
+def _serve_keda(config: ControlConfig, published: dict[str, DesiredReplicas]) -> Any:
+    """The external scaler of all pools that KEDA owns, or None."""
+    scaled = {name: published[name] for name, choice in config.backends.items() if choice.keda is not None}
+    addresses = [choice.keda.address for choice in config.backends.values() if choice.keda is not None]
+    if not addresses:
+        return None
     from rl_autoscale.serving.backends.keda import KedaScaler  # needs grpc, which no other pool does
 
-    KedaScaler(published).start(config.keda_address)
+    scaler = KedaScaler(scaled)
+    scaler.start(addresses[0])
+    return scaler

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config, read_yaml
-from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
 from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
 from rl_autoscale.serving.backends.local import LocalConfig
 from rl_autoscale.serving.backends.rayserve import RayServeConfig
+from rl_autoscale.serving.gateway.config import Secret, read_with_fleet
 from rl_autoscale.serving.metric_names import engine_names
 from rl_autoscale.serving.modes import Mode, parse_mode
 from rl_autoscale.serving.safety import SafetyConfig
 
-_NAMED = ("local", "kubernetes", "rayserve")
+_NAMED = ("local", "kubernetes", "rayserve", "keda", "prometheus")
 
 
 class PolicyChoice(Config):
@@ -52,40 +51,45 @@ class GatewayConfig(Config):
     """The gateway in front of the replicas; without one the controller scales only."""
 
     url: str = Field(pattern="^https?://", description="of its control routes")
-    token_env: str | None = Field(default=None, description="environment variable with its bearer token")
+    key: Secret | None = Field(default=None, description="its control key: env:VARIABLE or file:PATH")
     timeout_s: PositiveFloat = 2.0
     publish_replicas: bool = Field(default=True, description="tell it where replicas are, in every mode")
 
-    @property
-    def token(self) -> str | None:
-        """The token, if one is named; raises SpecError when the variable is not set."""
-        if self.token_env is None:
-            return None
-        if not os.environ.get(self.token_env):
-            raise SpecError(f"gateway.token_env: environment variable {self.token_env} is not set")
-        return os.environ[self.token_env]
+
+class KedaChoice(Config):
+    """KEDA asks us for the figure and owns the target."""
+
+    observe: KubernetesConfig
+    address: str = Field(description="host:port of the external scaler; the same for all pools that have one")
+
+
+class PrometheusChoice(Config):
+    """An existing HPA follows our figure, a metric of this controller, and owns the target."""
+
+    observe: KubernetesConfig
 
 
 class BackendChoice(Config):
-    """Who starts and stops the replicas of one pool; exactly one.
-
-    ``hand_over`` leaves the acting to an HPA or to KEDA: the wanted figure is a metric of this controller, and the
-    pool is only observed through ``kubernetes``.
-    """
+    """Who starts and stops the replicas of one pool; exactly one (docs/backends.md)."""
 
     local: LocalConfig | None = None
     kubernetes: KubernetesConfig | None = None
     rayserve: RayServeConfig | None = None
-    hand_over: bool = Field(default=False, description="publish the figure instead of writing it (kubernetes only)")
+    keda: KedaChoice | None = None
+    prometheus: PrometheusChoice | None = None
 
     @model_validator(mode="after")
     def _check(self) -> BackendChoice:
         given = [name for name in _NAMED if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"name exactly one of {', '.join(_NAMED)}; got {', '.join(given) or 'none'}")
-        if self.hand_over and self.kubernetes is None:
-            raise ValueError("hand_over needs kubernetes: somebody must see the pods")
         return self
+
+    @property
+    def observed(self) -> KubernetesConfig | None:
+        """Where a pool lives whose target somebody else writes; None when we write it."""
+        handed_over = self.keda or self.prometheus
+        return handed_over.observe if handed_over is not None else None
 
 
 class StatusConfig(Config):
@@ -109,9 +113,6 @@ class ControlConfig(Config):
     telemetry: TelemetryConfig = TelemetryConfig()
     gateway: GatewayConfig | None = None
     status: StatusConfig | None = StatusConfig()
-    keda_address: str | None = Field(
-        default=None, description="host:port of a KEDA external scaler for handed-over pools"
-    )
     decision_log: Path | None = Path("decisions.jsonl")
     kill_file: Path | None = Field(default=None, description="while this file exists, the controller is paused")
 
@@ -127,10 +128,18 @@ class ControlConfig(Config):
                 f"telemetry.stale_after_s={self.telemetry.stale_after_s:g} must exceed the control interval "
                 f"of {self.fleet.control_interval_s:g} s: one late scrape is no outage"
             )
+        addresses = {choice.keda.address for choice in self.backends.values() if choice.keda is not None}
+        if len(addresses) > 1:
+            raise ValueError(f"one external scaler serves all pools; got addresses {', '.join(sorted(addresses))}")
         folders = [choice.local.state_dir for choice in self.backends.values() if choice.local is not None]
         if len(folders) != len(set(folders)):
             raise ValueError("every local pool needs a state_dir of its own")
         return self
+
+    @classmethod
+    def from_file(cls, path: Path) -> ControlConfig:
+        """Read a controller's YAML; ``fleet`` may name another file. Raises SpecError."""
+        return cls.from_dict(read_with_fleet(path), where=str(path))
 
 
 def read_mode(path: Path) -> Mode:

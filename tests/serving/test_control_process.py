@@ -76,7 +76,7 @@ def run(*arguments: str) -> int:
     [
         ({"backends": {}}, "differing: gpu"),
         ({"backends": {"gpu": {}}}, "exactly one of local"),
-        ({"backends": {"gpu": {"rayserve": {"deployment": "d"}, "hand_over": True}}}, "hand_over needs kubernetes"),
+        ({"gateway": {"url": "http://g", "key": "secret"}}, "a secret is named, not written"),
         ({"mode": "on"}, "mode"),
         ({"telemetry": {"engine": "vlm"}}, "did you mean 'vllm'"),
         ({"telemetry": {"stale_after_s": 0.1}}, "must exceed the control interval"),
@@ -89,8 +89,20 @@ def test_a_mistake_in_the_file_is_told_with_its_place(tmp_path, change, message)
 
 
 def test_the_default_mode_is_shadow_and_the_file_may_be_asked_again(tmp_path):
-    assert ControlConfig.from_yaml(write(tmp_path)).mode == "shadow"
+    assert ControlConfig.from_file(write(tmp_path)).mode == "shadow"
     assert read_mode(write(tmp_path, mode="paused")) == "paused"
+
+
+def test_the_manifests_configurations_are_valid(repository, tmp_path):
+    deploy = repository / "deploy"
+    for place in ("kubernetes/config", "keda", "prometheus"):
+        data = yaml.safe_load((deploy / place / "controller.yaml").read_text())
+        (tmp_path / "fleet.yaml").write_text((deploy / "kubernetes/config/fleet.yaml").read_text())
+        (tmp_path / "controller.yaml").write_text(yaml.safe_dump(data))
+        config = ControlConfig.from_file(tmp_path / "controller.yaml")
+        assert config.mode == "shadow"
+        assert (config.backends["chat"].observed is None) == (place == "kubernetes/config")
+        assert config.status.host == "0.0.0.0"
 
 
 def test_check_validates_and_starts_nothing(tmp_path, capsys):
@@ -135,7 +147,7 @@ def test_a_policy_that_cannot_be_used_leaves_the_rule_in_charge_and_check_refuse
     config = write(tmp_path, policy={"name": str(folder)}, status=None)
     assert run("control", "--config", str(config), "--check") == 2
     assert message in capsys.readouterr().err
-    assembly = assemble(ControlConfig.from_yaml(config), SystemClock())
+    assembly = assemble(ControlConfig.from_file(config), SystemClock())
     try:
         record = assembly.controller.step()
         assert any(f"no policy: {folder}" in reason for reason in record.reasons)
@@ -150,7 +162,7 @@ def test_a_policy_that_cannot_be_used_leaves_the_rule_in_charge_and_check_refuse
 
 def test_a_run_beside_a_real_server_logs_every_step_and_serves_its_pages(tmp_path):
     changes = {"mode": "active", "policy": {"name": "static", "knobs": {"replicas": 2}}}
-    assembly = assemble(ControlConfig.from_yaml(write(tmp_path, **changes)), SystemClock())
+    assembly = assemble(ControlConfig.from_file(write(tmp_path, **changes)), SystemClock())
     try:
         assembly.controller.run(max_steps=8)
         address = f"http://127.0.0.1:{assembly.status.port}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -38,6 +38,20 @@ def read_secret(place: str) -> str:
     if len(value) < 16:
         raise SpecError(f"the secret at {place} has {len(value)} characters; use at least 16")
     return value
+
+
+def read_with_fleet(path: Path) -> Any:
+    """Parse a YAML file whose ``fleet`` may name another YAML that has a fleet, a scenario for example.
+
+    Raises:
+        SpecError: one of them is missing or not YAML.
+    """
+    data = read_yaml(path)
+    if isinstance(data, dict) and isinstance(data.get("fleet"), str):
+        found = read_yaml(path.parent / data["fleet"])
+        inner = found.get("fleet", found) if isinstance(found, dict) else found
+        data = {**data, "fleet": inner}
+    return data
 
 
 def is_loopback(host: str) -> bool:
@@ -128,10 +142,4 @@ class GatewayConfig(Config):
         Raises:
             SpecError: missing, not YAML or not valid.
         """
-        data = read_yaml(path)
-        if isinstance(data, dict) and isinstance(data.get("fleet"), str):
-            named = path.parent / data["fleet"]
-            found = read_yaml(named)
-            inner = found.get("fleet", found) if isinstance(found, dict) else found
-            data = {**data, "fleet": inner}
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(read_with_fleet(path), where=str(path))
