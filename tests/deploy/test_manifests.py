@@ -134,13 +134,22 @@ def test_the_fleet_is_one(deploy: Path) -> None:
 
 @pytest.mark.parametrize("overlay", ["kubernetes/config", "keda", "prometheus"])
 def test_the_controllers_back_ends_are_what_the_code_reads(deploy: Path, base: list[Json], overlay: str) -> None:
+    keda = pytest.importorskip("rl_autoscale.serving.backends.keda", exc_type=ImportError)
     kubernetes = pytest.importorskip("rl_autoscale.serving.backends.kubernetes", exc_type=ImportError)
+    prometheus = pytest.importorskip("rl_autoscale.serving.backends.prometheus", exc_type=ImportError)
+    kinds = {
+        "kubernetes": kubernetes.KubernetesConfig,
+        "keda": keda.KedaConfig,
+        "prometheus": prometheus.PrometheusConfig,
+    }
     (config,) = documents(deploy / overlay / "controller.yaml")
     spec = FleetSpec.from_yaml(deploy / "kubernetes" / "config" / "fleet.yaml")
     assert set(config["backends"]) == set(spec.pool_names)
     assert config["mode"] == "shadow"
-    (settings,) = config["backends"]["chat"].values()
-    target = kubernetes.KubernetesConfig.from_dict(settings.get("observe", settings))
+    ((kind, settings),) = config["backends"]["chat"].items()
+    assert kind == overlay.partition("/")[0]
+    pool = kinds[kind].from_dict(settings)
+    target = pool if kind == "kubernetes" else pool.observe
     (kustomization,) = documents(deploy / "kubernetes" / "kustomization.yaml")
     assert target.namespace == kustomization["namespace"]
     pods = named(base, target.kind, target.name)["spec"]["template"]["spec"]

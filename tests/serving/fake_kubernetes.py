@@ -4,6 +4,8 @@ What it does (conflicts on stale versions, refusals of invalid objects, dry runs
 rules) is held to a real server by ``backends/test_kubernetes_conformance.py``, which runs on both. What it leaves out
 (admission, defaults, server-side apply, OpenAPI, more than equality in selectors) no test here may rely on.
 
+One file, past our usual length: it is one server, read beside that suite.
+
 Controllers are one function, `_reconcile`: a Deployment or StatefulSet has its pods as soon as it is written. There is
 no scheduler and no kubelet: tests write pod status through the API, as they do on a real server without nodes.
 """
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -129,9 +132,15 @@ class FakeKubernetes:
         settings.proxy = None
         return kube.ApiClient(settings)
 
-    def expire_pages(self) -> None:
-        """Let every continue token go stale."""
-        self._snapshots.clear()
+    def kubeconfig(self, folder: Path) -> Path:
+        """Write the file that leads here."""
+        path = folder / "kubeconfig"
+        path.write_text(
+            f"apiVersion: v1\nkind: Config\nclusters: [{{name: c, cluster: {{server: '{self.url}'}}}}]\n"
+            "users: [{name: u, user: {}}]\ncontexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\n",
+            encoding="utf-8",
+        )
+        return path
 
     # requests
 

@@ -47,12 +47,7 @@ class WriterLease:
             BackendError: another holds it, or it cannot be read or written; retryable. Nothing may be written then.
         """
         asked_at_s = self._clock.monotonic_s()
-        try:
-            lease = self._take_or_renew(asked_at_s)
-        except BackendError:
-            if self.valid_for_s() <= 0:
-                self._valid_until_s = float("-inf")
-            raise
+        lease = self._take_or_renew(asked_at_s)
         self._remember(lease["spec"], asked_at_s)
         self._valid_until_s = asked_at_s + self._duration_s
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -110,6 +111,15 @@ def test_the_stream_tells_at_once_and_then_only_changes(keda: Keda, chat: Desire
     chat.publish(2)
     assert next(stream).result is True
     stream.cancel()
+
+
+def test_an_idle_stream_says_nothing_twice(chat: DesiredReplicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl_autoscale.serving.backends.keda.STREAM_POLL_S", 0.0)
+    looks = iter([True] * 5 + [False])
+    context = SimpleNamespace(is_active=lambda: next(looks))
+    chat.publish(3)
+    answers = KedaScaler({"chat": chat}).stream_is_active(MESSAGES["ScaledObjectRef"](), context)
+    assert [answer.result for answer in answers] == [True]
 
 
 def test_a_pool_must_be_named_when_there_are_several(keda: Keda) -> None:

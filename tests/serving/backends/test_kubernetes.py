@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from kubernetes import client as kube
 from serving.fake_kubernetes import Fault
 
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
+from rl_autoscale.serving.backends.kubernetes import KubernetesBackend, KubernetesConfig
 from rl_autoscale.serving.protocols import BackendError
 
 from .conftest import Cluster, FakeClock
@@ -380,3 +381,36 @@ def test_a_call_is_bounded_as_a_whole(fake_cluster: Cluster, clock: FakeClock) -
     with pytest.raises(BackendError, match="for the whole call are over") as error:
         backend.observe()
     assert error.value.retryable
+
+
+# The way in.
+
+
+def test_connects_as_a_kubeconfig_says_and_never_sleeps_on_a_retry(
+    fake_cluster: Cluster, clock: FakeClock, tmp_path: Path
+) -> None:
+    fake_cluster.deployment(replicas=2)
+    config = KubernetesConfig(
+        namespace=fake_cluster.namespace, name="llm", kubeconfig=fake_cluster.fake.kubeconfig(tmp_path)
+    )
+    backend = KubernetesBackend.connect("chat", config, clock)
+    assert backend.observe().asked_for == 2
+    fake_cluster.fake.requests.clear()
+    # urllib3 would sleep and ask again.
+    fake_cluster.fake.faults = [Fault(503, matching="get deployments/scale", headers={"Retry-After": "1"})]
+    with pytest.raises(BackendError, match="503"):
+        backend.observe()
+    clock.sleep(1)
+    fake_cluster.fake.faults = [Fault(503, matching="get deployments/scale", headers={"Retry-After": "3600"})]
+    with pytest.raises(BackendError, match="503"):
+        backend.observe()
+    clock.sleep(61)  # no header switches a controller off for an hour
+    assert backend.observe().asked_for == 2
+    backend.close()
+
+
+def test_outside_a_cluster_it_says_what_to_set(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(BackendError, match="set 'kubeconfig'") as error:
+        KubernetesBackend.connect("chat", KubernetesConfig(namespace="n", name="x"), clock)
+    assert not error.value.retryable
