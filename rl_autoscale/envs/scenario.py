@@ -10,8 +10,10 @@
     test: {streams: [...]}          # held out: nothing is ever tuned on it
     train_randomisation: {speed: {low: 0.8, high: 1.25}, startup_scale: {low: 0.5, high: 2}}
 
-The seed of a build decides everything random in it. Training and test draw from differently named streams, so test
-seed 3 shares nothing with training seed 3.
+The seed of a build decides everything random in it. Training, validation and test draw from differently named streams,
+so test seed 3 shares nothing with training seed 3. Validation traffic, for choosing between policies or checkpoints,
+comes from the training sources that hold no trace: a trace's seconds are for training or for the test only
+(experiments/split.yaml lists who gets what).
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ import yaml
 from pydantic import Field, PositiveFloat, model_validator
 
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.errors import UnknownNameError
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
 from rl_autoscale.workload.ranges import Positive, fixed
 from rl_autoscale.workload.spec import BuiltWorkload, TraceSource, WorkloadSpec
 
 _TRAIN_STREAM = "workload/train"
+_VALIDATION_STREAM = "workload/validation"
 _TEST_STREAM = "workload/test"
 _RANDOMISATION_STREAM = "train-randomisation"
+_VALIDATION_RANDOMISATION_STREAM = "validation-randomisation"
 
 
 class TrainingSource(Config):
@@ -99,9 +103,37 @@ class Scenario(Config):
         Raises:
             SpecError, TraceError: see `WorkloadSpec.build`.
         """
-        rng = stream(seed, _TRAIN_STREAM)
-        weights = np.array([source.weight for source in self.train])
-        source = self.train[int(rng.choice(len(self.train), p=weights / weights.sum()))]
+        return self._build_from(self.train, stream(seed, _TRAIN_STREAM), store, span_s)
+
+    @property
+    def validation_sources(self) -> tuple[TrainingSource, ...]:
+        """The training sources without a trace; validation draws from them."""
+        return tuple(source for source in self.train if all(item.trace is None for item in source.workload.streams))
+
+    def build_validation(self, seed: int, store: TraceSource, *, span_s: float | None = None) -> BuiltWorkload:
+        """Draw the traffic of one validation episode, which no training seed draws.
+
+        Args:
+            seed: of the episode.
+            store: where traces come from.
+            span_s: length; default ``episode_s``.
+
+        Raises:
+            SpecError: every training source holds a trace; or see `WorkloadSpec.build`.
+        """
+        if not self.validation_sources:
+            raise SpecError(
+                f"scenario '{self.name}' has no validation traffic: every training source holds a trace; "
+                "add one made of generators"
+            )
+        return self._build_from(self.validation_sources, stream(seed, _VALIDATION_STREAM), store, span_s)
+
+    def _build_from(
+        self, sources: tuple[TrainingSource, ...], rng: np.random.Generator, store: TraceSource, span_s: float | None
+    ) -> BuiltWorkload:
+        """A source by weight, then a workload from it."""
+        weights = np.array([source.weight for source in sources])
+        source = sources[int(rng.choice(len(sources), p=weights / weights.sum()))]
         length_s = self.episode_s if span_s is None else span_s
         return source.workload.build(rng, store, self.fleet.class_names, span_s=length_s)
 
@@ -118,9 +150,9 @@ class Scenario(Config):
         """
         return self.test.build(stream(seed, _TEST_STREAM), store, self.fleet.class_names, span_s=span_s)
 
-    def draw_randomisation(self, seed: int) -> tuple[float, float]:
-        """``(speed, startup_scale)`` of one training episode, for `FleetBatch.load`."""
-        rng = stream(seed, _RANDOMISATION_STREAM)
+    def draw_randomisation(self, seed: int, *, validation: bool = False) -> tuple[float, float]:
+        """``(speed, startup_scale)`` of one training or validation episode, for `FleetBatch.load`."""
+        rng = stream(seed, _VALIDATION_RANDOMISATION_STREAM if validation else _RANDOMISATION_STREAM)
         chosen = self.train_randomisation
         return chosen.speed.draw(rng), chosen.startup_scale.draw(rng)
 

@@ -33,7 +33,7 @@ from rl_autoscale.sim.result import EpisodeResult
 from rl_autoscale.workload.store import TraceStore
 from rl_autoscale.workload.trace import Workload
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 Engine = Literal["compiled", "reference"]
 
 JOBS_PER_BATCH = 6
@@ -48,7 +48,7 @@ class EpisodeJob:
     Attributes:
         identity: the caller's name for it.
         scenario: name of one of the pool's scenarios.
-        split: training or test traffic; training episodes also draw capacity error and start-up scale.
+        split: training, validation or test traffic; the first two also draw capacity error and start-up scale.
         seed: of traffic, start-ups and routing.
         policy: registered name.
         knobs: keyword arguments of the policy.
@@ -139,8 +139,12 @@ class EpisodeRunner:
         key = (job.scenario, job.split, job.seed, job.span_s)
         if key not in self._workloads:
             scenario = self._scenarios[job.scenario]
-            build = scenario.build_train if job.split == "train" else scenario.build_test
-            self._workloads[key] = build(job.seed, self._store, span_s=job.span_s).workload
+            builds = {
+                "train": scenario.build_train,
+                "validation": scenario.build_validation,
+                "test": scenario.build_test,
+            }
+            self._workloads[key] = builds[job.split](job.seed, self._store, span_s=job.span_s).workload
             while len(self._workloads) > _WORKLOADS_KEPT:
                 self._workloads.popitem(last=False)
         self._workloads.move_to_end(key)
@@ -150,7 +154,11 @@ class EpisodeRunner:
         """Run one job and return everything, the timeline included."""
         scenario, workload = self._scenarios[job.scenario], self.workload(job)
         policy = policy_for(job.policy, job.knobs, workload)
-        speed, startup_scale = scenario.draw_randomisation(job.seed) if job.split == "train" else (1.0, 1.0)
+        speed, startup_scale = (
+            (1.0, 1.0)
+            if job.split == "test"
+            else scenario.draw_randomisation(job.seed, validation=job.split == "validation")
+        )
         return run_episode(
             scenario, workload, policy, seed=job.seed, speed=speed, startup_scale=startup_scale, engine=job.engine
         )

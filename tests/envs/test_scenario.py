@@ -17,7 +17,14 @@ from rl_autoscale.experiments.episodes import policy_for, run_episode
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.workload.store import TraceStore
 
-SHIPPED = ("azure-code", "azure-conversation", "bursty", "chiron", "diurnal")
+SHIPPED = (
+    "azure-code", "azure-conversation", "burstgpt-week", "bursty", "chatbot", "chiron", "chiron-deadlines",
+    "chiron-interactive", "coder", "cold-start-15s", "cold-start-1s", "cold-start-300s", "cold-start-600s",
+    "cold-start-60s", "diurnal", "heterogeneous", "mixed-apps", "mooncake", "multi-tenant", "non-linear-load",
+    "real-time", "reasoning", "servegen-week", "sudden-burst", "summariser", "tool-calls", "very-large-model",
+)  # fmt: skip
+SLICE_S = {"azure-code": 60.0, "coder": 60.0}
+"""Their traffic begins with silence."""
 GOOD: dict[str, Any] = {
     "name": "good",
     "description": "A scenario.",
@@ -130,7 +137,7 @@ def test_shipped_scenario_builds_train_and_test(name: str, store: TraceStore) ->
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_rule_runs_a_slice_of_every_scenario(name: str, store: TraceStore) -> None:
     scenario = load_scenario(name)
-    workload = scenario.build_test(0, store, span_s=60).workload
+    workload = scenario.build_test(0, store, span_s=SLICE_S.get(name, 20.0)).workload
     for policy, chosen in POLICIES.items():
         if "path" in chosen.required_knob_names():
             continue  # a learned policy needs a file; tests/agents has one
