@@ -55,6 +55,10 @@ def command(
     knob_values: Annotated[int | None, typer.Option(min=2, help="Thin every knob sweep to so many values.")] = 8,
     refinements: Annotated[int, typer.Option(min=0, help="Rounds of knob values added around each target.")] = 2,
     tune_episodes: Annotated[int, typer.Option(min=1, help="Training episodes per tuned rule.")] = 96,
+    tune_hours: Annotated[
+        str | None,
+        typer.Option(help="Simulated hours per tuned rule instead; as-trained: what the learned policy got."),
+    ] = None,
     span: Annotated[float | None, typer.Option(help="Cut the test traffic to so many seconds, for a look.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run; a benchmark found there is resumed.")] = Path(
         "runs/benchmark"
@@ -93,6 +97,7 @@ def command(
             "max_knob_values": knob_values,
             "refinements": refinements,
             "tune_episodes": tune_episodes,
+            "tune_hours": tune_hours,
             "span_s": span,
         }
         chosen = BenchmarkConfig.from_dict(given, where="benchmark")

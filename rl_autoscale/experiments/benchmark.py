@@ -18,13 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rl_autoscale.agents.learned import read_card
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool
 from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, grid, refine, refusal_knobs
 from rl_autoscale.experiments.rows import Refusal, Row, RowStore
 from rl_autoscale.experiments.runs import RunInfo, code_fingerprint, describe_run, write_run, write_text
 from rl_autoscale.experiments.search_spaces import search_space
-from rl_autoscale.experiments.tuning import TuningResult, tune_policy
+from rl_autoscale.experiments.tuning import TuningResult, budget_episodes, trained_hours, tune_policy
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -121,9 +122,11 @@ def _tune(
         if progress is not None:
             progress(f"tuning {sweep.policy}", done, len(wanted))
         fixed = {**sweep.knobs, **refusal_knobs(sweep, refusal, config)}
+        episode_s = config.tune_episode_s or scenarios[name].episode_s
+        hours = _tuning_hours(config, scenarios[name])
         asked = {
-            "episode_s": config.tune_episode_s or scenarios[name].episode_s,
-            "budget_episodes": config.tune_episodes,
+            "episode_s": episode_s,
+            "budget_episodes": config.tune_episodes if hours is None else budget_episodes(hours, episode_s),
             "num_seeds": config.tune_seeds,
             "target": config.tune_target,
         }
@@ -135,6 +138,14 @@ def _tune(
         stored = {field: value for field, value in known[key].items() if field not in ("scenario", "refusal")}
         results[name, sweep.policy, refusal] = TuningResult(**stored)
     return results
+
+
+def _tuning_hours(config: BenchmarkConfig, scenario: Scenario) -> float | None:
+    """The budget of one tuned rule in simulated hours; None where it is stated in episodes."""
+    if config.tune_hours != "as-trained":
+        return config.tune_hours
+    cards = [read_card(Path(str(sweep.knobs["path"]))) for sweep in config.policies if "path" in sweep.knobs]
+    return max(trained_hours(card, scenario.fleet.control_interval_s) for card in cards)
 
 
 def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -77,6 +77,10 @@ class BenchmarkConfig(Config):
     targets: tuple[float, ...] = Field(default=TARGETS, min_length=1, description="attainments that are reported")
     span_s: PositiveFloat | None = Field(default=None, description="cut the test traffic, for quick looks")
     tune_episodes: PositiveInt = Field(default=96, description="training episodes per tuned rule, the same for all")
+    tune_hours: PositiveFloat | Literal["as-trained"] | None = Field(
+        default=None,
+        description="simulated hours per tuned rule instead of episodes; as-trained: what the learned policy got",
+    )
     tune_seeds: PositiveInt = Field(default=4, description="training episodes each candidate is judged on")
     tune_episode_s: PositiveFloat | None = Field(default=None, description="their length; default the scenario's")
     tune_target: float = Field(default=0.98, gt=0, lt=1, description="attainment the rules are tuned for")
@@ -85,6 +89,8 @@ class BenchmarkConfig(Config):
     def _check(self) -> BenchmarkConfig:
         if not all(0 < target < 1 for target in self.targets):
             raise ValueError("targets must lie between 0 and 1")
+        if self.tune_hours == "as-trained" and not any("path" in item.knobs for item in self.policies):
+            raise ValueError("tune_hours=as-trained needs a learned policy among the policies; add one or give hours")
         for kind, names in (
             ("policy label", [item.name for item in self.policies]),
             ("scenario", list(self.scenarios)),

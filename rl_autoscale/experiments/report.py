@@ -30,6 +30,7 @@ from rl_autoscale.experiments.rows import ROWS_FILE, Row, read_rows
 from rl_autoscale.experiments.runs import RunInfo, read_run, write_text
 from rl_autoscale.experiments.statistics import MIN_SEEDS
 from rl_autoscale.experiments.tables import Table, all_tables, verdicts
+from rl_autoscale.experiments.tuning import describe_budgets
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -82,6 +83,7 @@ def write_report(
     config = BenchmarkConfig.from_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     findings = analyse(rows) if config is None else analyse(rows, targets=config.targets)
     cards = _read_json(folder / "workloads.json")
+    extra_notes = (*extra_notes, *describe_budgets(list(_read_json(folder / "tuning.json").values())))
     figures = _draw(folder, rows, findings, _scenarios(config), trace_folders, timeline, config)
     info = read_run(folder)
     write_text(folder / "report.html", render_html(findings, cards, info, figures, title, extra_notes))

@@ -9,13 +9,17 @@ that it stays below the asked one. The price is finite on purpose: where the ask
 hardest training episodes, a strict constraint would drive the search into corners. The defaults are the first
 candidate, so tuning never loses to them on training traffic; then half of the budget is random search (uniform in the
 unit cube that the ranges span), the rest is coordinate search around the best point with a step that halves when a
-round over all coordinates brings nothing.
+round over all coordinates brings nothing. Where the step has become small before the budget is spent, the same begins
+again elsewhere: every rule spends all of its budget.
+
+The budget is counted in simulated hours of training traffic, the currency in which the learned policy's training is
+counted too (`trained_hours`), so that a rule can be given exactly what PPO got.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +64,46 @@ class TuningResult:
     simulated_hours: float
 
 
+_Scored = tuple[float, np.ndarray, tuple[float, float]]
+"""(loss, place in the unit cube, (attainment, GPU-hours))."""
+
 Evaluate = Callable[[Sequence[dict[str, Any]]], list[tuple[float, float]]]
 """Candidates -> (attainment, GPU-hours) of each."""
+
+
+def budget_episodes(hours: float, episode_s: float) -> int:
+    """Whole episodes in so many simulated hours."""
+    return int(hours * 3600.0 / episode_s + 1e-9)
+
+
+def trained_hours(card: Mapping[str, Any], control_interval_s: float) -> float:
+    """Simulated hours that went into a learned policy: control steps times their length.
+
+    Args:
+        card: of an exported policy (agents/export.py).
+        control_interval_s: of the scenario it was trained on.
+
+    Raises:
+        SpecError: the card does not say how many steps it was trained for.
+    """
+    steps = card.get("training", {}).get("timesteps")
+    if not isinstance(steps, int) or steps <= 0:
+        raise SpecError(
+            "the learned policy's card holds no training.timesteps; give the tuning budget in hours instead"
+        )
+    return steps * control_interval_s / 3600.0
+
+
+def describe_budgets(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """One sentence on what tuning cost, or none; ``results`` are those of ``tuning.json``."""
+    if not results:
+        return ()
+    hours = sorted(float(result["simulated_hours"]) for result in results)
+    spent = f"{hours[0]:.1f}" if hours[-1] - hours[0] < 0.05 else f"{hours[0]:.1f} to {hours[-1]:.1f}"
+    return (
+        f"Each tuned rule spent {spent} simulated hours of training traffic per scenario and refusal "
+        f"({min(r['num_candidates'] for r in results)} candidates or more, the same search for all).",
+    )
 
 
 def tune_policy(
@@ -127,31 +169,46 @@ def search(
     target: float,
     rng: np.random.Generator,
 ) -> tuple[dict[str, Any], tuple[float, float], int]:
-    """The defaults, random search, then coordinate search; see the module.
+    """The defaults, random search, then coordinate search, again while there is budget; see the module.
 
     Returns:
         (best candidate, its (attainment, GPU-hours), candidates tried).
     """
-    num_random = max(1, round(RANDOM_SHARE * num_candidates))
-    points = rng.random((num_random, len(dimensions)))
-    points[0] = [item.unit(item.default) for item in dimensions]
-    scores = evaluate([_candidate(dimensions, point) for point in points])
-    bill = scores[0][1]
-    losses = [loss(score, target, bill) for score in scores]
-    best = int(np.argmin(losses))
-    point, score, tried = points[best], scores[best], num_random
-    step, coordinate, improved = FIRST_STEP, 0, False
-    while tried < num_candidates and step > SMALLEST_STEP:
-        neighbours = _neighbours(point, coordinate, step)[: num_candidates - tried]
+    start = np.array([item.unit(item.default) for item in dimensions])
+    start_score = evaluate([_candidate(dimensions, start)])[0]
+    bill = start_score[1]
+    best, tried = (loss(start_score, target, bill), start, start_score), 1
+    while tried < num_candidates:
+        left = num_candidates - tried
+        points = rng.random((max(1, round(RANDOM_SHARE * left)), len(dimensions)))
+        scores = evaluate([_candidate(dimensions, point) for point in points])
+        drawn = [(loss(score, target, bill), point, score) for point, score in zip(points, scores, strict=True)]
+        if tried == 1:
+            drawn.append(best)  # the first descent may begin at the defaults; later ones begin elsewhere
+        tried += len(points)
+        local = min(drawn, key=lambda item: item[0])
+        local, used = _descend(dimensions, evaluate, local, num_candidates - tried, target, bill)
+        tried += used
+        best = min(best, local, key=lambda item: item[0])
+    return _candidate(dimensions, best[1]), best[2], tried
+
+
+def _descend(
+    dimensions: Sequence[Dimension], evaluate: Evaluate, point: _Scored, budget: int, target: float, bill: float
+) -> tuple[_Scored, int]:
+    """Coordinate search from a point until its step is small or the budget is spent; (best point, candidates tried)."""
+    tried, step, coordinate, improved = 0, FIRST_STEP, 0, False
+    while tried < budget and step > SMALLEST_STEP:
+        neighbours = _neighbours(point[1], coordinate, step)[: budget - tried]
         found = evaluate([_candidate(dimensions, neighbour) for neighbour in neighbours])
         tried += len(neighbours)
-        for neighbour, its_score in zip(neighbours, found, strict=True):
-            if loss(its_score, target, bill) < loss(score, target, bill):
-                point, score, improved = neighbour, its_score, True
+        for neighbour, score in zip(neighbours, found, strict=True):
+            if loss(score, target, bill) < point[0]:
+                point, improved = (loss(score, target, bill), neighbour, score), True
         coordinate += 1
         if coordinate == len(dimensions):
             step, coordinate, improved = (step if improved else step / 2.0), 0, False
-    return _candidate(dimensions, point), score, tried
+    return point, tried
 
 
 def loss(score: tuple[float, float], target: float, bill_hours: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_tuned_variants_are_swept_and_run_as_deployed(tiny_scenario: Path, tmp_p
     ("policies", "error", "message"),
     [
         (("hpaa",), UnknownNameError, "unknown policy 'hpaa'; did you mean 'hpa'"),
-        (("static-tuned",), SpecError, "cannot be tuned"),
+        (("oracle-tuned",), SpecError, "cannot be tuned"),
         (("static", "static"), SpecError, "every policy label must differ; repeated: static"),
     ],
 )
@@ -191,3 +192,12 @@ def test_a_failing_job_ends_the_run_with_its_message(tiny_scenario: Path) -> Non
     with EpisodePool({"tiny": scenario}) as pool, pytest.raises(SpecError, match="no knob 'nonsense'"):
         list(pool.run([EpisodeJob("x", "tiny", "test", 0, "hpa", {"nonsense": 1.0}, 30.0)]))
     assert np.isfinite(scenario.episode_s)
+
+
+def test_the_tuning_budget_may_be_stated_in_simulated_hours(tiny_scenario: Path, tmp_path: Path) -> None:
+    chosen = config(tiny_scenario, "headroom-tuned", tune_hours=0.15, tune_seeds=2, refusal=["on"])
+    run_benchmark(chosen, tmp_path / "run")
+    (result,) = json.loads((tmp_path / "run" / "tuning.json").read_text()).values()
+    assert (result["num_episodes"], result["simulated_hours"]) == (8, pytest.approx(8 / 60))  # four whole candidates
+    with pytest.raises(SpecError, match="as-trained needs a learned policy"):
+        config(tiny_scenario, "headroom-tuned", tune_hours="as-trained")

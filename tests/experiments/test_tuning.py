@@ -10,7 +10,7 @@ import pytest
 
 from rl_autoscale.agents.registry import policy_class
 from rl_autoscale.experiments.search_spaces import SEARCH_SPACES, Dimension, search_space
-from rl_autoscale.experiments.tuning import loss, search
+from rl_autoscale.experiments.tuning import budget_episodes, describe_budgets, loss, search, trained_hours
 from rl_autoscale.fleet.errors import SpecError
 
 SPACE = (Dimension("x", 0.1, 10.0, 1.0, log=True), Dimension("y", -1.0, 1.0, 0.9))
@@ -70,3 +70,32 @@ def test_search_spaces_name_knobs_that_exist_and_begin_with_the_swept_one(name: 
 def test_a_policy_without_a_search_space_is_refused() -> None:
     with pytest.raises(SpecError, match="cannot be tuned; did you mean 'hpa-tuned'"):
         search_space("hpo-tuned")
+
+
+def test_every_rule_spends_all_of_its_budget() -> None:
+    for space in (SPACE, SPACE[:1]):
+        calls: list[int] = []
+
+        def counting(candidates: Sequence[dict[str, Any]], calls: list[int] = calls) -> list[tuple[float, float]]:
+            calls.append(len(candidates))
+            return [(1.0, 1.0 + np.log(c["x"] / 3.0) ** 2) for c in candidates]
+
+        # one dimension: the step is small after some 20 candidates, long before 200
+        _, (_, hours), tried = search(space, counting, 200, target=0.98, rng=np.random.default_rng(0))
+        assert tried == sum(calls) == 200
+        assert hours == pytest.approx(1.0, abs=1e-3)
+
+
+def test_budgets_are_counted_in_simulated_hours() -> None:
+    assert budget_episodes(10.0, 1200.0) == 30
+    assert budget_episodes(0.99, 1200.0) == 2
+    assert trained_hours({"training": {"timesteps": 360_000}}, 10.0) == 1000.0
+    with pytest.raises(SpecError, match=r"training\.timesteps"):
+        trained_hours({"training": {}}, 10.0)
+
+
+def test_reports_say_what_tuning_cost() -> None:
+    results = [{"simulated_hours": hours, "num_candidates": 24} for hours in (32.0, 32.02)]
+    assert describe_budgets(results)[0].startswith("Each tuned rule spent 32.0 simulated hours")
+    assert "10.0 to 32.0" in describe_budgets([*results, {"simulated_hours": 10.0, "num_candidates": 8}])[0]
+    assert describe_budgets([]) == ()
