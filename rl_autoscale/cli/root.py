@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("rl_autoscale.cli.profile", "List, show and fit latency profiles of a model on a GPU."),
     "gateway": ("rl_autoscale.cli.gateway", "Serve an OpenAI-compatible gateway in front of vLLM replicas."),
     "emulate": ("rl_autoscale.cli.emulate", "Serve an emulated vLLM replica, timed by a latency profile."),
+    "validate": ("rl_autoscale.cli.validate", "Compare the simulator with measured times and queueing theory."),
     "scenario": ("rl_autoscale.cli.scenario", "List, show and check scenarios."),
 }
 """Command name -> (module, help line), in the order in which ``--help`` lists them."""

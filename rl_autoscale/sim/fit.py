@@ -58,21 +58,24 @@ class Hardware:
     notes: str = ""
 
 
-def fit_profile(train: IterationTable, test: IterationTable, hardware: Hardware) -> LatencyProfile:
+def fit_profile(
+    train: IterationTable, test: IterationTable, hardware: Hardware, *, mixed_weight: float = 1.0
+) -> LatencyProfile:
     """Fit a profile to `train` and record its error on `test`.
 
     Args:
         train: iterations of at least two kinds of `REGIONS`, at least 8 rows, at least two different token counts.
         test: iterations that the fit does not see.
         hardware: the rest of the profile.
+        mixed_weight: say of mixed iterations against that of each other kind, > 0.
 
     Raises:
         SpecError: the table cannot determine the parameters.
     """
     _check_trainable(train)
     candidates = candidate_knots(int(train.new_tokens.max()))
-    knots = choose_knots(candidates, _solve(train, candidates)[0])
-    knot_s, attention_s = _solve(train, knots)
+    knots = choose_knots(candidates, _solve(train, candidates, mixed_weight)[0])
+    knot_s, attention_s = _solve(train, knots, mixed_weight)
     profile = _assemble(hardware, knots, knot_s, attention_s, {})
     return _assemble(hardware, knots, knot_s, attention_s, fit_error(profile, test))
 
@@ -179,12 +182,13 @@ def choose_knots(candidates: IntArray, curve_s: FloatArray) -> IntArray:
     return candidates[chosen]
 
 
-def _solve(table: IterationTable, knots: IntArray) -> tuple[FloatArray, FloatArray]:
+def _solve(table: IterationTable, knots: IntArray, mixed_weight: float) -> tuple[FloatArray, FloatArray]:
     """Non-negative least squares on relative errors; returns (seconds at each knot, attention coefficients)."""
     features = np.concatenate([_increment_features(table.new_tokens, knots), table.attention_features], axis=1)
-    relative = features / table.iteration_s[:, None] * _row_weights(table)[:, None]
+    weights = _row_weights(table, mixed_weight)
+    relative = features / table.iteration_s[:, None] * weights[:, None]
     scale = np.maximum(np.linalg.norm(relative, axis=0), 1e-300)
-    solution, _ = nnls(relative / scale, _row_weights(table), maxiter=100 * features.shape[1])
+    solution, _ = nnls(relative / scale, weights, maxiter=100 * features.shape[1])
     parameters = solution / scale
     if parameters[0] <= 0:
         raise SpecError(
@@ -204,13 +208,13 @@ def _increment_features(tokens: FloatArray, knots: IntArray) -> FloatArray:
     return np.concatenate([np.ones((len(tokens), 1)), rise], axis=1)
 
 
-def _row_weights(table: IterationTable) -> FloatArray:
-    """Square-root weights that give each kind of iteration the same say; shape (num_rows,)."""
+def _row_weights(table: IterationTable, mixed_weight: float) -> FloatArray:
+    """Square-root weights that give each kind of iteration its say, however many rows it has; shape (num_rows,)."""
     weights = np.zeros(len(table))
     for name in REGIONS:
         rows = table.region(name)
         if rows.any():
-            weights[rows] = 1.0 / np.sqrt(rows.sum())
+            weights[rows] = np.sqrt((mixed_weight if name == "mixed" else 1.0) / rows.sum())
     return weights
 
 

@@ -17,7 +17,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,6 +68,23 @@ SYSTEMS: dict[str, GpuSystem] = {
     "l40s": GpuSystem("L40S", "0.24.0", 2048, 256),
 }
 """Systems with known vLLM defaults."""
+
+
+class IterationSource(Protocol):
+    """Whatever can be asked how long an iteration takes."""
+
+    @property
+    def system(self) -> GpuSystem:
+        """The GPU and vLLM's limits on it."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens that a replica holds."""
+
+    def iteration_s(
+        self, chunks: int, chunk_tokens: int, chunk_context: int, num_decode: int, decode_context: int
+    ) -> float:
+        """Seconds of one iteration of equal prompt chunks, decode sequences of equal context, or both."""
 
 
 class AicModel:
@@ -129,6 +146,11 @@ class AicModel:
         return _attention_ms(
             self._engine.run_static_per_op(batch_size=chunks, isl=isl, osl=2, prefix=context_tokens)[0]
         )
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens that a replica holds."""
+        return self.kv_capacity.num_blocks * BLOCK_SIZE_TOKENS
 
     @cached_property
     def kv_capacity(self) -> KvCapacity:
@@ -203,14 +225,14 @@ def fit_from_aic(
     return fit_profile(train, test, hardware)
 
 
-def sample_iterations(source: AicModel, rng: np.random.Generator, num_rows: int) -> IterationTable:
+def sample_iterations(source: IterationSource, rng: np.random.Generator, num_rows: int) -> IterationTable:
     """Ask for `num_rows` iterations, a third of each kind, that the replica's KV cache can hold.
 
     Sizes are log-uniform, so that every octave counts: decode batches of 1 to max_num_seqs with 128 to 16k context; up
     to 8 prompt chunks, a third of them without earlier context and the rest after up to 12k. A quarter of the
     iterations with prompts fill the token budget, as a busy engine's do.
     """
-    capacity_tokens = source.kv_capacity.num_blocks * BLOCK_SIZE_TOKENS
+    capacity_tokens = source.kv_tokens
     rows: list[tuple[int, int, int, int, int]] = []
     while len(rows) < num_rows:
         row = _draw(source.system, rng, kind=len(rows) % 3)

@@ -162,7 +162,7 @@ def read_table(path: Path, *, where: Mapping[str, str | int | None] | None = Non
         SpecError: the file is missing, is neither parquet nor CSV, lacks a column, or no row is left.
         MissingExtraError: parquet without pyarrow.
     """
-    columns = _read_columns(path)
+    columns = read_columns(path)
     num_rows = len(next(iter(columns.values()), []))
     keep = np.ones(num_rows, dtype=np.bool_)
     for name, wanted in (where or {}).items():
@@ -186,7 +186,8 @@ def _matching_rows(
     return np.asarray(found == str(wanted))
 
 
-def _read_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every column of a .parquet or .csv file by name, text where it is CSV; raises as `read_table` does."""
     readers = {".parquet": _read_parquet, ".csv": _read_csv}
     if path.suffix not in readers:
         raise SpecError(f"{path}: got '{path.suffix}'; a table is a .parquet or .csv file")

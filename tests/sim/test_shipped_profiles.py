@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rl_autoscale.experiments.validation.iterations import against_aic_grid
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS, load_profile, shipped_profile_names
-from rl_autoscale.sim.fit import fit_error
-from rl_autoscale.sim.iteration_table import REGIONS, REQUIRED_COLUMNS, IterationTable, table_from_columns
+from rl_autoscale.sim.iteration_table import REGIONS
 
 REQUIRED_PROFILES = (
     "llama-3.1-70b_a100_tp4",
@@ -136,47 +136,22 @@ def test_the_documented_table_is_that_of_the_profiles(repository: Path) -> None:
         assert row.split(" | ")[1:] == [*figures[:-1], f"{figures[-1]} |"]
 
 
-GRID_SYSTEMS = {
-    "llama-3.1-8b_a100_tp1": "a100_sxm",
-    "llama-3.1-8b_h100_tp1": "h100_sxm",
-    "llama-3.1-8b_h200_tp1": "h200_sxm",
-    "llama-3.1-70b_a100_tp4": "a100_sxm",
-    "llama-3.1-70b_h100_tp4": "h100_sxm",
-    "llama-3.1-70b_h200_tp2": "h200_sxm",
-}
+ON_THE_GRID = (
+    "llama-3.1-8b_a100_tp1",
+    "llama-3.1-8b_h100_tp1",
+    "llama-3.1-8b_h200_tp1",
+    "llama-3.1-70b_a100_tp4",
+    "llama-3.1-70b_h100_tp4",
+    "llama-3.1-70b_h200_tp2",
+)
 
 
-def read_grid(path: Path, model: str, system: str, tensor_parallel: int) -> IterationTable:
-    """AIConfigurator's estimates on a regular grid, collected independently of the fit.
-
-    The grid took the attention of a chunk from the tool's mixed step, which averages it over the ceil((context + chunk)
-    / chunk) chunks of the prompt; see rl_autoscale/sim/fit_sources.py. That is undone here.
-    """
-    parquet = pytest.importorskip("pyarrow.parquet")
-    rows = parquet.read_table(
-        path, filters=[("model", "==", model), ("system", "==", system), ("tp", "==", tensor_parallel)]
-    )
-    columns = {name: rows[name].to_numpy().astype(np.float64) for name in (*REQUIRED_COLUMNS, "attn_prefill_ms")}
-    chunk, context = columns["prefill_chunk_tokens"], columns["prefill_kv_context"]
-    averaged_over = np.ceil((context + chunk) / np.maximum(chunk, 1.0)) * (chunk > 0)
-    columns["iter_time_ms"] += columns["attn_prefill_ms"] * np.maximum(averaged_over - 1.0, 0.0)
-    return table_from_columns(columns, where=str(path))
-
-
-@pytest.mark.parametrize("name", GRID_SYSTEMS)
+@pytest.mark.parametrize("name", ON_THE_GRID)
 def test_stated_errors_hold_on_an_independent_grid(name: str, real_profiles: Path) -> None:
     profile = load_profile(name)
-    grid = read_grid(
-        real_profiles / "aic_iteration_times.parquet", profile.model, GRID_SYSTEMS[name], profile.gpus_per_replica
-    )
-    grid = grid[
-        (grid.kv_tokens <= profile.kv_blocks * BLOCK_SIZE_TOKENS)
-        & (grid.new_tokens <= profile.max_num_batched_tokens)
-        & (grid.num_decode <= profile.max_num_seqs)
-    ]
-    assert len(grid) > 5000
-    measured = fit_error(profile, grid)
+    errors = {item.kind: item for item in against_aic_grid(profile, real_profiles)}
+    assert sum(item.num_rows for item in errors.values()) > 5000
     for kind in REGIONS:
         # The grid weighs sizes differently from the log-uniform sample, so the figures are close and not equal.
-        assert measured[f"{kind}_mean"] == pytest.approx(profile.fit_error[f"{kind}_mean"], abs=0.007)
-        assert measured[f"{kind}_p99"] <= profile.fit_error[f"{kind}_p99"] + 0.025
+        assert errors[kind].mean == pytest.approx(profile.fit_error[f"{kind}_mean"], abs=0.007)
+        assert errors[kind].p99 <= profile.fit_error[f"{kind}_p99"] + 0.025
