@@ -239,7 +239,7 @@ def draw_cdfs(title: str, measured: RequestTimes, predicted: dict[str, RequestTi
             axis.set_axisbelow(True)
         axes[0].set_ylabel("share of requests")
         axes[0].set_title(title)
-        axes[-1].legend(frameon=False, fontsize=8.8, loc="lower right")
+        axes[1].legend(frameon=False, fontsize=8.0, loc="center right")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, facecolor="white")
 
