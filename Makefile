@@ -8,10 +8,10 @@ LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly test-ray lint format types imports ci lock clean
+.PHONY: help setup demo test nightly test-serving test-ray lint format types imports ci lock clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv with the locked development environment (PYTHON=python3.12 picks the interpreter)
 
@@ -33,6 +33,9 @@ test: setup  ## run the tests (ARGS="-k name" narrows them)
 
 nightly: setup  ## the slow tests, among them 2,000 random fleets through both simulators
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-serving: setup  ## gateway and emulator as processes: start, kill -9 in mid-stream, drain
+	$(BIN)/python -m pytest -m live tests/serving/gateway tests/serving/emulator $(ARGS)
 
 # Ray listens on every address, so it gets a network namespace with loopback only; and an environment without torch.
 test-ray: $(RAY_VENV)/.installed  ## the Ray Serve back end against a real Ray Serve (Linux; needs unshare and ip)
