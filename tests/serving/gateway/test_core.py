@@ -142,7 +142,7 @@ class AnySequence(RuleBasedStateMachine):
         assert all(pool.in_flight == pool.pending_tokens == 0 for pool in self.core.pools)
 
 
-AnySequence.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+AnySequence.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
 TestAnySequence = AnySequence.TestCase
 
 

@@ -17,7 +17,8 @@ from serving_tools import ANSWER, BODY, DONE, FLEET, gateway_for, run, stand, to
 
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.serving.gateway.config import GatewayConfig
-from rl_autoscale.serving.gateway_api import GatewaySnapshot
+from rl_autoscale.serving.gateway_api import GatewayDecision, GatewaySnapshot, ReplicaList
+from rl_autoscale.serving.gateway_client import HttpGateway
 
 
 async def good(_request, write):
@@ -207,6 +208,23 @@ def test_the_controllers_routes(monkeypatch) -> None:
                 page = await answer.text()
             assert 'rl_autoscale_gateway_ended_total{class="chat",outcome="finished"} 1.0' in page
             assert 'rl_autoscale_gateway_ttft_seconds_bucket{class="chat",le="+Inf"} 1.0' in page
+
+    run(test())
+
+
+def test_the_controllers_client_understands_the_gateway() -> None:
+    async def test():
+        async with gateway_for("http://127.0.0.1:1") as gate:
+            client = HttpGateway(gate.control_url)
+            snapshot = await asyncio.to_thread(client.snapshot)
+            assert snapshot.in_flight_by_replica == {"r0": 0}
+            decision = GatewayDecision(max_batch_size={"pool": 7}, admission={"chat": 0.5, "bulk": None})
+            await asyncio.to_thread(client.put_decision, decision)
+            await asyncio.to_thread(client.put_replicas, ReplicaList(replicas=()))
+            snapshot = await asyncio.to_thread(client.snapshot)
+            assert snapshot.pools["pool"].batch_cap == 7
+            assert (snapshot.classes["chat"].admission, snapshot.classes["bulk"].admission) == (0.5, None)
+            assert snapshot.in_flight_by_replica == {}
 
     run(test())
 
