@@ -8,7 +8,7 @@ LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly test-serving test-ray lint format types imports ci lock clean
+.PHONY: help setup demo test nightly test-serving rehearse test-ray lint format types imports ci lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ nightly: setup  ## the slow tests, among them 2,000 random fleets through both s
 
 test-serving: setup  ## gateway and emulator as processes: start, kill -9 in mid-stream, drain
 	$(BIN)/python -m pytest -m live tests/serving/gateway tests/serving/emulator $(ARGS)
+
+rehearse: setup  ## controller, gateway and emulated replicas as real processes under load: 1 -> 3 -> 1, no stream lost
+	$(BIN)/python -m pytest -m live tests/serving/test_rehearsal.py $(ARGS)
 
 # Ray listens on every address, so it gets a network namespace with loopback only; and an environment without torch.
 test-ray: $(RAY_VENV)/.installed  ## the Ray Serve back end against a real Ray Serve (Linux; needs unshare and ip)

@@ -1,6 +1,6 @@
 """Whether the controller may act: its mode, and the three switches that can take the permission away.
 
-    paused    looks and reports, decides nothing
+    paused    by order: touches nothing, and goes on looking and logging
     shadow    decides and logs what it would do; touches nothing (the default)
     active    acts
 

@@ -372,6 +372,18 @@ def test_a_suspended_controller_starts_its_cool_downs_again(stage):
     assert show.target == 1
 
 
+def test_what_changed_while_suspended_is_held_for_the_stabilisation_window(stage):
+    show = stage(down_cooldown_s=0.0, manual_hold_s=0.0, shield=ShieldSpec(down_stabilisation_s=120.0))
+    show.steps(20)
+    show.world.clock.now_s += 600.0
+    show.backend.target = 8
+    show.fleet.advance()
+    show.steps(8)
+    assert show.target == 8
+    show.steps(8)
+    assert show.target == 4
+
+
 # -- load --------------------------------------------------------------------------------------------------------------
 
 
