@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
-from rl_autoscale.cli.root import COMMANDS
+from rl_autoscale.cli import root
 from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.serving.config import ControlConfig
+from rl_autoscale.serving.gateway.config import GatewayConfig
 
 Json = dict[str, Any]
 
@@ -133,35 +136,49 @@ def test_the_fleet_is_one(deploy: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["kubernetes/config", "keda", "prometheus"])
-def test_the_controllers_back_ends_are_what_the_code_reads(deploy: Path, base: list[Json], overlay: str) -> None:
-    keda = pytest.importorskip("rl_autoscale.serving.backends.keda", exc_type=ImportError)
-    kubernetes = pytest.importorskip("rl_autoscale.serving.backends.kubernetes", exc_type=ImportError)
-    prometheus = pytest.importorskip("rl_autoscale.serving.backends.prometheus", exc_type=ImportError)
-    kinds = {
-        "kubernetes": kubernetes.KubernetesConfig,
-        "keda": keda.KedaConfig,
-        "prometheus": prometheus.PrometheusConfig,
-    }
-    (config,) = documents(deploy / overlay / "controller.yaml")
-    spec = FleetSpec.from_yaml(deploy / "kubernetes" / "config" / "fleet.yaml")
-    assert set(config["backends"]) == set(spec.pool_names)
-    assert config["mode"] == "shadow"
-    ((kind, settings),) = config["backends"]["chat"].items()
-    assert kind == overlay.partition("/")[0]
-    pool = kinds[kind].from_dict(settings)
-    target = pool if kind == "kubernetes" else pool.observe
+def test_the_controllers_configuration_is_what_it_reads(
+    deploy: Path, base: list[Json], overlay: str, tmp_path: Path
+) -> None:
+    for source in (deploy / "kubernetes" / "config" / "fleet.yaml", deploy / overlay / "controller.yaml"):
+        shutil.copy(source, tmp_path)  # side by side, as the ConfigMap mounts them
+    config = ControlConfig.from_file(tmp_path / "controller.yaml")
+    assert config.mode == "shadow"
+    choice = config.backends["chat"]
+    others = choice.keda or choice.prometheus
+    target = others.observe if others else choice.kubernetes
+    assert target is not None
+    assert getattr(choice, overlay.partition("/")[0]) is not None
     (kustomization,) = documents(deploy / "kubernetes" / "kustomization.yaml")
     assert target.namespace == kustomization["namespace"]
     pods = named(base, target.kind, target.name)["spec"]["template"]["spec"]
     (port,) = pods["containers"][0]["ports"]
     assert port["containerPort"] == target.port
+    assert config.gateway is not None
+    service = named(base, "Service", "rl-autoscale-gateway")
+    control = next(port for port in service["spec"]["ports"] if port["name"] == "control")
+    assert config.gateway.url == f"http://{service['metadata']['name']}:{control['port']}"
 
 
 @pytest.mark.parametrize(("pod", "command"), [("controller", "control"), ("gateway", "gateway")])
-def test_pods_start_commands_that_exist(base: list[Json], pod: str, command: str) -> None:
+def test_pods_start_commands_that_exist(deploy: Path, base: list[Json], pod: str, command: str) -> None:
     (spec,) = [spec for name, spec in pod_specs(base) if name == f"rl-autoscale-{pod}"]
-    assert spec["containers"][0]["args"][0] == command
-    assert command in COMMANDS
+    (container,) = spec["containers"]
+    name, *arguments = container["args"]
+    assert name == command
+    assert arguments[-1] == f"{container['volumeMounts'][0]['mountPath']}/{pod}.yaml"
+    group = get_command(root.app)
+    _, parser, rest = group.resolve_command(group.make_context("rl-autoscale", [name]), [name, *arguments])
+    parser.make_context(name, rest)  # refuses options that it does not know
+
+
+def test_the_gateways_configuration_is_what_it_reads(deploy: Path, base: list[Json]) -> None:
+    config = GatewayConfig.from_file(deploy / "kubernetes" / "config" / "gateway.yaml")
+    gateway = named(base, "Deployment", "rl-autoscale-gateway")["spec"]["template"]["spec"]["containers"][0]
+    assert {port["name"]: port["containerPort"] for port in gateway["ports"]} == {
+        "http": config.port,
+        "control": config.control_port,
+    }
+    assert config.control_key in {f"env:{variable['name']}" for variable in gateway["env"]}
 
 
 def test_one_owner_of_replicas(deploy: Path) -> None:

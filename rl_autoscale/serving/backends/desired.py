@@ -10,7 +10,6 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
-from rl_autoscale.serving.backends.kubernetes import KubernetesConfig, KubernetesObserver, open_api
 from rl_autoscale.serving.protocols import BackendError, Clock, PoolObservation
 
 DEFAULT_HOLD_S = 60.0
@@ -109,21 +108,10 @@ class PublishingBackend:
         self._desired = desired
         self._observer = observer
 
-    @classmethod
-    def connect(cls, pool: str, observe: KubernetesConfig, clock: Clock, *, hold_s: float) -> PublishingBackend:
-        """Observe replicas in Kubernetes; raises BackendError when there is no way in."""
-        observer = KubernetesObserver(pool, observe, open_api(observe, clock), clock)
-        return cls(DesiredReplicas(pool, clock, hold_s=hold_s), observer)
-
     @property
     def pool(self) -> str:
         """The pool's name."""
         return self._desired.pool
-
-    @property
-    def desired(self) -> DesiredReplicas:
-        """The published figure, for whoever shows it."""
-        return self._desired
 
     def observe(self) -> PoolObservation:
         """What the observer sees."""

@@ -14,12 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
-from pydantic import Field, PositiveFloat
-
-from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import MissingExtraError, did_you_mean
-from rl_autoscale.serving.backends.desired import DEFAULT_HOLD_S, Desired, DesiredReplicas
-from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
+from rl_autoscale.serving.backends.desired import Desired, DesiredReplicas
 
 try:
     import grpc
@@ -88,14 +84,6 @@ def _add_field(message: Any, name: str, number: int, kind: Any) -> None:
 
 MESSAGES: dict[str, Any] = _build_messages()
 """The interface's message classes, by name."""
-
-
-class KedaConfig(Config):
-    """A pool that KEDA scales; see `PublishingBackend.connect`."""
-
-    observe: KubernetesConfig = Field(description="where its replicas are; only read")
-    address: str = Field(default="127.0.0.1:9091", description="where the scaler listens; one for all pools")
-    hold_s: PositiveFloat = Field(default=DEFAULT_HOLD_S, description="how long a decision may be acted on")
 
 
 class KedaScaler:

@@ -11,12 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pydantic import Field, PositiveFloat
-
-from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import MissingExtraError
-from rl_autoscale.serving.backends.desired import DEFAULT_HOLD_S, DesiredReplicas
-from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
+from rl_autoscale.serving.backends.desired import DesiredReplicas
 
 try:
     from prometheus_client.core import GaugeMetricFamily, Metric
@@ -26,13 +22,6 @@ except ImportError:  # pragma: no cover - depends on what is installed
 
 DESIRED = "rl_autoscale_desired_replicas"
 AGE = "rl_autoscale_desired_replicas_age_seconds"
-
-
-class PrometheusConfig(Config):
-    """A pool that an HPA scales; see `PublishingBackend.connect`."""
-
-    observe: KubernetesConfig = Field(description="where its replicas are; only read")
-    hold_s: PositiveFloat = Field(default=DEFAULT_HOLD_S, description="how long a decision may be acted on")
 
 
 class DesiredReplicasCollector(Collector):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
 
 from rl_autoscale.serving.backends.desired import DesiredReplicas, PublishingBackend
-from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
 from rl_autoscale.serving.protocols import BackendError, PoolObservation
 
-from .conftest import Cluster, FakeClock
+from .conftest import FakeClock
 
 
 class Seen:
@@ -79,19 +77,3 @@ def test_a_negative_target_is_refused(clock: FakeClock) -> None:
     with pytest.raises(BackendError, match="at least 0"):
         PublishingBackend(desired, Seen()).set_target(-1)
     assert desired.read().num_replicas is None
-
-
-def test_connected_it_sees_the_replicas_and_writes_nothing(
-    fake_cluster: Cluster, clock: FakeClock, tmp_path: Path
-) -> None:
-    fake_cluster.deployment(replicas=2)
-    config = KubernetesConfig(
-        namespace=fake_cluster.namespace, name="llm", kubeconfig=fake_cluster.fake.kubeconfig(tmp_path)
-    )
-    fake_cluster.fake.requests.clear()
-    backend = PublishingBackend.connect("chat", config, clock, hold_s=5.0)
-    backend.set_target(9)
-    assert backend.observe().asked_for == 2
-    assert {request.verb for request in fake_cluster.fake.requests} == {"get", "list"}
-    assert (backend.desired.read().num_replicas, backend.desired.hold_s) == (9, 5.0)
-    backend.close()
