@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_autoscale.fleet.spec import Router
+from rl_autoscale.fleet.spec import Role, Router
 
 
 def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], next_place: int, u: float) -> int:
@@ -35,3 +35,24 @@ def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], 
     first = u * len(loads)
     second = (first - int(first)) * len(loads)
     return min(sorted({int(first), int(second)}), key=loads.__getitem__)
+
+
+def choose_pool(router: Router, roles: Sequence[Role], loads: Sequence[int], request_s: Sequence[float]) -> int:
+    """Pick among the pools that offer a replica, preferred pools first.
+
+    Least loaded compares what the pools of the first role offer by the time in which the replica would work off what it
+    has and the newcomer, so that a faster GPU gets more; every other rule takes the first pool.
+
+    Args:
+        router: the rule.
+        roles: of the pools that have a replica with room (at least one), preferred first.
+        loads: requests in flight on the replica that each of them offers.
+        request_s: seconds a typical request takes there (`LatencyProfile.typical_request_s`).
+
+    Returns:
+        An index into ``roles``; the first among equals wins.
+    """
+    if router != "least_loaded":
+        return 0
+    alike = [index for index, role in enumerate(roles) if role == roles[0]]
+    return min(alike, key=lambda index: (loads[index] + 1) * request_s[index])

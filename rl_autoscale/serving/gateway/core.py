@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from rl_autoscale.fleet.admission import estimate_queue_wait_s
 from rl_autoscale.fleet.errors import UnknownNameError
-from rl_autoscale.fleet.routing import choose_replica
+from rl_autoscale.fleet.routing import choose_pool, choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE
 from rl_autoscale.serving.gateway.books import PoolBook, ReplicaBook
@@ -221,15 +221,11 @@ class GatewayCore:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _pick(self, ticket: Ticket, now_s: float) -> ReplicaBook | None:
-        """A replica with room, of the first role of which there is one; None if all are full.
-
-        Least loaded compares what the pools of that role offer by the time in which the replica would work off what it
-        has and the newcomer; every other rule takes the first pool with room.
-        """
+        """A replica with room; None if all are full."""
         offers: list[ReplicaBook] = []
         for pool in self._pools_of[ticket.class_index]:
             open_ones = [replica for replica in pool.replicas if replica.has_room(now_s)]
-            if open_ones and (not offers or offers[0].pool.spec.role == pool.spec.role):
+            if open_ones:
                 chosen = choose_replica(
                     self.spec.router,
                     [replica.load for replica in open_ones],
@@ -238,9 +234,16 @@ class GatewayCore:
                     ticket.routing_u,
                 )
                 offers.append(open_ones[chosen])
-        if self.spec.router == "least_loaded":
-            return min(offers, key=_work_s, default=None)
-        return offers[0] if offers else None
+        if not offers:
+            return None
+        pools = [replica.pool.spec for replica in offers]
+        best = choose_pool(
+            self.spec.router,
+            [pool.role for pool in pools],
+            [replica.load for replica in offers],
+            [pool.hardware.typical_request_s for pool in pools],
+        )
+        return offers[best]
 
     def _send(self, ticket: Ticket, replica: ReplicaBook, now_s: float) -> None:
         book = self.classes[ticket.class_index]
@@ -334,10 +337,6 @@ def _replica_of(ticket: Ticket) -> ReplicaBook:
     assert ticket.state is State.SENT, f"the request is {ticket.state.value}, not on a replica"
     assert ticket.replica is not None
     return ticket.replica
-
-
-def _work_s(replica: ReplicaBook) -> float:
-    return (replica.load + 1) * replica.pool.spec.hardware.typical_request_s
 
 
 def _refuse_unknown(kind: str, given: Mapping[str, object], known: tuple[str, ...]) -> None:

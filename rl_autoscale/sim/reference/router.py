@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_autoscale.fleet.routing import choose_replica
+from rl_autoscale.fleet.routing import choose_pool, choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FloatArray
 from rl_autoscale.sim.reference.pool import Pool
@@ -24,19 +24,22 @@ class Router:
         self._next_place: dict[str, int] = {pool.name: 0 for pool in spec.pools}  # round robin: where to look first
 
     def pick(self, request: Request, pools: list[Pool]) -> Replica | None:
-        """A replica with room, of the first role of which there is one; None if all are full.
-
-        Least loaded compares what the pools of that role offer by the time in which the replica would work off what it
-        has and the newcomer; every other rule takes the first pool with room.
-        """
+        """A replica with room; None if all are full."""
         offers: list[Replica] = []
         for pool in pools:
             candidates = [replica for replica in pool.ready if replica.has_room]
-            if candidates and (not offers or offers[0].pool.spec.role == pool.spec.role):
+            if candidates:
                 offers.append(self._choose(request, pool, candidates))
-        if self._rule == "least_loaded":
-            return min(offers, key=_work_s, default=None)
-        return offers[0] if offers else None
+        if not offers:
+            return None
+        specs = [replica.pool.spec for replica in offers]
+        best = choose_pool(
+            self._rule,
+            [spec.role for spec in specs],
+            [_load(replica) for replica in offers],
+            [spec.hardware.typical_request_s for spec in specs],
+        )
+        return offers[best]
 
     def on_send(self, replica: Replica) -> None:
         """A request goes to this replica: round robin goes on behind it."""
@@ -57,7 +60,3 @@ class Router:
 
 def _load(replica: Replica) -> int:
     return len(replica.in_flight)
-
-
-def _work_s(replica: Replica) -> float:
-    return (_load(replica) + 1) * replica.pool.spec.hardware.typical_request_s
