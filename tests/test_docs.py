@@ -48,10 +48,11 @@ def test_every_page_is_looked_at() -> None:
 def test_the_command_takes_what_the_docs_give_it(page: str, line: str) -> None:
     """Parses without running; a removed option, verb or argument fails here."""
     command = get_command(root.app)
-    line = line.removesuffix(" --help")  # would be answered at once
     context = command.make_context("rl-autoscale", shlex.split(line)[1:])
     while hasattr(command, "resolve_command"):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        if rest == ["--help"]:  # would be answered at once
+            break
         context = command.make_context(name, rest, parent=context)
     assert command.name
 
