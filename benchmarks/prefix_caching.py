@@ -45,14 +45,14 @@ def main() -> None:
     trace = TraceStore(arguments.traces).load(arguments.trace).workload
     workload = assign_class(slice_time(trace, 0.0, min(arguments.span, trace.span_s)), "chat")
     print(f"{workload.num_requests:,} requests, ideal hit rate {ideal_prefix_hit_rate(workload):.3f}")
-    print(f"{'replicas':>8}  {'router':<14}{'hit rate':>9}{'TTFT p50 s':>12}{'without':>9}{'CPU s':>8}{'without':>9}")
+    print(f"{'replicas':>8}  {'router':<16}{'hit rate':>9}{'TTFT p50 s':>12}{'without':>9}{'CPU s':>8}{'without':>9}")
     for num_replicas in arguments.replicas:
         for router in ROUTER_CODES:
             (result, cpu_s), (plain, plain_cpu_s) = (
                 serve(workload, num_replicas, router, caching) for caching in (True, False)
             )
             print(
-                f"{num_replicas:>8}  {router:<14}{result.pools[0].prefix_hit_rate:>9.3f}"
+                f"{num_replicas:>8}  {router:<16}{result.pools[0].prefix_hit_rate:>9.3f}"
                 f"{result.classes[0].ttft_p50_s:>12.2f}{plain.classes[0].ttft_p50_s:>9.2f}{cpu_s:>8.2f}{plain_cpu_s:>9.2f}"
             )
 

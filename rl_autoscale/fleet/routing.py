@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_autoscale.fleet.spec import Role, Router
+from rl_autoscale.fleet.spec import PoolSpec, Router
 
 
 def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], next_place: int, u: float) -> int:
@@ -24,7 +24,7 @@ def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], 
         An index into ``loads``.
     """
     indices = range(len(loads))
-    if router == "least_loaded":
+    if router in ("least_loaded", "prefix_affinity"):
         return min(indices, key=loads.__getitem__)
     if router == "packing":  # the fullest that still has room
         return max(indices, key=loads.__getitem__)
@@ -37,22 +37,21 @@ def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], 
     return min(sorted({int(first), int(second)}), key=loads.__getitem__)
 
 
-def choose_pool(router: Router, roles: Sequence[Role], loads: Sequence[int], request_s: Sequence[float]) -> int:
-    """Pick among the pools that offer a replica, preferred pools first.
+def choose_pool(router: Router, pools: Sequence[PoolSpec], loads: Sequence[int]) -> int:
+    """Pick among the replicas that several pools offer, one each.
 
-    Least loaded compares what the pools of the first role offer by the time in which the replica would work off what it
-    has and the newcomer, so that a faster GPU gets more; every other rule takes the first pool.
+    Pools of one role stand beside each other: the least loaded replica is the one that would be first to work off what
+    it has and the newcomer. Every other rule takes the first.
 
     Args:
         router: the rule.
-        roles: of the pools that have a replica with room (at least one), preferred first.
+        pools: those with room (at least one), in the order of preference; the first one's role is served.
         loads: requests in flight on the replica that each of them offers.
-        request_s: seconds a typical request takes there (`LatencyProfile.typical_request_s`).
 
     Returns:
-        An index into ``roles``; the first among equals wins.
+        An index into ``pools``.
     """
-    if router != "least_loaded":
+    if router not in ("least_loaded", "prefix_affinity"):
         return 0
-    alike = [index for index, role in enumerate(roles) if role == roles[0]]
-    return min(alike, key=lambda index: (loads[index] + 1) * request_s[index])
+    beside = [index for index, pool in enumerate(pools) if pool.role == pools[0].role]
+    return min(beside, key=lambda index: (loads[index] + 1) * pools[index].hardware.typical_request_s)

@@ -18,7 +18,7 @@ from rl_autoscale.fleet.profile import LatencyProfile, load_profile
 IntArray = npt.NDArray[np.int64]
 ClassKind = Literal["interactive", "batch"]
 Role = Literal["interactive", "mixed", "batch"]
-Router = Literal["round_robin", "least_loaded", "power_of_two", "packing"]
+Router = Literal["round_robin", "least_loaded", "power_of_two", "packing", "prefix_affinity"]
 
 ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
     "interactive": ("interactive", "mixed"),
@@ -178,7 +178,8 @@ class FleetSpec(Config):
     router: Router = Field(
         default="least_loaded",
         description="pools are tried by role, then as listed, until one has room; "
-        "least_loaded weighs pools of one role by their speed",
+        "least_loaded weighs pools of one role by their speed; "
+        "prefix_affinity first looks where the prompt's prefix was last sent",
     )
     control_interval_s: PositiveFloat = 10.0
     telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")

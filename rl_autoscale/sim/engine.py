@@ -217,6 +217,7 @@ def world_of(batch, e):
         batch.prompt[e],
         batch.hash_ids[e],
         batch.table[e],
+        batch.sent_to[e],
     )
 
 

@@ -66,7 +66,7 @@ class FleetBatch:
             np.full((num_fleets, len(spec.classes)), NEVER_REFUSE),
         )
         self._most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
-        self._caches_prefixes = any(pool.prefix_caching for pool in spec.pools)
+        self._reads_hashes = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
         self._world = self._allocate()
         self._now_s = np.zeros(num_fleets)
 
@@ -109,6 +109,7 @@ class FleetBatch:
             prompt=np.zeros((fleets, 1), dtype=PROMPT),
             hash_ids=np.zeros((fleets, 1), dtype=np.int64),
             table=np.zeros((fleets, 1), dtype=np.int32),
+            sent_to=np.full((fleets, 1), NONE, dtype=np.int64),
         )
         bases = np.cumsum([0, *slots[:-1]])
         for p in range(num_pools):
@@ -143,11 +144,14 @@ class FleetBatch:
             prompt=_wider(old.prompt, number),
             hash_ids=_wider(old.hash_ids, len(blocks.hash_ids)),
             table=_wider(old.table, int(table_offsets[-1])),
+            sent_to=_wider(old.sent_to, len(blocks.hash_ids)),
         )
         world = self._world
         world.hash_ids[e, : len(blocks.hash_ids)] = blocks.hash_ids
         world.prompt["hash_start"][e, :number] = blocks.hash_offsets[:-1]
         world.prompt["table_start"][e, :number] = table_offsets[:-1]
+        world.prompt["num_hashes"][e, :number] = np.diff(blocks.hash_offsets)
+        world.sent_to[e] = NONE
         world.prompt["num_shared"][e, :number] = blocks.num_shared
         world.fleet["blocks_per_hash"][e] = blocks.blocks_per_hash
 
@@ -198,9 +202,10 @@ class FleetBatch:
         world.fleet["num_requests"][e] = workload.num_requests
         world.fleet["speed"][e] = speed
         world.fleet["evict_batch"][e] = spec.evict_batch
-        if self._caches_prefixes:
+        if self._reads_hashes:
             self._load_prefixes(e, workload)
             world = self._world
+        world.rep["generation"][e] = 0
         world.event_tree[e] = np.inf
         world.route_tree[e] = 1 << 40
         world.ttft_hist[e] = 0

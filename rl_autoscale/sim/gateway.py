@@ -27,6 +27,7 @@ from rl_autoscale.sim.layout import (
     NO_SLOT,
     NONE,
     PACKING,
+    PREFIX_AFFINITY,
     QUEUE_FULL,
     READY,
     REFUSED,
@@ -58,11 +59,11 @@ def update_route(w, r):
     """Refresh the replica's key in its pool's routing tree: smallest key is routed to first."""
     rep = w.rep[r]
     pool = w.pool[rep.pool]
-    if pool.router != LEAST_LOADED and pool.router != PACKING:
+    if pool.router < LEAST_LOADED:
         return
     key = NO_ROOM
     if has_room(w, r):
-        key = rep.in_flight if pool.router == LEAST_LOADED else NO_ROOM - 1 - rep.in_flight
+        key = NO_ROOM - 1 - rep.in_flight if pool.router == PACKING else rep.in_flight
     tree_set(w.route_tree[rep.pool], pool.tree_size, r - pool.base, key)
 
 
@@ -78,7 +79,7 @@ def pick_replica(w, p, u):
     pool = w.pool[p]
     if pool.ready == 0:
         return NONE
-    if pool.router == LEAST_LOADED or pool.router == PACKING:
+    if pool.router >= LEAST_LOADED:
         tree = w.route_tree[p]
         return pool.base + tree_argmin(tree, pool.tree_size) if tree[1] < NO_ROOM else NONE
     if pool.router == ROUND_ROBIN:
@@ -107,13 +108,41 @@ def pick_replica(w, p, u):
     return best
 
 
+@njit
+def affine_replica(w, c, q):
+    """The replica that was last sent the longest prefix of a prompt, unless it is full or has more than its share.
+
+    Its share is 1.25 times the pool's mean load: consistent hashing with bounded loads (Mirrokni et al., SODA 2018).
+    """
+    prompt = w.prompt[q]
+    for k in range(prompt.num_hashes - 1, -1, -1):
+        sent = w.sent_to[w.hash_ids[prompt.hash_start + k]]
+        if sent < 0:
+            continue
+        r = sent & 0xFFFFFFFF
+        rep = w.rep[r]
+        pool = w.pool[rep.pool]
+        serves = pool.serves_interactive if w.cls[c].interactive else pool.serves_batch
+        if rep.state != READY or rep.generation != sent >> 32 or not serves:
+            continue
+        within_share = 4 * np.int64(rep.in_flight) * pool.ready < 5 * (pool.in_flight + 1)
+        return r if within_share and has_room(w, r) else NONE
+    return NONE
+
+
 @hot
 def route(w, c, q):
     """Where to send a request: the pools that may serve its class are tried in order; NONE if all are full.
 
     Pools of one role stand beside each other. LEAST_LOADED compares what each of them offers by the time in which the
-    replica would work off what it has and the newcomer; the other rules take the first.
+    replica would work off what it has and the newcomer; so does PREFIX_AFFINITY where no replica is preferred; the
+    other rules take the first.
     """
+    router = w.pool[0].router
+    if router == PREFIX_AFFINITY:
+        preferred = affine_replica(w, c, q)
+        if preferred >= 0:
+            return preferred
     u = w.route_u[q] if q < w.route_u.shape[0] else 0.0  # the other routers have no numbers
     best = NONE
     best_s = math.inf
@@ -128,7 +157,7 @@ def route(w, c, q):
         r = pick_replica(w, p, u)
         if r < 0:
             continue
-        if pool.router != LEAST_LOADED:
+        if router != LEAST_LOADED and router != PREFIX_AFFINITY:
             return r
         work_s = (w.rep[r].in_flight + 1) * pool.request_s
         if work_s < best_s:
@@ -402,6 +431,14 @@ def requeue(w, q, now_s):
         enqueue(w, q, True)
 
 
+@njit
+def remember_prompt(w, r, q):
+    """Note for every prefix of a prompt that it was last sent to this replica."""
+    prompt = w.prompt[q]
+    for k in range(prompt.num_hashes):
+        w.sent_to[w.hash_ids[prompt.hash_start + k]] = (np.int64(w.rep[r].generation) << 32) | r
+
+
 @hot
 def send(w, q, r, now_s, slot):
     """Dispatch a request to a replica: it joins the engine's waiting queue and is seen at the next iteration.
@@ -418,6 +455,8 @@ def send(w, q, r, now_s, slot):
     pool = w.pool[rep.pool]
     if pool.router == ROUND_ROBIN:
         pool.round_robin_next = (r - pool.base + 1) % pool.num_slots
+    elif pool.router == PREFIX_AFFINITY:
+        remember_prompt(w, r, q)
     request.replica = r
     request.dispatched_s = now_s
     request.awaited = 1

@@ -32,16 +32,9 @@ def blocks_of(tokens):
 
 @njit
 def empty_cache(w, r):
-    """A replica that becomes ready has cached nothing."""
-    rep = w.rep[r]
-    rep.num_fresh = 0
-    rep.blank_head = NONE
-    rep.queue_head = NONE
-    rep.queue_tail = NONE
-    rep.anonymous_head = NONE
-    rep.reserved = 0
+    """A replica that becomes ready has cached nothing; its lists are those of a cleared slot."""
     kv = w.kv[r]
-    for b in range(w.pool[rep.pool].kv_blocks):
+    for b in range(w.pool[w.rep[r].pool].kv_blocks):
         kv[b].bucket = NONE
 
 

@@ -38,12 +38,13 @@ OFF, STARTING, READY, DRAINING, SLEEPING = 0, 1, 2, 3, 4
 COLD, WAKE, LIFE, SPOT = 0, 1, 2, 3
 """Rows of a pool's draws, see `episode.draw_replica_times`."""
 
-ROUND_ROBIN, LEAST_LOADED, POWER_OF_TWO, PACKING = 0, 1, 2, 3
+ROUND_ROBIN, POWER_OF_TWO, LEAST_LOADED, PACKING, PREFIX_AFFINITY = 0, 1, 2, 3, 4  # from LEAST_LOADED on: by a tree
 ROUTER_CODES = {
     "round_robin": ROUND_ROBIN,
     "least_loaded": LEAST_LOADED,
     "power_of_two": POWER_OF_TWO,
     "packing": PACKING,
+    "prefix_affinity": PREFIX_AFFINITY,
 }
 NONE = -1
 NO_ROOM = 1 << 40
@@ -126,6 +127,7 @@ REPLICA = np.dtype(
         ("waking", _i),  # 1 while it starts from sleep
         ("doomed", _i),  # 1 after the notice
         ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
+        ("generation", _i),  # replicas that have been ready in this slot
         # Prefix caching, see kv_cache.py:
         ("num_fresh", _i),  # blocks 0..num_fresh-1 have been used
         ("blank_head", _i),  # free blocks without content that could be found
@@ -153,6 +155,7 @@ PROMPT = np.dtype(
     [
         ("hash_start", np.int64),  # its first hash
         ("table_start", np.int64),  # its block table
+        ("num_hashes", _i),
         ("num_shared", _i),  # full blocks of the prompt that hashes cover
     ],
     align=True,
@@ -299,11 +302,12 @@ class World(NamedTuple):
     last_cls: Any  # (num_classes,) CLASS as of the last snapshot
     pool_state: Any  # (num_pools, PoolTelemetry fields) float64: the last snapshot
     class_state: Any  # (num_classes, ClassTelemetry fields) float64
-    # Prefix caching; one element each where no pool has it.
+    # Prefix caching and prefix_affinity; one element each where a fleet has neither.
     kv: Any  # (num_slots, most kv_blocks) KV_BLOCK
     prompt: Any  # (num_requests,) PROMPT
     hash_ids: Any  # (num_hashes,) int64, see prefix.py
     table: Any  # (blocks of all requests,) int32: block tables
+    sent_to: Any  # (num_hashes,) int64: generation << 32 | slot to which a hash was last sent, NONE before
 
 
 def next_power_of_two(number: int) -> int:

@@ -51,6 +51,7 @@ def become_ready(w, r, now_s):
     pool = w.pool[rep.pool]
     accrue(w, rep.pool, now_s)
     rep.state = READY
+    rep.generation += 1
     rep.event_s = math.inf
     pool.starting -= 1
     pool.waking -= rep.waking

@@ -34,10 +34,14 @@ class PrefixBlocks:
     blocks_per_hash: int
     num_shared: npt.NDArray[np.int32]
 
+    def hashes(self, request: int) -> IntArray:
+        """A request's hashes in order, int64, >= 0."""
+        return self.hash_ids[self.hash_offsets[request] : self.hash_offsets[request + 1]]
+
     def keys(self, request: int) -> IntArray:
         """Keys of a request's shareable blocks in order, int64, >= 0; equal keys are equal prefixes."""
         block = np.arange(self.num_shared[request])
-        ids = self.hash_ids[self.hash_offsets[request] + block // self.blocks_per_hash]
+        ids = self.hashes(request)[block // self.blocks_per_hash]
         return np.asarray(ids * self.blocks_per_hash + block % self.blocks_per_hash)
 
 

@@ -539,6 +539,12 @@ def clear_replica(w, r):
     rep.heap_size = 0
     rep.num_evict_marked = 0
     rep.cuttable = 0
+    rep.num_fresh = 0
+    rep.blank_head = NONE
+    rep.queue_head = NONE
+    rep.queue_tail = NONE
+    rep.anonymous_head = NONE
+    rep.reserved = 0
     for column in range(BLOCK):
         w.residue[r, column] = 0
     schedule_event(w, r)

@@ -20,13 +20,20 @@ from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet
-from rl_autoscale.sim.layout import COLD, LIFE, SPOT, WAKE
+from rl_autoscale.sim.layout import COLD, LIFE, ROUTER_CODES, SPOT, WAKE
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.reference import fleet as reference_fleet
 from rl_autoscale.workload.trace import Workload
 
-ROLES = (["mixed"], ["mixed"], ["interactive", "batch"], ["interactive", "mixed", "batch"], ["mixed", "batch"])
-ROLES += (["mixed", "mixed"], ["interactive", "mixed", "interactive"])
+ROLES = (
+    ["mixed"],
+    ["mixed"],
+    ["mixed", "mixed"],
+    ["mixed", "batch"],
+    ["interactive", "batch"],
+    ["interactive", "mixed", "batch"],
+    ["interactive", "mixed", "interactive"],
+)
 GRID_S = 2.0**-10
 STARTUP_GRID_S = 2.0**-20
 CRASH_GRID_S = (
@@ -126,7 +133,8 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
     """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
 
     Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens); SLOs are 100 s. ``chat`` and
-    ``batch`` change that class, ``admission`` is in force from the start; ``hashes`` are each prompt's, 16 tokens each.
+    ``batch`` change that class, ``admission`` is in force from the start; ``hashes`` are each prompt's,
+    16 tokens each; ``fleet`` is what else the fleet is given.
     """
     class_names = ("chat", "batch")
     promise = {"ttft_slo_s": 100, "tpot_slo_s": 100}
@@ -139,6 +147,7 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
         batch: dict[str, Any] | None = None,
         admission: tuple[float, float] = (np.inf, np.inf),
         hashes: list[list[int]] | None = None,
+        **fleet: Any,
     ) -> Any:
         spec = FleetSpec.from_dict(
             {
@@ -147,6 +156,7 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
                     {"name": "chat", **promise, **(chat or {})},
                     {"name": "batch", "kind": "batch", "priority": 1, **promise, **(batch or {})},
                 ],
+                **fleet,
             }
         )
         arrival_s, names, prompt, output = zip(*rows, strict=True)
@@ -239,7 +249,7 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
         {
             "pools": pools,
             "classes": [draw(_classes(f"class{k}", kind)) for k, kind in enumerate(kinds)],
-            "router": draw(st.sampled_from(["round_robin", "least_loaded", "power_of_two", "packing"])),
+            "router": draw(st.sampled_from(sorted(ROUTER_CODES))),
             "control_interval_s": interval_s,
             "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
             "evict_batch": draw(st.sampled_from([True, True, False])),
@@ -270,7 +280,7 @@ def _workload(rng: np.random.Generator, spec: FleetSpec, num_requests: int, burs
         rng.integers(0, len(spec.classes), num_requests),
         spec.class_names,
         12.0,
-        **(shared_prefixes(rng, prompt) if any(pool.prefix_caching for pool in spec.pools) else {}),
+        **shared_prefixes(rng, prompt),
     )
 
 

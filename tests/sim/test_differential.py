@@ -96,6 +96,7 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "drained in time": int((pools["notices"] - pools["taken_away"]).sum()),
             "taken away": int(pools["taken_away"].sum()),
             "beside a pool of its role": served_beside(engine, requests),
+            "routed by prefix": int(case.spec.router == "prefix_affinity" and (pools["prefix_hit_tokens"] > 0).any()),
             "prefix found": int((pools["prefix_hit_tokens"] > 0).sum()),
             "cached prefix lost": int((pools["cached_blocks_evicted"] > 0).sum()),
             "preempted beside a prefix cache": int((pools["preemptions"] * pools["prefix_caching"]).sum()),

@@ -89,6 +89,27 @@ def test_a_preempted_request_finds_what_it_has_computed(play: Any) -> None:
     assert cached["end_s"][1] == plain["end_s"][1] - 1.0
 
 
+def test_prefix_affinity_sends_a_prompt_where_its_prefix_is(play: Any) -> None:
+    """A and B overlap, so they go to different replicas; both idle later, only affinity finds B's again."""
+    rows = [(0.0, "chat", 64, 5), (1.5, "chat", 64, 5), (20.0, "chat", 128, 2), (30.0, "chat", 128, 2)]
+    hashes = [A[:4], B[:4], B[:8], A[:8]]
+    pool = POOL | {"min_replicas": 2, "max_replicas": 2}
+    requests = play([pool], rows, hashes=hashes, router="prefix_affinity")
+    assert requests["replica"].tolist() == [0, 1, 1, 0]
+    assert first_tokens_s(requests)[2:] == [21.0, 31.0]
+    requests = play([pool], rows, hashes=hashes)
+    assert requests["replica"].tolist() == [0, 1, 0, 0]
+    assert first_tokens_s(requests)[2:] == [22.0, 31.0]
+
+
+def test_prefix_affinity_gives_nobody_more_than_its_share(play: Any) -> None:
+    """All have one prefix. The third finds 2 there, 1.25 x 3 / 2 are allowed; the eighth 5 and 1.25 x 8 / 2."""
+    rows = [(0.1 * k, "chat", 16, 30) for k in range(8)]
+    pool = POOL | {"min_replicas": 2, "max_replicas": 2, "max_num_seqs": 8}
+    requests = play([pool], rows, hashes=[A[:1]] * 8, router="prefix_affinity")
+    assert requests["replica"].tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
+
+
 def test_an_ideal_cache_finds_full_blocks_and_leaves_a_token() -> None:
     workload = hashed([40, 40, 32, 16, 100], [A[:3], A[:3], A[:2], B[:1], A[:2] + C[:5]])
     assert ideal_prefix_hit_rate(workload) == (32 + 16 + 0 + 32) / (40 + 40 + 32 + 16 + 100)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from rl_autoscale.fleet.admission import estimate_queue_wait_s
-from rl_autoscale.fleet.errors import UnknownNameError
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.routing import choose_pool, choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE
@@ -36,9 +36,17 @@ class GatewayCore:
         spec: the fleet: classes, pools, router.
         draw: gives random numbers in [0, 1), for the power of two router.
         max_sent: how often a request is sent before it counts as failed.
+
+    Raises:
+        SpecError: the router needs hashes of prompts, which this gateway does not make.
     """
 
     def __init__(self, spec: FleetSpec, draw: Callable[[], float], *, max_sent: int = 3) -> None:
+        if spec.router == "prefix_affinity":
+            raise SpecError(
+                "router: prefix_affinity is for simulated fleets: the gateway does not hash prompts; "
+                "use least_loaded, power_of_two, round_robin or packing"
+            )
         self.spec = spec
         self.classes = [ClassBook(promise) for promise in spec.classes]
         self.pools = [PoolBook(pool) for pool in spec.pools]
@@ -221,7 +229,7 @@ class GatewayCore:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _pick(self, ticket: Ticket, now_s: float) -> ReplicaBook | None:
-        """A replica with room; None if all are full."""
+        """A replica with room in the pools of the first role that has one; None if all are full."""
         offers: list[ReplicaBook] = []
         for pool in self._pools_of[ticket.class_index]:
             open_ones = [replica for replica in pool.replicas if replica.has_room(now_s)]
@@ -236,14 +244,7 @@ class GatewayCore:
                 offers.append(open_ones[chosen])
         if not offers:
             return None
-        pools = [replica.pool.spec for replica in offers]
-        best = choose_pool(
-            self.spec.router,
-            [pool.role for pool in pools],
-            [replica.load for replica in offers],
-            [pool.hardware.typical_request_s for pool in pools],
-        )
-        return offers[best]
+        return offers[choose_pool(self.spec.router, [r.pool.spec for r in offers], [r.load for r in offers])]
 
     def _send(self, ticket: Ticket, replica: ReplicaBook, now_s: float) -> None:
         book = self.classes[ticket.class_index]

@@ -168,7 +168,8 @@ def _make_pools(
 
 
 def _make_requests(spec: FleetSpec, workload: Workload) -> list[Request]:
-    shared = prefix_blocks(workload) if any(pool.prefix_caching for pool in spec.pools) else None
+    hashed = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
+    blocks = prefix_blocks(workload) if hashed else None
     return [
         Request(
             index=q,
@@ -177,7 +178,8 @@ def _make_requests(spec: FleetSpec, workload: Workload) -> list[Request]:
             arrival_s=float(workload.arrival_s[q]),
             prompt_tokens=int(workload.prompt_tokens[q]),
             output_tokens=int(workload.output_tokens[q]),
-            shared_keys=() if shared is None else tuple(shared.keys(q).tolist()),
+            hash_ids=() if blocks is None else tuple(blocks.hashes(q).tolist()),
+            shared_keys=() if blocks is None else tuple(blocks.keys(q).tolist()),
         )
         for q in range(workload.num_requests)
     ]

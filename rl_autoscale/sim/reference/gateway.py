@@ -131,7 +131,7 @@ class Gateway:
         request.slot = replica.slot
         request.awaited = True
         replica.clearing_s = expected_first_token_s(request, replica, self.clock.now)
-        self._router.on_send(replica)
+        self._router.on_send(request, replica)
         replica.receive(request)
 
     # -- what comes back -------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class Request:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    hash_ids: tuple[int, ...] = ()  # of the prompt, as the gateway sees it
     shared_keys: tuple[int, ...] = ()  # of the prompt's full KV blocks that others may have too, see prefix.py
 
     dispatched_s: float = math.nan  # last dispatch

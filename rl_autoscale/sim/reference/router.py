@@ -21,28 +21,39 @@ class Router:
     def __init__(self, spec: FleetSpec, routing_u: FloatArray) -> None:
         self._rule = spec.router
         self._routing_u = routing_u
+        self._last_sent: dict[int, Replica] = {}  # prefix affinity: by hash
         self._next_place: dict[str, int] = {pool.name: 0 for pool in spec.pools}  # round robin: where to look first
 
     def pick(self, request: Request, pools: list[Pool]) -> Replica | None:
-        """A replica with room; None if all are full."""
+        """A replica with room in the pools of the first role that has one; None if all are full."""
+        if (preferred := self._affine(request, pools)) is not None:
+            return preferred
         offers: list[Replica] = []
         for pool in pools:
-            candidates = [replica for replica in pool.ready if replica.has_room]
-            if candidates:
+            if candidates := [replica for replica in pool.ready if replica.has_room]:
                 offers.append(self._choose(request, pool, candidates))
         if not offers:
             return None
-        specs = [replica.pool.spec for replica in offers]
-        best = choose_pool(
-            self._rule,
-            [spec.role for spec in specs],
-            [_load(replica) for replica in offers],
-            [spec.hardware.typical_request_s for spec in specs],
-        )
-        return offers[best]
+        chosen = choose_pool(self._rule, [replica.pool.spec for replica in offers], [_load(r) for r in offers])
+        return offers[chosen]
 
-    def on_send(self, replica: Replica) -> None:
-        """A request goes to this replica: round robin goes on behind it."""
+    def _affine(self, request: Request, pools: list[Pool]) -> Replica | None:
+        """The replica that was last sent the longest prefix, unless it is full or has more than 1.25 times its share.
+
+        Consistent hashing with bounded loads (Mirrokni et al., SODA 2018); only prefix affinity remembers anything.
+        """
+        for key in reversed(request.hash_ids):
+            replica = self._last_sent.get(key)
+            if replica is None or replica not in replica.pool.ready or replica.pool not in pools:
+                continue
+            share = 1.25 * (len(replica.pool.in_flight) + 1) / len(replica.pool.ready)
+            return replica if replica.has_room and len(replica.in_flight) < share else None
+        return None
+
+    def on_send(self, request: Request, replica: Replica) -> None:
+        """A request goes to this replica: round robin goes on behind it, prefix affinity remembers the prompt."""
+        if self._rule == "prefix_affinity":
+            self._last_sent.update(dict.fromkeys(request.hash_ids, replica))
         pool = replica.pool
         self._next_place[pool.spec.name] = replica.slot - pool.base + 1
 

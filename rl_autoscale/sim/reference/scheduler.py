@@ -49,15 +49,20 @@ class Scheduler:
 
     Args:
         pool: engine settings.
-        books: the pool's.
+        books: the pool's; by default its own.
     """
 
-    def __init__(self, pool: PoolSpec, books: PoolBooks) -> None:
+    def __init__(self, pool: PoolSpec, books: PoolBooks | None = None) -> None:
         self.pool = pool
-        self.books = books
+        self.books = PoolBooks() if books is None else books
         self.running: list[Request] = []  # in the order of admission
         self.waiting: list[Request] = []
-        self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, books)
+        self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, self.books)
+
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks in use."""
+        return self.kv.num_used
 
     def add(self, request: Request) -> None:
         """A request arrives at the engine."""

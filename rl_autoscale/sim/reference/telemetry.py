@@ -99,7 +99,7 @@ def _pool_row(pool: Pool, last: PoolBooks, now_s: float, per_s: float) -> dict[s
         "in_flight_interactive": sum(request.interactive for request in pool.in_flight),
         "busy_interactive": sum(replica.num_interactive > 0 for replica in serving),
         "pending_prompt_tokens": sum(request.prompt_tokens for replica in serving for request in replica.pending),
-        "kv_usage": sum(r.scheduler.kv.num_used for r in pool.ready) / ready_blocks if ready_blocks else 0.0,
+        "kv_usage": sum(r.scheduler.used_blocks for r in pool.ready) / ready_blocks if ready_blocks else 0.0,
         "batch_cap": pool.cap,
         "itl_s": _mean(books.itl_sum_s - last.itl_sum_s, books.itl_count - last.itl_count),
         "preemptions": books.preemptions - last.preemptions,

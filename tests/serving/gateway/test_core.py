@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rl_autoscale.fleet.errors import UnknownNameError
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.serving.gateway.core import GatewayCore
 from rl_autoscale.serving.gateway.tickets import INSIDE, State
@@ -275,3 +275,15 @@ def test_unknown_names_change_nothing() -> None:
         core.decide(GatewayDecision(max_batch_size={"shared": 1}, admission={"chatt": None}), 0.0)
     assert set(core.replicas) == {"a"}
     assert core.pools[1].cap == 2
+
+
+def test_a_router_that_needs_hashes_is_refused() -> None:
+    spec = FleetSpec.from_dict(
+        {
+            "pools": [{"name": "p", "profile": "llama-3.1-8b_a100_tp1"}],
+            "classes": [{"name": "chat", "ttft_slo_s": 1, "tpot_slo_s": 0.1}],
+            "router": "prefix_affinity",
+        }
+    )
+    with pytest.raises(SpecError, match="the gateway does not hash prompts"):
+        GatewayCore(spec, draw=lambda: 0.0)
