@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from rl_autoscale.fleet.state import FloatArray
 
 PRICE_SCALE = 20.0
-PRICE_RANGE = (2.0, 60.0)
+PRICE_RANGE = (2.0, 120.0)
 """Prices drawn (log-uniformly) in training, and the sensible range of the dial."""
 
 

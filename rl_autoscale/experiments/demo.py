@@ -37,7 +37,7 @@ POLICIES = (
 )
 """Baselines and where their knobs are swept: around the attainments the tables report, found on training traffic."""
 
-MISS_PRICES = (2.0, 4.0, 7.0, 12.0, 20.0, 35.0, 60.0)
+MISS_PRICES = (2.0, 4.0, 7.0, 12.0, 20.0, 35.0, 60.0, 110.0)
 
 
 def demo_training(timesteps: int, seed: int, num_threads: int) -> TrainConfig:
