@@ -44,9 +44,9 @@ def poisson_workload(num_requests: int, rate_per_s: float) -> Workload:
     return Workload(arrival_s, lengths(900, 8000), lengths(200, 4000), classes, ("chat",), float(arrival_s[-1]) + 1)
 
 
-def fleet_spec(smallest: int, largest: int) -> FleetSpec:
-    """One pool of Llama-3.1-8B on H100."""
-    pool = {"name": "gpu", "profile": "llama-3.1-8b_h100_tp1", "min_replicas": smallest, "max_replicas": largest}
+def fleet_spec(smallest: int, largest: int, profile: str = "llama-3.1-8b_h100_tp1") -> FleetSpec:
+    """One pool of one profile."""
+    pool = {"name": "gpu", "profile": profile, "min_replicas": smallest, "max_replicas": largest}
     return FleetSpec.from_dict({"pools": [pool], "classes": [{"name": "chat", "ttft_slo_s": 1, "tpot_slo_s": 0.1}]})
 
 
