@@ -26,6 +26,7 @@ from rl_autoscale.sim.layout import BLOCK, DRAINING, NO_SLOT, NONE, STARTING, UN
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
 from rl_autoscale.sim.replica import (
     batch_remove,
+    book_until,
     clear_replica,
     commit_decode,
     heap_remove,
@@ -177,6 +178,8 @@ def initialise(w):
 @njit
 def cut_off(w, now_s):
     """Close the books: whatever has not ended is UNFINISHED, a miss."""
+    for r in range(w.rep.shape[0]):
+        book_until(w, r, now_s)
     for q in range(w.fleet[0].next_arrival):
         request = w.req[q]
         if request.outcome == 0:

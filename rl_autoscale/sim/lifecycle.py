@@ -8,7 +8,7 @@ from rl_autoscale.fleet.jit import njit
 from rl_autoscale.sim.gateway import drop, leave_replica, requeue, update_route
 from rl_autoscale.sim.kv_cache import empty_cache
 from rl_autoscale.sim.layout import COLD, DRAINING, FAILED, LIFE, NONE, OFF, READY, SLEEPING, SPOT, STARTING, WAKE
-from rl_autoscale.sim.replica import clear_replica, schedule_event, sync
+from rl_autoscale.sim.replica import book_until, clear_replica, schedule_event
 
 
 @njit
@@ -196,7 +196,7 @@ def crash(w, r, now_s):
     rep = w.rep[r]
     p = rep.pool
     pool = w.pool[p]
-    sync(w, r, now_s)
+    book_until(w, r, now_s)
     accrue(w, p, now_s)
     if rep.state == READY:
         pool.ready -= 1

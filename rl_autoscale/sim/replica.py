@@ -365,6 +365,17 @@ def sync(w, r, now_s):
 
 
 @njit
+def book_until(w, r, now_s):
+    """Book what a replica has done by now for good: whole iterations, and the blocks of the one in progress."""
+    sync(w, r, now_s)
+    rep = w.rep[r]
+    if w.pool[rep.pool].prefix_caching and rep.num_decode > 0:
+        missing = w.residue[r, rep.iteration & (BLOCK - 1)] - rep.reserved
+        take_anonymous(w, r, missing)
+        rep.reserved += missing
+
+
+@njit
 def make_room(w, r):
     """Preempt until the running sequences' next iteration fits the KV cache.
 
