@@ -32,9 +32,9 @@ def test_everything_drawn_fits_its_fleet_and_hard_cases_are_reached() -> None:
     @given(st.data())
     def look(data: st.DataObject) -> None:
         spec = data.draw(fleet_specs())
+        workload = data.draw(workloads(spec.class_names))  # before the many numbers of a state use up the entropy
         state = data.draw(fleet_states(spec))
         decision = data.draw(scaling_decisions(spec))
-        workload = data.draw(workloads(spec.class_names))
         assert state.pools.ready.shape == decision.target_replicas.shape == (len(spec.pools),)
         assert state.classes.admission.shape == decision.admission.shape == (len(spec.classes),)
         assert workload.class_index.max() < len(spec.classes)

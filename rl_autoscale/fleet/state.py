@@ -28,11 +28,16 @@ class _Telemetry:
     @classmethod
     def from_matrix(cls, matrix: FloatArray) -> Self:
         """Split the last axis of shape (..., num_items, num_fields) into fields of shape (..., num_items)."""
-        return cls(*np.moveaxis(matrix, -1, 0))
+        return cls(*(matrix[..., column] for column in range(matrix.shape[-1])))
 
     def to_matrix(self) -> FloatArray:
         """Inverse of `from_matrix`."""
         return np.stack([getattr(self, field.name) for field in fields(self)], axis=-1)
+
+    def __getitem__(self, index: int | npt.NDArray[np.bool_]) -> Self:
+        """One fleet of a batch, or those selected by a boolean array."""
+        names: tuple[str, ...] = tuple(self.__slots__)
+        return type(self)(*(getattr(self, name)[index] for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +116,8 @@ class FleetState:
         return FleetState(
             self.time_s[index],
             self.window_s[index],
-            PoolTelemetry.from_matrix(self.pools.to_matrix()[index]),
-            ClassTelemetry.from_matrix(self.classes.to_matrix()[index]),
+            self.pools[index],
+            self.classes[index],
         )
 
 

@@ -396,6 +396,7 @@ class SimFleet:
             spec.initial_replicas, spec.batch_limits, np.full(len(spec.classes), NEVER_REFUSE)
         )
         self._timeline = Timeline()
+        self._observed: FleetState | None = None
 
     @property
     def spec(self) -> FleetSpec:
@@ -409,7 +410,9 @@ class SimFleet:
 
     def observe(self) -> FleetState:
         """The newest telemetry."""
-        return self._batch.observe()[0]
+        if self._observed is None:
+            self._observed = self._batch.observe()[0]
+        return self._observed
 
     def apply(self, decision: ScalingDecision) -> None:
         """Set absolute targets."""
@@ -422,6 +425,7 @@ class SimFleet:
         self._batch.step(
             ScalingDecision(decision.target_replicas[None], decision.max_batch_size[None], decision.admission[None])
         )
+        self._observed = None
         now_s = float(self._batch.now_s[0])
         left = int(self._batch.unresolved[0]) + int(self._batch.arrivals_left[0])
         return now_s < self._end_s or (left > 0 and now_s < self._limit_s)
