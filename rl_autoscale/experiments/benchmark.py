@@ -121,7 +121,7 @@ def _tune(
     for done, (name, sweep, refusal) in enumerate(wanted):
         if progress is not None:
             progress(f"tuning {sweep.policy}", done, len(wanted))
-        fixed = {**sweep.knobs, **refusal_knobs(sweep, refusal, config)}
+        fixed = {**sweep.knobs, **refusal_knobs(sweep, refusal, config.refusal_strictness)}
         episode_s = config.tune_episode_s or scenarios[name].episode_s
         hours = _tuning_hours(config, scenarios[name])
         asked = {

@@ -81,7 +81,7 @@ def draw_front(findings: Findings, path: Path) -> None:
             _front_panel(axis, [item for item in findings.entries if item.refusal == refusal], findings, span)
             axis.set_title("no early refusal" if refusal == "off" else "the gateway refuses what would miss its TTFT")
         axes[0, 0].set_ylabel("SLO attainment, share of arrived requests")
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_timeline(left: Timeline, right: Timeline, path: Path) -> None:
@@ -103,7 +103,7 @@ def draw_timeline(left: Timeline, right: Timeline, path: Path) -> None:
             axis.set_ylim(bottom=0)  # after both columns are drawn: the scale is shared
         for axis in axes[-1]:
             axis.set_xlabel("minutes")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _scaled(attainment: FloatArray | float) -> FloatArray:
@@ -208,6 +208,7 @@ def _timeline_column(axes: Any, timeline: Timeline, *, labelled: bool) -> None:
         axes[1].legend(frameon=False, loc="upper right", ncols=2, fontsize=8.8, handlelength=1.2)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, and its folder where there is none; the ending chooses the form."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")

@@ -168,7 +168,11 @@ def _sweep_cells(
     config: BenchmarkConfig, sweep: PolicySweep, scenario: str, seed: int, refusal: Refusal, result: TuningResult | None
 ) -> list[Cell]:
     knob = policy_class(sweep.registered).KNOB
-    base = {**sweep.knobs, **refusal_knobs(sweep, refusal, config)} if result is None else dict(result.knobs)
+    base = (
+        {**sweep.knobs, **refusal_knobs(sweep, refusal, config.refusal_strictness)}
+        if result is None
+        else dict(result.knobs)
+    )
     cell = Cell(scenario, seed, sweep, refusal, None if knob is None else knob.name, None, base)
     if knob is None:
         return [cell]
@@ -191,14 +195,14 @@ def thin(values: tuple[float, ...], at_most: int | None) -> tuple[float, ...]:
     return tuple(values[k] for k in np.unique(np.linspace(0, len(values) - 1, at_most).round().astype(int)))
 
 
-def refusal_knobs(sweep: PolicySweep, refusal: Refusal, config: BenchmarkConfig) -> dict[str, Any]:
+def refusal_knobs(sweep: PolicySweep, refusal: Refusal, strictness: float) -> dict[str, Any]:
     """Rules get a fixed strictness, or none; a policy that decides it (default None) is left alone, or switched off."""
     parameter = inspect.signature(policy_class(sweep.registered)).parameters.get("admission")
     if parameter is None or "admission" in sweep.knobs:
         return {}
     if parameter.default is None:
         return {} if refusal == "on" else {"admission": float("inf")}
-    return {"admission": config.refusal_strictness} if refusal == "on" else {}
+    return {"admission": strictness} if refusal == "on" else {}
 
 
 def refine(done: Sequence[tuple[Cell, Row]], targets: tuple[float, ...]) -> list[Cell]:
@@ -252,4 +256,7 @@ def check_sweep(sweep: PolicySweep, config: BenchmarkConfig) -> None:
     for value in sweep.values or (() if knob is None else knob.sweep[:1]):
         assert knob is not None
         for refusal in config.refusal:
-            check_policy(sweep.registered, {**sweep.knobs, **refusal_knobs(sweep, refusal, config), knob.name: value})
+            check_policy(
+                sweep.registered,
+                {**sweep.knobs, **refusal_knobs(sweep, refusal, config.refusal_strictness), knob.name: value},
+            )

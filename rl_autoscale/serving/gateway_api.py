@@ -15,6 +15,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.serving.protocols import Phase
 
+METRIC_PREFIX = "rl_autoscale_gateway"
+"""What the gateway's Prometheus series begin with."""
+
 
 class HistogramSnapshot(Config):
     """A cumulative histogram, as Prometheus keeps it: ``counts[i]`` values were at most ``bounds_s[i]``.

@@ -16,7 +16,7 @@ from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 FORMAT = 1
 KNOWN_FIELDS = (
     "running", "waiting", "kv_usage", "preemptions", "prompt_tokens", "generation_tokens", "finished", "rejected",
-    "completed", "ttft", "itl", "tpot", "output_tokens", "steps",
+    "completed", "ttft", "itl", "tpot", "output_tokens", "steps", "prompt_lengths",
 )  # fmt: skip
 Part = Literal["value", "bucket", "sum", "count"]
 
@@ -28,6 +28,7 @@ class MetricField(Config):
     names: tuple[str, ...] = Field(min_length=1)
     combine: Literal["sum", "mean"] = "sum"
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    live: bool = Field(default=True, description="false: read from Prometheus' past only, not at every scrape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class EngineNames(Config):
         """Normalised series name (see `normalise`) -> what it stands for."""
         found: dict[str, Series] = {}
         for field, item in self.fields.items():
+            if not item.live:
+                continue
             for rank, name in enumerate(item.names):
                 for suffix, part in _suffixes(item.kind):
                     found.setdefault(normalise(name + suffix), Series(field, part, rank))
@@ -70,6 +73,7 @@ class EngineNames(Config):
             {
                 name + suffix
                 for item in self.fields.values()
+                if item.live
                 for name in item.names
                 for suffix, _ in _suffixes(item.kind)
             }

@@ -9,9 +9,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from rl_autoscale.serving.gateway_api import ClassSnapshot, GatewaySnapshot, HistogramSnapshot, PoolSnapshot
+from rl_autoscale.serving.gateway_api import (
+    METRIC_PREFIX,
+    ClassSnapshot,
+    GatewaySnapshot,
+    HistogramSnapshot,
+    PoolSnapshot,
+)
 
-PREFIX = "rl_autoscale_gateway"
 _ENDED = ("finished", "refused", "dropped", "cancelled", "failed")
 
 CLASS_COUNTERS = {
@@ -80,7 +85,7 @@ def _evictions(pools: Mapping[str, PoolSnapshot]) -> dict[str, int]:
 
 
 def _ended(classes: Mapping[str, ClassSnapshot]) -> Metric:
-    family = CounterMetricFamily(f"{PREFIX}_ended", "Requests by how they ended", labels=["class", "outcome"])
+    family = CounterMetricFamily(f"{METRIC_PREFIX}_ended", "Requests by how they ended", labels=["class", "outcome"])
     for name, book in classes.items():
         for outcome in _ENDED:
             family.add_metric([name, outcome], getattr(book, outcome))
@@ -88,21 +93,21 @@ def _ended(classes: Mapping[str, ClassSnapshot]) -> Metric:
 
 
 def _counter(field: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(f"{PREFIX}_{field}", text, labels=[label])
+    family = CounterMetricFamily(f"{METRIC_PREFIX}_{field}", text, labels=[label])
     for name, value in values.items():
         family.add_metric([name], value)
     return family
 
 
 def _gauge(field: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"{PREFIX}_{field}", text, labels=[label] if label else [])
+    family = GaugeMetricFamily(f"{METRIC_PREFIX}_{field}", text, labels=[label] if label else [])
     for name, value in values.items():
         family.add_metric([name] if label else [], value)
     return family
 
 
 def _histogram(field: str, text: str, values: Mapping[str, HistogramSnapshot]) -> Metric:
-    family = HistogramMetricFamily(f"{PREFIX}_{field}", text, labels=["class"])
+    family = HistogramMetricFamily(f"{METRIC_PREFIX}_{field}", text, labels=["class"])
     for name, histogram in values.items():
         buckets = [(str(bound), count) for bound, count in zip(histogram.bounds_s, histogram.counts, strict=True)]
         family.add_metric([name], [*buckets, ("+Inf", histogram.count)], histogram.sum_s)
