@@ -94,7 +94,8 @@ def show_profile(
         console.print(f"notes: {profile.notes}", highlight=False)
     console.print("\ndecode iteration, ms, by batch (down) and context (across)")
     console.print(_prediction_table(profile))
-    _print_errors(console, profile.fit_error)
+    console.print("absolute error on held-out iterations")
+    print_errors(console, profile.fit_error)
 
 
 @app.command("fit")
@@ -132,7 +133,7 @@ def fit_command(
             system,
             tp,
             seed,
-            _hardware_options(gpu, system, max_num_seqs, max_num_batched_tokens)
+            hardware_options(gpu, system, max_num_seqs, max_num_batched_tokens)
             | {"kv_blocks": _required(kv_blocks, "--kv-blocks"), "source": source or f"measurements in {table.name}"},
             name,
         )
@@ -142,7 +143,8 @@ def fit_command(
         typer.echo(json.dumps({"path": str(path)} | summary(profile), indent=2))
         return
     console = Console()
-    _print_errors(console, profile.fit_error)
+    console.print("absolute error on held-out iterations")
+    print_errors(console, profile.fit_error)
     console.print(f"wrote {path}", highlight=False)
 
 
@@ -167,7 +169,7 @@ def _fit_table(
     return fit_profile(train, test, hardware)
 
 
-def _hardware_options(
+def hardware_options(
     gpu: str | None, system: str | None, max_num_seqs: int | None, max_num_batched_tokens: int | None
 ) -> dict[str, Any]:
     """GPU name and engine limits; vLLM's defaults where the GPU is known."""
@@ -203,7 +205,8 @@ def _worst_mean(fit_error: dict[str, float]) -> str:
     return f"{max(means) * 100:.1f}" if means else "unknown"
 
 
-def _print_errors(console: Console, fit_error: dict[str, float]) -> None:
+def print_errors(console: Console, fit_error: dict[str, float]) -> None:
+    """A profile's ``fit_error`` as a table."""
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("iteration", "mean %", "p99 %"):
         table.add_column(heading, justify="left" if heading == "iteration" else "right")
@@ -212,7 +215,6 @@ def _print_errors(console: Console, fit_error: dict[str, float]) -> None:
             kind = key.removesuffix("_mean")
             p99 = fit_error.get(f"{kind}_p99", float("nan"))
             table.add_row(kind, f"{fit_error[key] * 100:.1f}", f"{p99 * 100:.1f}")
-    console.print("absolute error on held-out iterations")
     console.print(table)
 
 

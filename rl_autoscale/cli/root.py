@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "control": ("rl_autoscale.cli.control", "Control a live fleet, or watch what a policy would do with it."),
     "trace": ("rl_autoscale.cli.trace", "List, fetch, describe and convert request traces."),
     "profile": ("rl_autoscale.cli.profile", "List, show and fit latency profiles of a model on a GPU."),
+    "calibrate": ("rl_autoscale.cli.calibrate", "Measure a live vLLM server and write its latency profile."),
     "gateway": ("rl_autoscale.cli.gateway", "Serve an OpenAI-compatible gateway in front of vLLM replicas."),
     "emulate": ("rl_autoscale.cli.emulate", "Serve an emulated vLLM replica, timed by a latency profile."),
     "validate": ("rl_autoscale.cli.validate", "Compare the simulator with measured times and queueing theory."),

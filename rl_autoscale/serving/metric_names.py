@@ -17,6 +17,7 @@ FORMAT = 1
 KNOWN_FIELDS = (
     "running", "waiting", "kv_usage", "preemptions", "prompt_tokens", "generation_tokens", "finished", "rejected",
     "completed", "ttft", "itl", "tpot", "output_tokens", "steps", "prompt_lengths",
+    "prefill",
 )  # fmt: skip
 Part = Literal["value", "bucket", "sum", "count"]
 
@@ -28,7 +29,7 @@ class MetricField(Config):
     names: tuple[str, ...] = Field(min_length=1)
     combine: Literal["sum", "mean"] = "sum"
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    live: bool = Field(default=True, description="false: read from Prometheus' past only, not at every scrape")
+    live: bool = Field(default=True, description="false: not read at every scrape of a controller")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,12 @@ class EngineNames(Config):
         if unknown:
             raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(KNOWN_FIELDS)}")
         return self
+
+    @cached_property
+    def with_all(self) -> EngineNames:
+        """The same with the fields that a controller does not read."""
+        fields = {name: item.model_copy(update={"live": True}) for name, item in self.fields.items()}
+        return EngineNames(metrics_path=self.metrics_path, busy=self.busy, fields=fields)
 
     @cached_property
     def index(self) -> dict[str, Series]:
