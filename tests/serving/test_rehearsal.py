@@ -5,25 +5,19 @@ python -m pytest -m live tests/serving/test_rehearsal.py
 
 from __future__ import annotations
 
-import http.client
-import json
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from live_world import world_spec
+from streaming_clients import COMMAND, Client, running_gateway, until
 
 from rl_autoscale.serving.assemble import assemble
 from rl_autoscale.serving.clock import SystemClock
 from rl_autoscale.serving.config import ControlConfig
-from rl_autoscale.serving.http_client import HttpError, send
 
 pytestmark = pytest.mark.live
-COMMAND = [sys.executable, "-c", "from rl_autoscale.cli.root import main; main()"]
 PUBLIC, CONTROL = 18480, 18481
 
 
@@ -61,54 +55,11 @@ def write_files(folder: Path) -> None:
     (folder / "control.yaml").write_text(yaml.safe_dump(control))
 
 
-class Client(threading.Thread):
-    """Streams one request after the other; books how each ended."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self.stop, self.whole, self.other = stop, 0, []
-
-    def run(self) -> None:
-        body = json.dumps(
-            {"model": "emulated", "prompt": "x" * 400, "max_tokens": 60, "ignore_eos": True, "stream": True}
-        )
-        while not self.stop.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", PUBLIC, timeout=60.0)
-            try:
-                connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                text = answer.read().decode()
-                if answer.status == 200 and "[DONE]" in text and '"error"' not in text:
-                    self.whole += 1
-                else:
-                    self.other.append((answer.status, text[-200:]))
-            except OSError as error:
-                self.other.append((0, repr(error)))
-            finally:
-                connection.close()
-
-
-def until(condition, limit_s: float, step) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "took too long"
-        step()
-
-
 def test_one_to_three_to_one_under_load_without_a_lost_stream(tmp_path):
     write_files(tmp_path)
-    gateway = subprocess.Popen([*COMMAND, "gateway", "--config", str(tmp_path / "gateway.yaml")])
-    assembly, stop = None, threading.Event()
-    clients = [Client(stop) for _ in range(6)]
-    try:
-
-        def gateway_answers() -> bool:
-            try:
-                return send("GET", f"http://127.0.0.1:{CONTROL}/control/snapshot", timeout_s=2.0).status == 200
-            except HttpError:
-                return False
-
-        until(gateway_answers, 60.0, lambda: time.sleep(0.2))
+    stop = threading.Event()
+    clients = [Client(PUBLIC, "emulated", "x" * 400, stop) for _ in range(6)]
+    with running_gateway(tmp_path / "gateway.yaml", CONTROL):
         assembly = assemble(ControlConfig.from_file(tmp_path / "control.yaml"), SystemClock())
         controller, fleet = assembly.controller, assembly.fleet
 
@@ -119,29 +70,27 @@ def test_one_to_three_to_one_under_load_without_a_lost_stream(tmp_path):
         def ready() -> float:
             return float(fleet.observe().pools.ready[0])
 
-        until(lambda: ready() == 1, 120.0, step)
-        for client in clients:
-            client.start()
-        for _ in range(4):
-            step()
-        controller._policy.replicas = 3
-        until(lambda: ready() == 3, 180.0, step)
-        for _ in range(4):
-            step()
-        assert fleet.observe().classes.arrivals_per_s[0] > 0
-        assert fleet.report.coverage["gpu"] == 1.0
-        assert fleet.observe().pools.generation_tokens_per_s[0] > 0
-        controller._policy.replicas = 1
-        until(lambda: ready() == 1 and fleet.observe().pools.draining[0] == 0, 180.0, step)
-        stop.set()
-        for client in clients:
-            client.join(60.0)
-        assert sum(client.whole for client in clients) > 20
-        assert [outcome for client in clients for outcome in client.other] == []
-    finally:
-        stop.set()
-        if assembly is not None:
+        try:
+            until(lambda: ready() == 1, 120.0, step)
+            for client in clients:
+                client.start()
+            for _ in range(4):
+                step()
+            controller._policy.replicas = 3
+            until(lambda: ready() == 3, 180.0, step)
+            for _ in range(4):
+                step()
+            assert fleet.observe().classes.arrivals_per_s[0] > 0
+            assert fleet.report.coverage["gpu"] == 1.0
+            assert fleet.observe().pools.generation_tokens_per_s[0] > 0
+            controller._policy.replicas = 1
+            until(lambda: ready() == 1 and fleet.observe().pools.draining[0] == 0, 180.0, step)
+            stop.set()
+            for client in clients:
+                client.join(60.0)
+            assert sum(client.whole for client in clients) > 20
+            assert [outcome for client in clients for outcome in client.other] == []
+        finally:
+            stop.set()
             fleet._backends["gpu"].kill_all()
             assembly.close()
-        gateway.terminate()
-        gateway.wait(30.0)
