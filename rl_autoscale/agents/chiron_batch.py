@@ -43,7 +43,7 @@ def instance_tokens_per_s(pool: PoolSpec, batch_cap: float, prompt_tokens: float
     context_tokens = prompt_tokens + output_tokens / 2.0
     fits = pool.num_kv_blocks * BLOCK_SIZE_TOKENS / context_tokens
     batch_size = max(1, int(min(batch_cap, fits)))
-    decode_s = hardware.decode_s_per_token(batch_size, context_tokens)
+    decode_s = pool.decode_s_per_token(batch_size, context_tokens)
     prefill_s = hardware.prefill_s_per_token(max(1, round(prompt_tokens))) * prompt_tokens / output_tokens
     return 1.0 / (decode_s + prefill_s)
 

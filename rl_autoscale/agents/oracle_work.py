@@ -165,5 +165,4 @@ def allowed_wait_s(service_class: ServiceClass) -> float:
 def decode_pace_s(pool: PoolSpec, service_class: ServiceClass) -> float:
     """Seconds per output token of a full decode batch at 1k tokens of context, no slower than the SLO."""
     batch_size = max(1, min(pool.batch_limit, pool.num_kv_blocks * BLOCK_SIZE_TOKENS // 1024))
-    iteration_s = pool.hardware.iteration_s(num_decode=batch_size, decode_context_tokens=batch_size * 1024.0)
-    return min(iteration_s, service_class.tpot_slo_s)
+    return min(batch_size * pool.decode_s_per_token(batch_size, 1024.0), service_class.tpot_slo_s)

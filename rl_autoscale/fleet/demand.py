@@ -46,10 +46,10 @@ class DemandEstimator:
         self._is_primary: FloatArray = (self.primary_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
         # A time constant of 0 becomes one so short that the last window replaces everything before it.
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
-        hardware = [spec.pools[p].hardware for p in self.primary_pool]
-        self._prefill_s = np.array([profile.prefill_s_per_token(TYPICAL_PROMPT_TOKENS) for profile in hardware])
+        pools = [spec.pools[p] for p in self.primary_pool]
+        self._prefill_s = np.array([pool.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS) for pool in pools])
         self._decode_s = np.array(
-            [profile.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, PRIOR_OUTPUT_TOKENS) for profile in hardware]
+            [pool.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, PRIOR_OUTPUT_TOKENS) for pool in pools]
         )
         self.reset()
 

@@ -107,6 +107,7 @@ class LatencyProfile(Config):
         *,
         num_decode: int = 0,
         decode_context_tokens: float = 0.0,
+        num_drafts: int = 0,
         chunks: tuple[tuple[int, int], ...] = (),
     ) -> float:
         """Predict one iteration.
@@ -114,12 +115,13 @@ class LatencyProfile(Config):
         Args:
             num_decode: decode sequences in the batch.
             decode_context_tokens: KV tokens they read in total, the new tokens included.
+            num_drafts: tokens that they verify beyond their next one each, in total.
             chunks: one (new prompt tokens, prompt tokens already computed) pair per prompt chunk.
 
         Returns:
             Seconds, > 0.
         """
-        tokens = num_decode + sum(new for new, _ in chunks)
+        tokens = num_decode + num_drafts + sum(new for new, _ in chunks)
         pairs = sum(new * (done + new / 2.0) for new, done in chunks)
         context = sum(done for _, done in chunks)
         coefficients = self.attention_coefficients_s
@@ -141,23 +143,28 @@ class LatencyProfile(Config):
         )
         return total / budget
 
-    def full_batch_decode_s(self, prompt_tokens: float, output_tokens: float) -> float:
-        """Seconds of one replica per generated token of such requests, in batches that compute prompts as well."""
+    def full_batch_decode_s(
+        self, prompt_tokens: float, output_tokens: float, *, verified_tokens: int = 1, kept_tokens: float = 1.0
+    ) -> float:
+        """Seconds of one replica per generated token of such requests, in batches that compute prompts as well.
+
+        An iteration computes ``verified_tokens`` tokens of a decode sequence and keeps ``kept_tokens`` on average.
+        """
         context_tokens = prompt_tokens + output_tokens / 2.0
-        return self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS) + (
-            self.decode_seq_s + self.decode_context_s * context_tokens
-        )
+        linear_s = verified_tokens * self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
+        return (linear_s + (self.decode_seq_s + self.decode_context_s * context_tokens)) / kept_tokens
 
-    @cached_property
-    def typical_request_s(self) -> float:
-        """Seconds of one replica for a typical request; what a router weighs different hardware by."""
-        prefill_s = TYPICAL_PROMPT_TOKENS * self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
-        decode_s = self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
-        return prefill_s + TYPICAL_OUTPUT_TOKENS * decode_s
-
-    def decode_s_per_token(self, batch_size: int, context_tokens: float) -> float:
+    def decode_s_per_token(
+        self, batch_size: int, context_tokens: float, *, verified_tokens: int = 1, kept_tokens: float = 1.0
+    ) -> float:
         """Seconds of one replica per generated token in a decode-only batch of that size and mean context."""
-        return self.iteration_s(num_decode=batch_size, decode_context_tokens=batch_size * context_tokens) / batch_size
+        num_drafts = verified_tokens - 1
+        iteration_s = self.iteration_s(
+            num_decode=batch_size,
+            decode_context_tokens=batch_size * (context_tokens + num_drafts),
+            num_drafts=batch_size * num_drafts,
+        )
+        return iteration_s / (batch_size * kept_tokens)
 
 
 def shipped_profile_names() -> list[str]:

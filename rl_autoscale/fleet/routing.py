@@ -54,4 +54,4 @@ def choose_pool(router: Router, pools: Sequence[PoolSpec], loads: Sequence[int])
     if router not in ("least_loaded", "prefix_affinity"):
         return 0
     beside = [index for index, pool in enumerate(pools) if pool.role == pools[0].role]
-    return min(beside, key=lambda index: (loads[index] + 1) * pools[index].hardware.typical_request_s)
+    return min(beside, key=lambda index: (loads[index] + 1) * pools[index].typical_request_s)

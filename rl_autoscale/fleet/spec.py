@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.profile import LatencyProfile, load_profile
+from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS, LatencyProfile, load_profile
 
 IntArray = npt.NDArray[np.int64]
 ClassKind = Literal["interactive", "batch"]
@@ -71,6 +71,28 @@ class SpotSpec(Config):
     notice_s: NonNegativeFloat = Field(default=30.0, description="from the notice to the end; streams left then fail")
 
 
+class SpeculationSpec(Config):
+    """Speculative decoding: a drafter proposes tokens, and one iteration verifies all of them and keeps a prefix.
+
+    Drafts are accepted independently of each other and of the request, up to the first that is not (Leviathan et al.,
+    ICML 2023, section 3.1). Every decode sequence keeps the average of it, in whole tokens as they fill up.
+    """
+
+    draft_tokens: int = Field(ge=1, le=15, description="proposed per sequence and iteration")
+    acceptance: float = Field(ge=0, le=1, description="chance of a draft whose predecessors were accepted")
+    draft_s: NonNegativeFloat = Field(default=0.0, description="drafting, per iteration with decode sequences")
+
+    @property
+    def tokens_per_iteration(self) -> float:
+        """Tokens that a decode sequence keeps on average, the verifier's own included; rounded to 1/32."""
+        kept = sum(self.acceptance**accepted for accepted in range(self.draft_tokens + 1))
+        return round(kept * SPECULATION_UNITS_PER_TOKEN) / SPECULATION_UNITS_PER_TOKEN
+
+
+SPECULATION_UNITS_PER_TOKEN = 32
+"""Fractions of tokens are multiples of one over this power of two, so that their sums are exact."""
+
+
 class PoolSpec(Config):
     """Replicas that share hardware, role and engine settings."""
 
@@ -89,6 +111,7 @@ class PoolSpec(Config):
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
     sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")
     spot: SpotSpec | None = Field(default=None, description="replicas may be taken away")
+    speculation: SpeculationSpec | None = Field(default=None, description="several tokens per decode iteration")
     price_usd_per_gpu_hour: NonNegativeFloat = 2.0
 
     @model_validator(mode="after")
@@ -110,6 +133,11 @@ class PoolSpec(Config):
             raise ValueError(
                 f"max_num_seqs={self.batch_limit} exceeds max_num_batched_tokens={self.token_budget}; "
                 "a decode batch must fit one iteration, as vLLM demands"
+            )
+        if self.batch_limit * self.verified_tokens > self.token_budget:
+            raise ValueError(
+                f"max_num_seqs={self.batch_limit} sequences of {self.verified_tokens} tokens (one and its drafts) "
+                f"exceed max_num_batched_tokens={self.token_budget}; lower max_num_seqs or draft_tokens"
             )
         del hardware
         return self
@@ -133,6 +161,47 @@ class PoolSpec(Config):
     def num_kv_blocks(self) -> int:
         """KV blocks of one replica."""
         return self.kv_blocks or self.hardware.kv_blocks
+
+    @property
+    def verified_tokens(self) -> int:
+        """Tokens that an iteration computes for a decode sequence: its next one and the drafts."""
+        return 1 if self.speculation is None else 1 + self.speculation.draft_tokens
+
+    @property
+    def tokens_per_iteration(self) -> float:
+        """Tokens that a decode sequence gets from an iteration, on average."""
+        return 1.0 if self.speculation is None else self.speculation.tokens_per_iteration
+
+    @property
+    def units_per_token(self) -> int:
+        """What ``tokens_per_iteration`` is a multiple of, as parts of a token; a power of two."""
+        return 1 if self.speculation is None else SPECULATION_UNITS_PER_TOKEN
+
+    @property
+    def draft_s(self) -> float:
+        """Drafting time of an iteration with decode sequences."""
+        return 0.0 if self.speculation is None else self.speculation.draft_s
+
+    def decode_s_per_token(self, batch_size: int, context_tokens: float) -> float:
+        """Seconds of one replica per generated token in a decode-only batch of that size and mean context."""
+        kept_tokens = self.tokens_per_iteration
+        verified_s = self.hardware.decode_s_per_token(
+            batch_size, context_tokens, verified_tokens=self.verified_tokens, kept_tokens=kept_tokens
+        )
+        return verified_s + self.draft_s / (batch_size * kept_tokens)
+
+    def full_batch_decode_s(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Seconds of one replica per generated token of such requests, in batches that compute prompts as well."""
+        return self.hardware.full_batch_decode_s(
+            prompt_tokens, output_tokens, verified_tokens=self.verified_tokens, kept_tokens=self.tokens_per_iteration
+        )
+
+    @cached_property
+    def typical_request_s(self) -> float:
+        """Seconds of one replica for a typical request; what a router weighs different hardware by."""
+        prefill_s = TYPICAL_PROMPT_TOKENS * self.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
+        decode_s = self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
+        return prefill_s + TYPICAL_OUTPUT_TOKENS * decode_s
 
     @property
     def initial(self) -> int:

@@ -22,7 +22,7 @@ from rl_autoscale.sim.gateway import (
     update_route,
 )
 from rl_autoscale.sim.kv_cache import free_blocks
-from rl_autoscale.sim.layout import BLOCK, DRAINING, NO_SLOT, NONE, STARTING, UNFINISHED, World
+from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
 from rl_autoscale.sim.replica import (
     batch_remove,
@@ -31,6 +31,7 @@ from rl_autoscale.sim.replica import (
     commit_decode,
     heap_remove,
     join_decode,
+    leave_decode,
     plan,
     tree_argmin,
 )
@@ -53,7 +54,7 @@ def complete_prefills(w, r, now_s):
             if rep.partial == q:
                 rep.partial = NONE
             request.generated_tokens += 1
-            w.pool[rep.pool].generation_tokens += 1
+            w.pool[rep.pool].generation_units += 1 << w.pool[rep.pool].token_shift
             if not request.first_token_s >= 0.0:
                 first_token(w, r, q, now_s)
             count_seen(w, r, q, now_s)
@@ -76,13 +77,8 @@ def complete_decodes(w, r, now_s):
         q = heap[0] & 0xFFFFFFFF
         heap_remove(heap, rep.heap_size, 0)
         rep.heap_size -= 1
-        request = w.req[q]
-        computed = request.prompt_tokens + request.output_tokens - 1
-        w.residue[r, (rep.iteration - computed) & (BLOCK - 1)] -= 1
-        rep.num_decode -= 1
-        rep.decode_tokens -= computed
-        free_blocks(w, r, q, computed, True)
-        request.finish_iteration = 0
+        leave_decode(w, r, q)
+        free_blocks(w, r, q, w.req[q].computed_tokens, True)
         batch_remove(w, r, q)
         finish(w, r, q, now_s)
 
@@ -229,7 +225,7 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 
 
 KERNEL_FILES = (
-    "layout.py", "kv_cache.py", "replica.py", "gateway.py", "lifecycle.py", "snapshot.py", "engine.py",
+    "layout.py", "kv_cache.py", "drafts.py", "replica.py", "gateway.py", "lifecycle.py", "snapshot.py", "engine.py",
 )  # fmt: skip
 
 

@@ -66,7 +66,9 @@ def check_workload(spec: FleetSpec, workload: Workload) -> None:
         )
     tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens - 1
     for c in range(len(spec.classes)):
-        limit = min(spec.pools[p].num_kv_blocks * BLOCK_SIZE_TOKENS for p in spec.pools_serving(c))
+        pools = [spec.pools[p] for p in spec.pools_serving(c)]
+        # What a last iteration computes beyond the output needs room as well.
+        limit = min(pool.num_kv_blocks * BLOCK_SIZE_TOKENS - pool.verified_tokens + 1 for pool in pools)
         too_long = np.flatnonzero((workload.class_index == c) & (tokens > limit))
         if len(too_long):
             q = int(too_long[0])

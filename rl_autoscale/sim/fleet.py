@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, Role
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, Role
 from rl_autoscale.fleet.state import NEVER_REFUSE, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from rl_autoscale.sim import engine
 from rl_autoscale.sim.episode import (
@@ -90,7 +90,7 @@ class FleetBatch:
             cls=np.zeros((fleets, num_classes), dtype=CLASS),
             fleet=np.zeros((fleets, 1), dtype=FLEET),
             heap=np.zeros((fleets, num_slots, int(spec.batch_limits.max())), dtype=np.int64),
-            residue=np.zeros((fleets, num_slots, 16), dtype=np.int32),
+            residue=np.zeros((fleets, num_slots, max(_units_per_block(pool) for pool in spec.pools)), dtype=np.int32),
             event_tree=np.full((fleets, 2 * event_tree_size), np.inf),
             route_tree=np.full((fleets, num_pools, 2 * tree_size), 1 << 40, dtype=np.int64),
             token_time=np.stack([_token_times(spec)] * fleets),
@@ -324,6 +324,10 @@ def _token_times(spec: FleetSpec) -> FloatArray:
     return np.stack([pool.hardware.token_time_table_s(widest) for pool in spec.pools])
 
 
+def _units_per_block(pool: PoolSpec) -> int:
+    return BLOCK_SIZE_TOKENS * pool.units_per_token
+
+
 def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int) -> RecordArray:
     records = np.zeros(len(spec.pools), dtype=POOL)
     for p, pool in enumerate(spec.pools):
@@ -339,7 +343,15 @@ def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int)
         record["prefix_caching"] = pool.prefix_caching
         record["gpus"] = pool.hardware.gpus_per_replica
         record["role"] = ROLES.index(pool.role)
-        record["request_s"] = pool.hardware.typical_request_s
+        record["token_shift"] = pool.units_per_token.bit_length() - 1
+        record["step_units"] = round(pool.tokens_per_iteration * pool.units_per_token)
+        record["phase_mask"] = _units_per_block(pool) - 1
+        record["verified_tokens"] = pool.verified_tokens
+        record["unit_tokens"] = 1.0 / pool.units_per_token
+        record["step_tokens"] = pool.tokens_per_iteration
+        record["lost_tokens"] = pool.verified_tokens - pool.tokens_per_iteration
+        record["draft_s"] = pool.draft_s
+        record["request_s"] = pool.typical_request_s
         record["startup_mean_s"], record["wake_mean_s"] = pool.startup_mean_s, pool.wake_mean_s
         record["max_sleeping"] = 0 if pool.sleep is None else pool.sleep.max_sleeping
         record["sleep_price"] = pool.sleep_price_fraction

@@ -104,7 +104,7 @@ REPLICA = np.dtype(
         ("leap_iteration_s", _f),  # constant part of one iteration of the leap
         ("leap_iterations", np.int64),
         ("iteration", np.int64),  # iterations completed since it became ready
-        ("decode_tokens", np.int64),  # KV tokens of all decode sequences
+        ("decode_units", np.int64),  # KV tokens of all decode sequences, in units of the pool
         ("kv_used", np.int64),
         ("pending_tokens", np.int64),  # dispatched prompt tokens without a first token yet
         ("pending_squares", np.int64),  # sum of their prompts' squared lengths
@@ -175,9 +175,17 @@ POOL = np.dtype(
         ("token_budget", _i),
         ("kv_blocks", np.int64),
         ("prefix_caching", _i),
+        ("token_shift", np.int64),  # a token is 2 ** token_shift units; 0 without speculative decoding
+        ("step_units", np.int64),  # that an iteration adds to a decode sequence
+        ("phase_mask", np.int64),  # units in a KV block - 1; columns of residue are numbers modulo that + 1
+        ("verified_tokens", _i),  # that an iteration computes for a decode sequence: its next one and the drafts
+        ("unit_tokens", _f),  # 2 ** -token_shift
+        ("step_tokens", _f),  # step_units in tokens
+        ("lost_tokens", _f),  # verified_tokens - step_tokens
+        ("draft_s", _f),
         ("gpus", _i),
         ("role", _i),
-        ("request_s", _f),  # LatencyProfile.typical_request_s
+        ("request_s", _f),  # PoolSpec.typical_request_s
         ("startup_mean_s", _f),  # as the spec promises, not as drawn
         ("wake_mean_s", _f),
         ("max_sleeping", _i),
@@ -206,7 +214,8 @@ POOL = np.dtype(
         ("itl_sum_s", _f),
         ("itl_count", np.int64),
         ("prompt_tokens", np.int64),
-        ("generation_tokens", np.int64),
+        ("generation_units", np.int64),  # fractions of the next token included
+        ("generation_tokens", np.int64),  # as of the last snapshot
         ("preemptions", np.int64),
         ("evictions", np.int64),
         ("crashes", np.int64),
@@ -287,7 +296,7 @@ class World(NamedTuple):
     cls: Any  # (num_classes,) CLASS
     fleet: Any  # (1,) FLEET
     heap: Any  # (num_slots, max_num_seqs) int64: finish iteration << 32 | request, a binary heap per replica
-    residue: Any  # (num_slots, 16) int32: decode sequences that need a KV block when iteration % 16 == column
+    residue: Any  # (num_slots, units in a KV block) int32: decode sequences per replica.phase_column
     event_tree: Any  # (2 * event_tree_size,) float64: minimum of the next events
     route_tree: Any  # (num_pools, 2 * tree_size) int64: minimum of the routing keys
     token_time: Any  # (num_pools, max token budget + 1) float64 seconds

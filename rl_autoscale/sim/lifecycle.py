@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rl_autoscale.fleet.jit import njit
+from rl_autoscale.sim.drafts import fraction_units
 from rl_autoscale.sim.gateway import drop, leave_replica, requeue, update_route
 from rl_autoscale.sim.kv_cache import empty_cache
 from rl_autoscale.sim.layout import COLD, DRAINING, FAILED, LIFE, NONE, OFF, READY, SLEEPING, SPOT, STARTING, WAKE
@@ -197,6 +198,9 @@ def crash(w, r, now_s):
     p = rep.pool
     pool = w.pool[p]
     book_until(w, r, now_s)
+    if pool.token_shift > 0:
+        first_unit = rep.iteration * pool.step_units
+        pool.generation_units -= fraction_units(w.residue[r], first_unit, pool.phase_mask, pool.token_shift)
     accrue(w, p, now_s)
     if rep.state == READY:
         pool.ready -= 1

@@ -9,18 +9,24 @@ Semantics (vllm 0.33.0, v1/core/sched/scheduler.py; reference twin in sim/refere
   preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
   admitted in that iteration.
 - With prefix caching a prompt begins where its longest cached prefix ends; kv_cache.py then keeps every block.
+- With speculative decoding a decode sequence computes its drafts too, and the whole batch advances by the tokens that
+  an iteration keeps on average, in units of 1 / 2**token_shift token (SpeculationSpec). It has the whole ones of them.
 - Prompt chunks take their blocks when scheduled. So do decode sequences, but the books follow when the iteration
   completes: ``kv_used`` plus the current residue count is what vLLM has allocated.
 
-Between events a decode batch of n sequences with S KV tokens does not change, and iteration j of a leap lasts
-``A + c (S + n j)``; k of them last ``k A + c (k S + n k (k + 1) / 2)``: nothing is simulated per token.
+Between events a decode batch of n sequences with S KV tokens that gains m tokens each does not change, and iteration j
+of a leap lasts ``A + c (S + n m j)``; k of them last ``k A + c (k S + n m k (k + 1) / 2)``: nothing is simulated per
+token.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.drafts import drafted_blocks, drafted_iterations, drafted_until_full
 from rl_autoscale.sim.kv_cache import (
     blocks_of,
     extend_table,
@@ -184,31 +190,61 @@ def waiting_remove(w, r, q):
 
 
 @hot
+def decode_iterations(w, r, tokens):
+    """Iterations in which a decode sequence gets so many tokens."""
+    pool = w.pool[w.rep[r].pool]
+    if pool.token_shift > 0:
+        return drafted_iterations(tokens, pool.token_shift, pool.step_units)
+    return np.int64(tokens)
+
+
+@hot
+def phase_column(w, r, units):
+    """Column of ``residue`` of a decode sequence with so many units of KV tokens: it stays the same as both advance.
+
+    The i-th iteration adds a block to those in the ``step_units`` columns from ``i * step_units`` on; see drafts.py.
+    """
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    return (rep.iteration * pool.step_units + (1 << pool.token_shift) - 1 - units) & pool.phase_mask
+
+
+@hot
 def join_decode(w, r, q):
     """A sequence whose prefill is complete starts to decode; it has at least one token to go."""
     rep = w.rep[r]
     request = w.req[q]
-    computed = request.computed_tokens
-    finish = rep.iteration + request.output_tokens - request.generated_tokens
+    units = np.int64(request.computed_tokens) << w.pool[rep.pool].token_shift
+    finish = rep.iteration + decode_iterations(w, r, request.output_tokens - request.generated_tokens)
     request.finish_iteration = finish
     heap_push(w.heap[r], rep.heap_size, (finish << 32) | q)
     rep.heap_size += 1
-    w.residue[r, (rep.iteration - computed) & (BLOCK - 1)] += 1
+    w.residue[r, phase_column(w, r, units)] += 1
     rep.num_decode += 1
-    rep.decode_tokens += computed
+    rep.decode_units += units
 
 
-@njit
+@hot
 def leave_decode(w, r, q):
-    """Take a sequence out of the decode counts; sets its generated and computed tokens as of now. Not the heap."""
+    """Take a sequence out of the decode counts; sets its generated and computed tokens as of now. Not the heap.
+
+    The last iteration may have computed more tokens than there are to generate.
+    """
     rep = w.rep[r]
     request = w.req[q]
-    request.generated_tokens = request.output_tokens - (request.finish_iteration - rep.iteration)
-    computed = request.prompt_tokens + request.generated_tokens - 1
-    request.computed_tokens = computed
-    w.residue[r, (rep.iteration - computed) & (BLOCK - 1)] -= 1
+    pool = w.pool[rep.pool]
+    left = request.output_tokens - request.generated_tokens
+    gained = (decode_iterations(w, r, left) - (request.finish_iteration - rep.iteration)) * pool.step_units
+    units = (np.int64(request.prompt_tokens + request.generated_tokens - 1) << pool.token_shift) + gained
+    new = gained
+    if pool.token_shift > 0:
+        new = min(gained >> pool.token_shift, np.int64(left))
+        pool.generation_units -= gained - (new << pool.token_shift)
+    request.generated_tokens += new
+    request.computed_tokens = units >> pool.token_shift
+    w.residue[r, phase_column(w, r, units)] -= 1
     rep.num_decode -= 1
-    rep.decode_tokens -= computed
+    rep.decode_units -= units
     request.finish_iteration = 0
 
 
@@ -255,6 +291,11 @@ def preemption_victim(w, r):
 def leap_blocks(w, r, iterations):
     """KV blocks the decode batch needs over its next iterations."""
     rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    if pool.token_shift > 0:
+        first_unit = rep.iteration * pool.step_units
+        units = iterations * pool.step_units
+        return drafted_blocks(w.residue[r], first_unit, units, pool.phase_mask, pool.token_shift, rep.num_decode)
     need = (iterations // BLOCK) * rep.num_decode
     for j in range(iterations % BLOCK):
         need += w.residue[r, (rep.iteration + j) & (BLOCK - 1)]
@@ -262,10 +303,25 @@ def leap_blocks(w, r, iterations):
 
 
 @hot
+def iteration_blocks(w, r):
+    """KV blocks the decode batch needs for its next iteration."""
+    rep = w.rep[r]
+    if w.pool[rep.pool].token_shift > 0:
+        return np.int64(leap_blocks(w, r, 1))
+    return np.int64(w.residue[r, rep.iteration & (BLOCK - 1)])
+
+
+@hot
 def iterations_until_full(w, r, free_blocks, limit):
     """Largest number of iterations <= limit whose blocks fit."""
     rep = w.rep[r]
+    pool = w.pool[rep.pool]
     num_decode = rep.num_decode
+    if pool.token_shift > 0:
+        first_unit = rep.iteration * pool.step_units
+        return drafted_until_full(
+            w.residue[r], first_unit, pool.step_units, pool.phase_mask, pool.token_shift, num_decode, free_blocks, limit
+        )
     if (limit // BLOCK + 1) * num_decode <= free_blocks:
         return limit
     cycles = free_blocks // num_decode
@@ -283,9 +339,11 @@ def iterations_until_full(w, r, free_blocks, limit):
 def leap_duration_s(w, r, iterations):
     """Seconds of the leap's first iterations, in closed form."""
     rep = w.rep[r]
+    pool = w.pool[rep.pool]
     slope = w.coefficients[rep.pool, 0] * w.fleet[0].speed
     k = float(iterations)
-    return k * rep.leap_iteration_s + slope * (k * rep.decode_tokens + rep.num_decode * (k * (k + 1.0) / 2.0))
+    context = rep.decode_units * pool.unit_tokens
+    return k * rep.leap_iteration_s + slope * (k * context + rep.num_decode * pool.step_tokens * (k * (k + 1.0) / 2.0))
 
 
 @hot
@@ -293,8 +351,9 @@ def iterations_begun(w, r, elapsed_s):
     """Number of iterations of the leap that have begun after so long: the smallest k with duration(k) > elapsed."""
     rep = w.rep[r]
     slope = w.coefficients[rep.pool, 0] * w.fleet[0].speed
-    a = 0.5 * slope * rep.num_decode
-    b = rep.leap_iteration_s + slope * rep.decode_tokens + a
+    pool = w.pool[rep.pool]
+    a = 0.5 * slope * rep.num_decode * pool.step_tokens
+    b = rep.leap_iteration_s + slope * (rep.decode_units * pool.unit_tokens) + a
     k = int(2.0 * elapsed_s / (b + math.sqrt(b * b + 4.0 * a * elapsed_s)))
     k = max(k, 1)
     while k > 1 and leap_duration_s(w, r, k - 1) > elapsed_s:
@@ -339,10 +398,11 @@ def commit_decode(w, r, iterations, duration_s):
         if pool.prefix_caching:
             take_anonymous(w, r, blocks - rep.reserved)
             rep.reserved = 0
-        rep.decode_tokens += num_decode * iterations
+        units = num_decode * iterations * pool.step_units
+        rep.decode_units += units
         pool.itl_sum_s += duration_s * num_decode
         pool.itl_count += num_decode * iterations
-        pool.generation_tokens += num_decode * iterations
+        pool.generation_units += units
     rep.iteration += iterations
     pool.iterations += iterations
 
@@ -370,7 +430,7 @@ def book_until(w, r, now_s):
     sync(w, r, now_s)
     rep = w.rep[r]
     if w.pool[rep.pool].prefix_caching and rep.num_decode > 0:
-        missing = w.residue[r, rep.iteration & (BLOCK - 1)] - rep.reserved
+        missing = iteration_blocks(w, r) - rep.reserved
         take_anonymous(w, r, missing)
         rep.reserved += missing
 
@@ -386,13 +446,13 @@ def make_room(w, r):
     pool = w.pool[rep.pool]
     preempted = False
     while True:
-        decode_need = w.residue[r, rep.iteration & (BLOCK - 1)] if rep.num_decode > 0 else 0
+        decode_need = iteration_blocks(w, r) if rep.num_decode > 0 else 0
         chunk = 0
         chunk_need = 0
         if rep.partial >= 0:
             request = w.req[rep.partial]
             left = request.prompt_tokens + request.generated_tokens - request.computed_tokens
-            chunk = min(left, pool.token_budget - rep.num_decode)
+            chunk = min(left, pool.token_budget - rep.num_decode * pool.verified_tokens)
             chunk_need = blocks_of(request.computed_tokens + chunk) - blocks_of(request.computed_tokens)
         if decode_need + chunk_need <= pool.kv_blocks - rep.kv_used or rep.batch_tail < 0:
             return preempted, chunk, decode_need
@@ -421,7 +481,8 @@ def plan(w, r, now_s):
     prompt_tokens = 0
     pairs = 0.0
     context = 0
-    budget = pool.token_budget - num_decode
+    decode_tokens = num_decode * pool.verified_tokens
+    budget = pool.token_budget - decode_tokens
     running = num_decode
     if pool.prefix_caching:  # who is admitted now must not find what this iteration overwrites
         take_anonymous(w, r, decode_need)
@@ -482,11 +543,13 @@ def plan(w, r, now_s):
         schedule_event(w, r)
         return
     speed = w.fleet[0].speed
-    fixed_s = w.token_time[rep.pool, num_decode + prompt_tokens] + coefficients[1] * num_decode
+    fixed_s = w.token_time[rep.pool, decode_tokens + prompt_tokens] + coefficients[1] * num_decode
+    if num_decode > 0:  # drafting, and reading drafts that are not kept
+        fixed_s += pool.draft_s + coefficients[0] * (num_decode * pool.lost_tokens)
     if rep.num_prefill > 0:
         duration_s = speed * (
             fixed_s
-            + coefficients[0] * (rep.decode_tokens + num_decode)
+            + coefficients[0] * (rep.decode_units * pool.unit_tokens + num_decode * pool.step_tokens)
             + coefficients[2] * pairs
             + coefficients[3] * context
             + coefficients[4] * rep.num_prefill
@@ -531,7 +594,7 @@ def clear_replica(w, r):
     rep.leap_iterations = 0
     rep.iteration = 0
     rep.kv_used = 0
-    rep.decode_tokens = 0
+    rep.decode_units = 0
     rep.clearing_s = 0.0
     rep.pending_tokens = 0
     rep.pending_squares = 0
@@ -556,6 +619,6 @@ def clear_replica(w, r):
     rep.queue_tail = NONE
     rep.anonymous_head = NONE
     rep.reserved = 0
-    for column in range(BLOCK):
+    for column in range(w.residue.shape[1]):
         w.residue[r, column] = 0
     schedule_event(w, r)

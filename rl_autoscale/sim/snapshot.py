@@ -6,9 +6,10 @@ import math
 
 from rl_autoscale.fleet.histogram import compiled_histogram_quantile
 from rl_autoscale.fleet.jit import njit
+from rl_autoscale.sim.drafts import fraction_units
 from rl_autoscale.sim.gateway import purge_timeouts
-from rl_autoscale.sim.layout import BLOCK, OFF, READY, STARTING, TPOT_EDGES_S, TTFT_EDGES_S
-from rl_autoscale.sim.replica import sync
+from rl_autoscale.sim.layout import OFF, READY, STARTING, TPOT_EDGES_S, TTFT_EDGES_S
+from rl_autoscale.sim.replica import iteration_blocks, sync
 
 
 @njit
@@ -22,6 +23,7 @@ def snapshot_pool(w, p, now_s, per_s, age_s):
     waiting = 0
     pending = 0
     kv_used = 0
+    fractions = 0
     for r in range(pool.base, pool.base + pool.num_slots):
         rep = w.rep[r]
         if rep.state == STARTING:
@@ -32,8 +34,12 @@ def snapshot_pool(w, p, now_s, per_s, age_s):
             running += rep.num_decode + rep.num_prefill
             waiting += rep.num_waiting
             pending += rep.pending_tokens
+            if pool.token_shift > 0:
+                first_unit = rep.iteration * pool.step_units
+                fractions += fraction_units(w.residue[r], first_unit, pool.phase_mask, pool.token_shift)
             if rep.state == READY:
-                kv_used += rep.kv_used + w.residue[r, rep.iteration & (BLOCK - 1)]
+                kv_used += rep.kv_used + iteration_blocks(w, r)
+    pool.generation_tokens = (pool.generation_units - fractions) >> pool.token_shift
     row = w.pool_state[p]
     row[0] = pool.ready
     row[1] = pool.starting

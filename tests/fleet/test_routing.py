@@ -15,7 +15,7 @@ def pool(gpu: str, role: Role = "mixed") -> PoolSpec:
 def test_the_least_loaded_pool_is_the_one_that_would_be_done_first() -> None:
     """An H100 does a request more than twice as fast as an L40S: it is preferred until it has twice the work."""
     pools = [pool("l40s"), pool("h100")]
-    ratio = pools[0].hardware.typical_request_s / pools[1].hardware.typical_request_s
+    ratio = pools[0].typical_request_s / pools[1].typical_request_s
     assert ratio > 2
     assert choose_pool("least_loaded", pools, [0, 0]) == 1
     assert choose_pool("least_loaded", pools, [0, int(ratio) + 1]) == 0

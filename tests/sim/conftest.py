@@ -87,6 +87,15 @@ COMINGS_AND_GOINGS: list[dict[str, Any]] = [
 ]
 
 
+SPECULATIONS: list[dict[str, Any]] = [
+    {"draft_tokens": 1, "acceptance": 0.5},
+    {"draft_tokens": 3, "acceptance": 0.7, "draft_s": 2.0**-8},
+    {"draft_tokens": 5, "acceptance": 0.97},
+    {"draft_tokens": 4, "acceptance": 0.0, "draft_s": 2.0**-10},
+    {"draft_tokens": 15, "acceptance": 1.0},
+]
+
+
 @dataclass(frozen=True)
 class Case:
     """A fleet, its traffic and what is decided at each control step."""
@@ -220,6 +229,7 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
         "scheduler": draw(st.sampled_from(["fcfs", "priority"])),
         "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
         "prefix_caching": draw(st.booleans()),
+        "speculation": draw(st.sampled_from([None, None, *SPECULATIONS])),
     } | draw(st.sampled_from([{}, {}, *COMINGS_AND_GOINGS]))
 
 
@@ -242,7 +252,8 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
     roles = draw(st.sampled_from(ROLES))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
     for pool in pools:
-        pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"])
+        verified_tokens = 1 + (pool["speculation"] or {}).get("draft_tokens", 0)
+        pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"] * verified_tokens)
     kinds = draw(st.sampled_from([["interactive"], ["interactive", "batch"], ["batch", "interactive", "interactive"]]))
     interval_s = draw(st.sampled_from([1.0, 2.0]))
     spec = FleetSpec.from_dict(
@@ -264,7 +275,7 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
 
 def _workload(rng: np.random.Generator, spec: FleetSpec, num_requests: int, burst_s: float) -> Workload:
     """Requests in bursts; lengths fit the smallest replica."""
-    room = min(pool.num_kv_blocks for pool in spec.pools) * 16
+    room = min(pool.num_kv_blocks * 16 - pool.verified_tokens + 1 for pool in spec.pools)
     bursts = np.sort(rng.uniform(0.0, 6.0, size=3))
     arrival_s = bursts[rng.integers(0, 3, size=num_requests)] + rng.uniform(0.0, 1.0, size=num_requests) * burst_s
     prompt = np.where(

@@ -65,7 +65,7 @@ def assert_same_books(engine: SimFleet, reference: ReferenceFleet) -> None:
     pools, expected_pools = engine.batch.pools(), reference.pool_records()
     for name in POOL_COUNTS:
         np.testing.assert_array_equal(pools[name], expected_pools[name], name)
-    for name in ("replica_s", "ready_s", "sleep_s"):
+    for name in ("replica_s", "ready_s", "sleep_s", "itl_sum_s", "itl_count"):
         np.testing.assert_allclose(pools[name], expected_pools[name], rtol=1e-9, atol=1e-9, err_msg=name)
     assert result.summary() == pytest.approx(expected_result.summary(), rel=1e-9, nan_ok=True)
     for name, values in result.timeline.items():
@@ -77,6 +77,8 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
     requests, pools = engine.batch.requests(), engine.batch.pools()
     outcome = requests["outcome"]
     begun = ~np.isnan(requests["first_token_s"])
+    which = np.searchsorted(pools["base"], requests["replica"], side="right") - 1
+    speculates = (requests["replica"] >= 0) & (pools["token_shift"][which] > 0)
     return Counter(
         {
             "preempted": int(requests["num_preemptions"].sum()),
@@ -100,6 +102,11 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "prefix found": int((pools["prefix_hit_tokens"] > 0).sum()),
             "cached prefix lost": int((pools["cached_blocks_evicted"] > 0).sum()),
             "preempted beside a prefix cache": int((pools["preemptions"] * pools["prefix_caching"]).sum()),
+            "several tokens per iteration": int((requests["output_tokens"] > 1)[speculates].sum()),
+            "preempted between drafts": int((requests["num_preemptions"] * speculates).sum()),
+            "evicted between drafts": int((requests["num_evictions"] * speculates).sum()),
+            "drafts beside a prefix cache": int((pools["prefix_hit_tokens"] * (pools["token_shift"] > 0)).sum()),
+            "crashed between drafts": int(((outcome == Outcome.FAILED) & speculates).sum()),
             "met": int(requests["slo_met"].sum()),
             "late": int((begun & (requests["slo_met"] == 0)).sum()),
         }

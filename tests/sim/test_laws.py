@@ -137,8 +137,14 @@ def test_kv_blocks_never_exceed_capacity(fleet_cases: st.SearchStrategy[Any]) ->
             replicas = fleet.batch.replicas()
             residue = fleet.batch._world.residue[0]
             # What vLLM has allocated: the books, and the blocks that the iteration in progress will fill.
-            current = residue[np.arange(len(replicas)), replicas["iteration"] % 16]
-            capacity = fleet.batch.pools()["kv_blocks"][replicas["pool"]]
+            pools = fleet.batch.pools()[replicas["pool"]]
+            current = np.array(
+                [
+                    residue[r, (replicas["iteration"][r] * step + np.arange(step)) & pools["phase_mask"][r]].sum()
+                    for r, step in enumerate(pools["step_units"])
+                ]
+            )
+            capacity = pools["kv_blocks"]
             assert (replicas["kv_used"] >= 0).all()
             assert (replicas["kv_used"] + current <= capacity).all()
             fullest = max(fullest, float((replicas["kv_used"] / capacity).max()))
@@ -156,7 +162,7 @@ def test_everything_returns_to_zero(fleet_cases: st.SearchStrategy[Any]) -> None
         if (batch.requests()["outcome"] == Outcome.UNFINISHED).any():
             return  # no replica was allowed to serve what is left
         complete += 1
-        for name in ("kv_used", "decode_tokens", "pending_tokens", "seen_tokens", "num_decode", "num_prefill",
+        for name in ("kv_used", "decode_units", "pending_tokens", "seen_tokens", "num_decode", "num_prefill",
                      "num_waiting", "in_flight", "in_flight_interactive", "num_seen", "heap_size",
                      "num_evict_marked"):  # fmt: skip
             assert not batch.replicas()[name].any(), name

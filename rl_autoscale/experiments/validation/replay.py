@@ -41,9 +41,15 @@ class MeasuredHardware(LatencyProfile):
         return hardware
 
     def iteration_s(
-        self, *, num_decode: int = 0, decode_context_tokens: float = 0.0, chunks: tuple[tuple[int, int], ...] = ()
+        self,
+        *,
+        num_decode: int = 0,
+        decode_context_tokens: float = 0.0,
+        num_drafts: int = 0,
+        chunks: tuple[tuple[int, int], ...] = (),
     ) -> float:
         """Look one iteration up; arguments as in `LatencyProfile.iteration_s`."""
+        assert num_drafts == 0, "drafts were not measured"
         return self._iteration_time(chunks, num_decode, decode_context_tokens)
 
 

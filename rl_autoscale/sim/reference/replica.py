@@ -144,7 +144,6 @@ class Replica:
         books.itl_sum_s += duration_s * len(iteration.decodes)
         books.itl_count += len(iteration.decodes)
         for request in self.scheduler.complete(iteration):
-            books.generation_tokens += 1
             finished = request.generated_tokens == request.output_tokens
             if finished:
                 self.scheduler.remove(request)

@@ -46,6 +46,7 @@ class Request:
     slo_met: bool = False
     slot: int = -1  # replica slot of the last dispatch
     generated_tokens: int = 0
+    token_fraction: float = 0.0  # of its next token, that accepted drafts have earned on average
     computed_tokens: int = 0
     block_table: list[Block] = field(default_factory=list)
     decoding: bool = False  # its prompt (and what it had generated before it lost its KV) is computed
@@ -58,6 +59,10 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens that exist: the prompt and the output so far."""
         return self.prompt_tokens + self.generated_tokens
+
+    def tokens_after(self, tokens: float) -> int:
+        """Whole tokens that it gets when it earns so many, on average."""
+        return math.floor(self.token_fraction + tokens)
 
     def block_key(self, j: int) -> object:
         """Key of the content of its KV block j, once that is full; equal keys are equal prefixes."""

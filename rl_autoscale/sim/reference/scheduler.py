@@ -1,7 +1,11 @@
 """vLLM V1's scheduler inside one replica: which sequences run in the next iteration, and with how many tokens each.
 
 Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`Scheduler.schedule`, `_preempt_request`, `update_from_output`) and
-v1/core/kv_cache_manager.py (`allocate_slots`), without speculative decoding and pipeline parallelism.
+v1/core/kv_cache_manager.py (`allocate_slots`), without pipeline parallelism.
+
+Speculative decoding: a decode sequence computes its next token and the drafts, and the budget of the iteration counts
+all of them. What is accepted is not drawn but the average: every sequence earns ``tokens_per_iteration``, has the whole
+ones and carries the fraction over. Drafts that are not accepted take no KV blocks here.
 
 Two deviations, both only under priority scheduling, where the victim may stand before the sequence that needs its
 blocks: a sequence that preempts itself does not make those behind it pause for an iteration, and a prompt chunk uses
@@ -29,17 +33,27 @@ class Iteration:
         decodes: sequences that compute one token each.
         chunks: (sequence, prompt tokens) pairs.
         num_preempted: sequences that lost their KV so that these could go on.
+        num_drafts: draft tokens that each decode sequence verifies.
+        earned_tokens: that each decode sequence gets, on average.
+        draft_s: time to draft; only with decode sequences.
     """
 
     decodes: tuple[Request, ...]
     chunks: tuple[tuple[Request, int], ...]
     num_preempted: int
+    num_drafts: int = 0
+    earned_tokens: float = 1.0
+    draft_s: float = 0.0
 
     def duration_s(self, profile: LatencyProfile) -> float:
-        """Seconds by the latency profile; a decode sequence reads its whole context and the token it computes."""
-        return profile.iteration_s(
+        """Seconds by the latency profile; a decode sequence reads its whole context and the tokens it computes."""
+        new_tokens = 1 + self.num_drafts
+        return (self.draft_s if self.decodes else 0.0) + profile.iteration_s(
             num_decode=len(self.decodes),
-            decode_context_tokens=sum(request.computed_tokens + 1 for request in self.decodes),
+            decode_context_tokens=sum(
+                request.computed_tokens + request.token_fraction + new_tokens for request in self.decodes
+            ),
+            num_drafts=self.num_drafts * len(self.decodes),
             chunks=tuple((tokens, request.computed_tokens) for request, tokens in self.chunks),
         )
 
@@ -82,6 +96,9 @@ class Scheduler:
             tuple(request for request in scheduled if request.decoding),
             tuple((request, tokens) for request, tokens in scheduled.items() if not request.decoding),
             num_preempted,
+            self.pool.verified_tokens - 1,
+            self.pool.tokens_per_iteration,
+            self.pool.draft_s,
         )
 
     def _schedule_running(self) -> tuple[dict[Request, int], int]:
@@ -92,8 +109,8 @@ class Scheduler:
         for request in list(self.running):
             while request in self.running:
                 budget = self.pool.token_budget - sum(scheduled.values())
-                tokens = min(request.num_tokens - request.computed_tokens, budget)
-                blocks = blocks_for(request.computed_tokens + tokens) - len(request.block_table)
+                tokens = min(self._tokens_to_compute(request), budget)
+                blocks = blocks_for(self._computed_after(request, tokens)) - len(request.block_table)
                 if sum(promised.values()) + blocks <= self.kv.num_free:
                     scheduled[request], promised[request] = tokens, blocks
                     break
@@ -103,8 +120,17 @@ class Scheduler:
                 promised.pop(victim, None)
                 num_preempted += 1
         for request, tokens in scheduled.items():
-            self.kv.extend(request, request.computed_tokens + tokens)
+            self.kv.extend(request, self._computed_after(request, tokens))
         return scheduled, num_preempted
+
+    def _tokens_to_compute(self, request: Request) -> int:
+        """A decode sequence's next token and its drafts, or what is left of a prompt."""
+        return self.pool.verified_tokens if request.decoding else request.num_tokens - request.computed_tokens
+
+    def _computed_after(self, request: Request, tokens: int) -> int:
+        """Tokens that a request has in the KV cache after an iteration that computes so many."""
+        kept = request.tokens_after(self.pool.tokens_per_iteration) if request.decoding else tokens
+        return request.computed_tokens + kept
 
     def _admit_waiting(self, scheduled: dict[Request, int], now_s: float) -> None:
         """Admit from the head of the waiting queue while budget, batch and blocks last."""
@@ -136,24 +162,33 @@ class Scheduler:
         """Book the computed tokens of an iteration that has ended.
 
         Returns:
-            The sequences that got a new token: decodes by index, then prompts in the order of admission.
+            The sequences that got new tokens: decodes by index, then prompts in the order of admission.
         """
         for request in iteration.decodes:
-            request.computed_tokens += 1
+            new_tokens = request.tokens_after(iteration.earned_tokens)
+            request.token_fraction += iteration.earned_tokens - new_tokens
+            request.computed_tokens += new_tokens
+            self._generate(request, new_tokens)
         for request, tokens in iteration.chunks:
             request.computed_tokens += tokens
         caught_up = [request for request, _ in iteration.chunks if request.computed_tokens == request.num_tokens]
-        yielding = sorted(iteration.decodes, key=lambda request: request.index) + caught_up
-        for request in yielding:
-            request.generated_tokens += 1
+        for request in caught_up:
+            self._generate(request, 1)
             request.decoding = True
-        return yielding
+        return sorted(iteration.decodes, key=lambda request: request.index) + caught_up
+
+    def _generate(self, request: Request, tokens: int) -> None:
+        """Hand out tokens; what goes beyond the last one is thrown away."""
+        new_tokens = min(tokens, request.output_tokens - request.generated_tokens)
+        request.generated_tokens += new_tokens
+        self.books.generation_tokens += new_tokens
 
     def remove(self, request: Request) -> None:
         """Take a request out, finished or not: its KV is lost, but for what the prefix cache keeps."""
         (self.running if request in self.running else self.waiting).remove(request)
         self.kv.free(request)
         request.computed_tokens = 0
+        request.token_fraction = 0.0
         request.decoding = False
 
     def _victim(self) -> Request:

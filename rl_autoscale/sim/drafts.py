@@ -1,0 +1,67 @@
+"""Kernel: decode sequences that get several tokens per iteration, for pools with speculative decoding.
+
+Semantics: docs/simulator.md; reference twin in sim/reference/scheduler.py. Every decode sequence of a pool gains the
+same ``step_units`` per iteration, in units of 1 / 2**token_shift token, and has the whole tokens of what it has gained
+since it joined. It needs a KV block when it reaches the first token of one, so *when* depends on its position modulo
+the units of a block: ``residue`` counts sequences by a column that stays the same while all of them advance, those that
+need a block in an iteration are in ``step_units`` neighbouring columns, and the next iteration's follow.
+
+Without speculation a unit is a token, ``step_units`` is 1, and replica.py does the same with less arithmetic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rl_autoscale.fleet.jit import njit
+
+
+@njit
+def drafted_iterations(tokens, token_shift, step_units):
+    """Iterations in which a decode sequence gets so many tokens."""
+    return ((np.int64(tokens) << token_shift) + step_units - 1) // step_units
+
+
+@njit
+def drafted_blocks(residue, first_unit, units, phase_mask, token_shift, num_decode):
+    """KV blocks that a decode batch needs while it advances.
+
+    Args:
+        residue: the replica's, shape (phase_mask + 1,) or more.
+        first_unit: what its iterations so far have added to a sequence.
+        units: what the next ones will add.
+        phase_mask: units in a block - 1.
+        token_shift: of the pool.
+        num_decode: sequences in the batch.
+    """
+    need = (units >> (token_shift + 4)) * num_decode  # every sequence fills one block in 16 tokens
+    for unit in range(first_unit, first_unit + (units & phase_mask)):
+        need += residue[unit & phase_mask]
+    return need
+
+
+@njit
+def drafted_until_full(residue, first_unit, step_units, phase_mask, token_shift, num_decode, free_blocks, limit):
+    """Largest number of iterations <= limit whose blocks fit; arguments as in `drafted_blocks`."""
+    if (((limit * step_units) >> (token_shift + 4)) + 1) * num_decode <= free_blocks:
+        return limit
+    fits = 0
+    too_many = limit + 1
+    while fits + 1 < too_many:
+        middle = (fits + too_many) >> 1
+        need = drafted_blocks(residue, first_unit, middle * step_units, phase_mask, token_shift, num_decode)
+        if need <= free_blocks:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+@njit
+def fraction_units(residue, first_unit, phase_mask, token_shift):
+    """What the decode sequences have beyond whole tokens, summed; arguments as in `drafted_blocks`."""
+    within = (1 << token_shift) - 1
+    total = 0
+    for column in range(phase_mask + 1):
+        total += residue[column] * ((first_unit + within - column) & within)
+    return total
