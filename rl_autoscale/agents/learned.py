@@ -130,6 +130,8 @@ class LearnedPolicy(RegisteredPolicy):
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
+        if admission is not None and not admission >= 0:
+            raise SpecError(f"policy 'learned': admission={admission} is not allowed; it must be at least 0, or inf")
         self._path = Path(path)
         self.miss_price = float(miss_price)
         self.admission = admission

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from rl_autoscale.agents.apa import ApaPolicy
@@ -72,4 +76,23 @@ def make_policy(name: str, **knobs: Any) -> RegisteredPolicy:
     missing = [knob for knob in chosen.required_knob_names() if knob not in knobs]
     if missing:
         raise SpecError(f"policy '{name}' needs {', '.join(missing)}; give each as a keyword argument")
+    for knob, value in knobs.items():
+        _check_kind(name, inspect.signature(chosen).parameters[knob], value)
     return chosen(**knobs)
+
+
+def _check_kind(policy: str, parameter: inspect.Parameter, value: object) -> None:
+    """Refuse text for a number and a number for text, as YAML and command lines mix them up.
+
+    Which of the two a knob is, its annotation or its default says; its range is the policy's own to check.
+    """
+    annotation, optional = str(parameter.annotation), parameter.default is None
+    if optional or isinstance(parameter.default, Real):
+        per_pool = "Mapping" in annotation and isinstance(value, Mapping)
+        fits, kind = isinstance(value, Real) or (optional and value is None) or per_pool, "a number"
+    elif "str" in annotation:
+        fits, kind = isinstance(value, str | Path), "text"
+    else:
+        return  # columns of a workload
+    if not fits:
+        raise SpecError(f"policy '{policy}': {parameter.name}={value!r} is not allowed; it must be {kind}")

@@ -131,3 +131,9 @@ def test_policy_of_another_schema_is_refused(exported):
 def test_bad_price_is_refused(exported, price):
     with pytest.raises(SpecError, match="miss_price"):
         LearnedPolicy(exported[1], miss_price=price)
+
+
+@pytest.mark.parametrize("admission", [-1.0, float("nan")])
+def test_bad_admission_is_refused(exported, admission):
+    with pytest.raises(SpecError, match=r"admission=.* at least 0, or inf"):
+        LearnedPolicy(exported[1], admission=admission)

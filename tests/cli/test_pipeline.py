@@ -168,9 +168,11 @@ def test_a_bad_trace_is_one_clear_line(
         (("evaluate", "--policy", "headroom", "--scenario", "burst"), "did you mean 'bursty'"),
         (("benchmark", "--policies", "hpaa"), "did you mean 'hpa'"),
         (("evaluate", "--policy", "nowhere/policy"), "nowhere/policy"),
+        (("evaluate", "--policy", "hpa", "--knob", "target=many"), "target='many' is not allowed"),
+        (("evaluate", "--policy", "learned=runs/p", "--knob", "miss_price=abc"), "miss_price='abc' is not allowed"),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(run: Run, arguments: tuple[str, ...], named: str) -> None:
+def test_an_unknown_name_or_value_is_one_clear_line(run: Run, arguments: tuple[str, ...], named: str) -> None:
     code, _, err = run(*arguments)
     assert code == root.EXIT_MISTAKE
     assert named in err.splitlines()[-1]
