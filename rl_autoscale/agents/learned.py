@@ -118,7 +118,7 @@ class LearnedPolicy(RegisteredPolicy):
         "PPO (Schulman et al., arXiv 1707.06347) in Stable-Baselines3, trained by 'rl-autoscale train'"
     )
     KNOB: ClassVar[Knob | None] = Knob(
-        "miss_price", (2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 110.0, 200.0), "ideal bills per unit of missed share"
+        "miss_price", (2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 110.0), "ideal bills per unit of missed share"
     )
 
     def __init__(

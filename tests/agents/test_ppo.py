@@ -13,6 +13,7 @@ from rl_autoscale.agents.export import export_policy
 from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.ppo import PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
 from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.fleet.protocols import run_control_loop
@@ -137,3 +138,9 @@ def test_bad_price_is_refused(exported, price):
 def test_bad_admission_is_refused(exported, admission):
     with pytest.raises(SpecError, match=r"admission=.* at least 0, or inf"):
         LearnedPolicy(exported[1], admission=admission)
+
+
+def test_sweep_stays_in_the_range_that_policies_are_trained_on():
+    assert LearnedPolicy.KNOB is not None
+    low, high = LearnedPolicy.KNOB.sweep[0], LearnedPolicy.KNOB.sweep[-1]
+    assert PRICE_RANGE[0] <= low < high <= PRICE_RANGE[1]
