@@ -88,7 +88,7 @@ def command(
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
     from rl_autoscale.experiments.tracking import make_tracker
-    from rl_autoscale.experiments.train import TrainConfig, train
+    from rl_autoscale.experiments.train import TrainConfig, check_training, train
     from rl_autoscale.workload.store import TraceStore
 
     chosen = TrainConfig.from_yaml(config) if config is not None else TrainConfig()
@@ -101,6 +101,7 @@ def command(
         update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
     resolved = [load_scenario(name) for name in chosen.scenarios]
+    check_training(chosen, resolved, out, resume=not fresh)  # before the tracker makes the folder
     store = TraceStore(traces or [])
     with (
         make_tracker(track, out, chosen.model_dump(mode="json")) as tracker,

@@ -86,6 +86,32 @@ def finished_policy(out: Path) -> Path | None:
     return out / "policy" if (out / "policy" / "policy.json").exists() else None
 
 
+def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path, *, resume: bool = True) -> None:
+    """Refuse a training that cannot begin, before it leaves anything behind.
+
+    Raises:
+        SpecError: scenarios of several schemas, fewer fleets than scenarios, or a folder that holds a checkpoint of
+            another configuration (a longer run of the same one is fine).
+    """
+    layouts = {", ".join(Schema.of(item.fleet).layout) for item in scenarios}
+    if len(layouts) > 1:
+        found = "; ".join(sorted(layouts))
+        raise SpecError(f"one policy needs scenarios of one schema, got {len(layouts)}: {found}; train them apart")
+    if config.ppo.num_fleets < len(scenarios):
+        raise SpecError(
+            f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it to one for each"
+        )
+    recorded = out / "config.yaml"
+    if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
+        return
+    before = TrainConfig.from_yaml(recorded)
+    longer = {"total_timesteps": config.ppo.total_timesteps}
+    if before.model_copy(update={"ppo": before.ppo.model_copy(update=longer)}) != config:
+        raise SpecError(
+            f"{out} holds a checkpoint of another configuration; use --fresh to start anew or another --out"
+        )
+
+
 def train(
     config: TrainConfig,
     scenarios: Sequence[Scenario],
@@ -108,9 +134,9 @@ def train(
         report: called after each rollout, for progress bars.
 
     Raises:
-        SpecError: the folder holds a checkpoint of another configuration.
+        SpecError: see `check_training`; nothing has been written then.
     """
-    _claim_folder(out, config, resume)
+    check_training(config, scenarios, out, resume=resume)
     write_run(out, config, describe_run(config.ppo.seed))
     mdps, samplers = _build_mdps(config, scenarios, store)
     curve = (out / "learning.jsonl").open("a", encoding="utf-8")
@@ -220,8 +246,6 @@ def _build_mdps(
 ) -> tuple[list[FleetMdp], list[ScenarioSampler]]:
     """One MDP per scenario; the fleets are shared out evenly, the first scenarios get what is left over."""
     share, left_over = divmod(config.ppo.num_fleets, len(scenarios))
-    if share == 0:
-        raise SpecError(f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it")
     samplers = [ScenarioSampler(item, store, config.miss_price, config.num_workloads) for item in scenarios]
     mdps = [
         FleetMdp(
@@ -271,16 +295,3 @@ def export_checkpoint(run: Path, out: Path, store: TraceStore) -> Path:
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial)
-
-
-def _claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    """Refuse to continue a checkpoint with another configuration (a longer run of the same one is fine)."""
-    recorded = out / "config.yaml"
-    if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
-        return
-    before = TrainConfig.from_yaml(recorded)
-    longer = {"total_timesteps": config.ppo.total_timesteps}
-    if before.model_copy(update={"ppo": before.ppo.model_copy(update=longer)}) != config:
-        raise SpecError(
-            f"{out} holds a checkpoint of another configuration; use --fresh to start anew or another --out"
-        )

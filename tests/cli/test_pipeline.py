@@ -141,6 +141,13 @@ def test_a_bad_scenario_is_one_clear_line_and_leaves_nothing_behind(
     assert not list(Path().iterdir())
 
 
+def test_scenarios_of_two_schemas_leave_nothing_behind(run: Run, tiny_scenario: Path) -> None:
+    code, _, err = run("train", "--scenario", tiny_scenario, "--scenario", "chiron", "--out", "t")
+    assert code == root.EXIT_MISTAKE
+    assert "scenarios of one schema, got 2" in err.splitlines()[-1]
+    assert not list(Path().iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
