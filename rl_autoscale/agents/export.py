@@ -89,8 +89,8 @@ def export_policy(
         refuse: whether early refusal is part of its action.
         training: scenarios, seed, timesteps, envelope: copied into the card.
         miss_price_range: prices it was trained on, the range of the dial.
-        dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal``) on training
-            traffic held back from training.
+        dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal``) on
+            validation traffic.
 
     Returns:
         The card's path.

@@ -108,7 +108,7 @@ class LearnedPolicy(RegisteredPolicy):
         miss_price: what an SLO miss costs (envs/reward.py); higher holds more replicas for a higher attainment.
         admission: None lets the policy decide how strict early refusal is; inf switches refusal off.
         attainment: asked share of requests that meet their SLOs. The dial then begins at the price at which the
-            policy delivered it on the training traffic (its card), and the error budget turns it.
+            policy delivered it on validation traffic (its card), and the error budget turns it.
     """
 
     NAME: ClassVar[str] = "learned"

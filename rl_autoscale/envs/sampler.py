@@ -1,4 +1,4 @@
-"""Training episodes of a scenario, each a function of its seed alone."""
+"""Training and validation episodes of a scenario, each a function of its seed alone."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ class TrainingScenario(Protocol):
         """Traffic of one training episode."""
         ...
 
-    def draw_randomisation(self, seed: int) -> tuple[float, float]:
-        """(speed, start-up scale) of one training episode."""
+    def build_validation(self, seed: int, store: TraceSource) -> BuiltWorkload:
+        """Traffic of one validation episode."""
+        ...
+
+    def draw_randomisation(self, seed: int, *, validation: bool = False) -> tuple[float, float]:
+        """(speed, start-up scale) of one episode."""
         ...
 
 
@@ -39,7 +43,7 @@ class ScenarioSampler:
         store: where traces come from.
         price_range: prices are log-uniform in it; equal ends fix the price.
         num_workloads: different traffic draws in a run.
-        first_workload: number of the first; draws of other numbers are never seen.
+        validation: draw the scenario's validation traffic, which no training sees (experiments/split.yaml).
     """
 
     def __init__(
@@ -48,25 +52,27 @@ class ScenarioSampler:
         store: TraceSource,
         price_range: tuple[float, float] = PRICE_RANGE,
         num_workloads: int = 96,
-        first_workload: int = 0,
+        *,
+        validation: bool = False,
     ) -> None:
         self._scenario = scenario
         self._store = store
         self._price_range = price_range
         self._num_workloads = num_workloads
-        self._first_workload = first_workload
+        self._validation = validation
         self._workloads: dict[int, Workload] = {}
         self.notes: set[str] = set()
 
     def __call__(self, seed: int) -> EpisodeSetup:
         """The episode of a seed."""
-        number = self._first_workload + seed % self._num_workloads
+        number = seed % self._num_workloads
         if number not in self._workloads:
-            built = self._scenario.build_train(number, self._store)
+            build = self._scenario.build_validation if self._validation else self._scenario.build_train
+            built = build(number, self._store)
             self._workloads[number] = built.workload
             self.notes.update(built.notes)
-        speed, startup_scale = self._scenario.draw_randomisation(seed)
-        rng = stream(seed, "episode")
+        speed, startup_scale = self._scenario.draw_randomisation(seed, validation=self._validation)
+        rng = stream(seed, "validation-episode" if self._validation else "episode")
         low, high = np.log(self._price_range)
         return EpisodeSetup(
             self._workloads[number],

@@ -43,6 +43,10 @@ from rl_autoscale.workload.store import TraceStore
 
 DIAL_PRICES = 7
 DIAL_EPISODES = 8
+NO_DIAL = (
+    "the dial was not measured, so attainment=... begins at the default price: every training source holds a trace; "
+    "add one made of generators"
+)
 DIAL_METRICS = ("slo_attainment", "cost_over_ideal")
 
 
@@ -159,39 +163,42 @@ def train(
     with curve:
         model = train_ppo(mdps, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
     schema = Schema.of(scenarios[0].fleet)
-    notes = tuple(sorted({note for sampler in samplers for note in sampler.notes}))
+    layers = policy_layers(model.policy)
+    dial = measure_dial(layers, config, scenarios, store)
+    notes = {note for sampler in samplers for note in sampler.notes} | (set() if dial else {NO_DIAL})
     envelope = Envelope.fit(model.rollout_buffer.observations, schema.features)
     training = {
         "scenarios": [scenario.name for scenario in scenarios],
         "algorithm": "PPO, stable-baselines3",
         "config": config.model_dump(mode="json"),
         "timesteps": int(model.num_timesteps),
-        "notes": list(notes),
+        "notes": sorted(notes),
         **(envelope.to_card() if envelope is not None else {}),
     }
-    layers = policy_layers(model.policy)
-    dial = measure_dial(layers, config, scenarios, store)
     _export(layers, schema, out / "policy", config, training, dial)
-    return TrainingResult(out / "policy", int(model.num_timesteps), notes)
+    return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(notes)))
 
 
 def measure_dial(
     layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceStore
 ) -> list[dict[str, float]]:
-    """What a policy delivers at several prices, on draws of training traffic that training does not use.
+    """What a policy delivers at several prices, on validation traffic.
 
     Returns:
-        Per price ``miss_price``, and the means over scenarios and episodes of ``slo_attainment`` and
-        ``cost_over_ideal``.
+        Per price ``miss_price``, and the means over episodes of ``slo_attainment`` and ``cost_over_ideal``, on those
+        scenarios that have validation traffic; nothing where every training source of every scenario holds a trace.
     """
-    samplers = [
-        ScenarioSampler(item, store, num_workloads=DIAL_EPISODES, first_workload=config.num_workloads)
+    measured = [
+        (item, ScenarioSampler(item, store, num_workloads=DIAL_EPISODES, validation=True))
         for item in scenarios
+        if item.validation_sources
     ]
+    if not measured:
+        return []
     points = []
     for price in np.geomspace(*config.miss_price, DIAL_PRICES).tolist():
         books = []
-        for scenario, sampler in zip(scenarios, samplers, strict=True):
+        for scenario, sampler in measured:
             mdp = FleetMdp(
                 scenario.fleet,
                 scenario.shield,

@@ -1,0 +1,64 @@
+"""Training's own decisions: what the dial is measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("stable_baselines3")
+
+from rl_autoscale.agents.export import Layer
+from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, measure_dial
+from rl_autoscale.workload.store import TraceStore
+
+STORE = TraceStore(download=False, environment={})
+
+
+@pytest.fixture
+def tiny(tiny_scenario: Path) -> Scenario:
+    return load_scenario(tiny_scenario)
+
+
+def random_layers(scenario: Scenario) -> list[Layer]:
+    schema, rng = Schema.of(scenario.fleet), np.random.default_rng(0)
+    shape = len(schema.actions), len(schema.features)
+    return [(rng.normal(0.0, 0.05, shape).astype(np.float32), np.zeros(shape[0], np.float32))]
+
+
+def test_the_dial_is_measured_on_validation_traffic_alone(tiny: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    randomise = Scenario.draw_randomisation
+
+    def draw_randomisation(scenario: Scenario, seed: int, *, validation: bool = False) -> tuple[float, float]:
+        drawn.append(validation)
+        return randomise(scenario, seed, validation=validation)
+
+    monkeypatch.setattr(Scenario, "build_train", lambda *_: pytest.fail("the dial was measured on training traffic"))
+    monkeypatch.setattr(Scenario, "draw_randomisation", draw_randomisation)
+    dial = measure_dial(random_layers(tiny), TrainConfig(miss_price=(2.0, 100.0)), [tiny], STORE)
+    assert [point["miss_price"] for point in dial] == pytest.approx(np.geomspace(2.0, 100.0, DIAL_PRICES), abs=1e-3)
+    assert all(0.0 <= point["slo_attainment"] <= 1.0 and point["cost_over_ideal"] > 0 for point in dial)
+    assert drawn
+    assert all(drawn)
+
+
+def test_without_validation_traffic_there_is_no_dial(tiny_scenario: Path) -> None:
+    trace = {"streams": [{"trace": "azure2023_conv", "slice_s": [0, 60]}]}
+    data = yaml.safe_load(tiny_scenario.read_text())
+    traced = Scenario.from_dict({**data, "train": [{"name": "trace", "workload": trace}]})
+    assert measure_dial(random_layers(traced), TrainConfig(), [traced], STORE) == []
+
+
+def test_one_seed_is_another_episode_in_validation(tiny: Scenario) -> None:
+    trained, validated = (ScenarioSampler(tiny, STORE, validation=validation)(3) for validation in (False, True))
+    assert not np.isin(validated.workload.arrival_s, trained.workload.arrival_s).any()
+    assert (validated.speed, validated.startup_scale) != (trained.speed, trained.startup_scale)
+    assert validated.initial_headroom != trained.initial_headroom
+    again = ScenarioSampler(tiny, STORE, validation=True)(3)
+    np.testing.assert_array_equal(again.workload.arrival_s, validated.workload.arrival_s)
