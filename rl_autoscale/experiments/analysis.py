@@ -229,7 +229,7 @@ def _deployed(rows: list[Row], findings: Findings) -> list[Deployed]:
     for row in rows:
         if row.asked_attainment is not None:
             groups.setdefault((row.policy, row.refusal, row.asked_attainment), []).append(row)
-    for (policy, refusal, asked), mine in groups.items():
+    for (policy, refusal, asked), mine in sorted(groups.items(), key=lambda group: group[0]):
         attainment = float(np.mean([row.slo_attainment for row in mine]))
         hours = float(np.mean([row.gpu_hours for row in mine]))
         hindsight = [

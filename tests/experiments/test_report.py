@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_losses_are_bold_and_wins_are_not(make_rows: MakeRows) -> None:
     assert (cells["hpa"].strong, cells["hpa"].tone) == (False, "win")
     assert cells["hpa"].text.startswith("-10")
     assert "**+12" in table.markdown()
+
+
+def test_deployed_policies_are_listed_in_order_whatever_order_their_episodes_ended_in(make_rows: MakeRows) -> None:
+    rows = make_rows({"learned": 0.9, "hpa": 1.0})
+    asked = [
+        replace(row, key=f"{row.key}/{refusal}/{target}", refusal=refusal, asked_attainment=target)
+        for refusal, target in (("on", 0.98), ("off", 0.99), ("off", 0.9), ("on", 0.95))
+        for row in rows
+        if row.knob_value == 0.0
+    ]
+    found = [(item.policy, item.refusal, item.asked_attainment) for item in analyse(rows + asked)[0].deployed]
+    assert len(found) == 8
+    assert found == sorted(found)
 
 
 def test_operating_point_is_the_cheapest_that_attains(make_rows: MakeRows) -> None:
