@@ -1,9 +1,10 @@
-"""The docs do what they say: Python blocks run, and every command line is one that the program takes."""
+"""The docs do what they say: Python blocks run, every command line is one that the program takes, and most are run."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+CHEAP = ("trace ls", "scenario ls", "scenario show", "profile ls")
+"""Commands that read the package alone; with those that end in --help they are run as written."""
+
+SMALL = {
+    "train": ("--timesteps", "2048"),
+    "evaluate": ("--seeds", "1"),
+    "benchmark": ("--seeds", "1", "--knob-values", "2", "--refinements", "0", "--tune-episodes", "4", "--jobs", "1"),
+    "report": (),
+}
+"""Verbs that are run on a tiny scenario in place of their own, and what makes them quick; the last option wins."""
 
 
 def command_lines() -> list[tuple[str, str]]:
@@ -60,6 +73,62 @@ def test_the_command_takes_what_the_docs_give_it(page: str, line: str) -> None:
 def test_a_wrong_option_would_be_noticed() -> None:
     with pytest.raises(Exception, match="seedz"):
         test_the_command_takes_what_the_docs_give_it("", "rl-autoscale benchmark --seedz 3")
+
+
+def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command line in this process; returns stdout."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        root.main(words)
+    shown = capsys.readouterr()
+    assert not leaving.value.code, f"rl-autoscale {shlex.join(words)}: {shown.err}"
+    return shown.out
+
+
+def cheap_command_lines() -> list[str]:
+    """Those in blocks, and those in the middle of a sentence."""
+    told = [
+        line for page in PAGES for line in re.findall(r"`(rl-autoscale [^`\n]+)`", page.read_text(encoding="utf-8"))
+    ]
+    lines = dict.fromkeys([line for _, line in command_lines()] + told)
+    return [line for line in lines if line.endswith("--help") or line.split(" ", 1)[1].startswith(CHEAP)]
+
+
+@pytest.mark.parametrize("line", cheap_command_lines())
+def test_a_cheap_command_runs_as_written(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(line)[1:], capsys).strip()
+
+
+def test_there_are_cheap_commands() -> None:
+    assert {"rl-autoscale trace ls", "rl-autoscale scenario ls"} <= set(cheap_command_lines())
+
+
+def shrunk(line: str, scenario: Path) -> list[str]:
+    """The command line with another scenario and, behind its own options, those of `SMALL`."""
+    words = shlex.split(line)[1:]
+    if words[0] != "report" and "--scenario" not in words:
+        words += ["--scenario", ""]
+    words = [
+        str(scenario) if before == "--scenario" else word for before, word in zip(["", *words], words, strict=False)
+    ]
+    return [*words, *SMALL[words[0]]]
+
+
+@pytest.mark.parametrize("name", ["README.md", pytest.param("benchmark.md", marks=pytest.mark.slow), "policies.md"])
+def test_research_commands_run_one_after_the_other(
+    name: str, tiny_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("stable_baselines3")
+    monkeypatch.chdir(tmp_path)
+    research = [(page, line) for page, line in command_lines() if line.split()[1] in SMALL]
+    readme = [line for page, line in research if page == "README.md"]
+    if name != "README.md":  # what the page begins with: a policy, trained as the README says
+        run(shrunk(readme[0], tiny_scenario), capsys)
+        shutil.copytree("runs/bursty", "runs/train")
+    lines = [line for page, line in research if page == name]
+    assert lines
+    for line in lines:
+        run(shrunk(line, tiny_scenario), capsys)
 
 
 @pytest.mark.parametrize("link_page", PAGES, ids=lambda page: page.stem)
