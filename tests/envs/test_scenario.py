@@ -1,9 +1,10 @@
-"""Scenarios: mistakes are told in one line; the shipped ones build, and every rule runs a slice of each."""
+"""Scenarios: mistakes are told in one line; the shipped ones build, and every rule and a learned policy run a slice of each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from rl_autoscale.agents.export import export_policy
 from rl_autoscale.agents.registry import POLICIES
 from rl_autoscale.envs.scenario import Scenario, load_scenario, shipped_scenario_names
+from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.episodes import policy_for, run_episode
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.workload.store import TraceStore
@@ -43,6 +46,26 @@ GOOD: dict[str, Any] = {
 def store() -> TraceStore:
     """Traces from nowhere: what cannot be found is replaced by its fitted stand-in, so no test needs data."""
     return TraceStore(download=False, environment={})
+
+
+@pytest.fixture(scope="module")
+def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Schema], Path]:
+    """A policy of random weights for a schema, exported; one folder for all scenarios of a schema."""
+    pytest.importorskip("onnx")
+    exported: dict[str, Path] = {}
+
+    def make(schema: Schema) -> Path:
+        if schema.digest not in exported:
+            exported[schema.digest] = folder = tmp_path_factory.mktemp("policy")
+            rng, widths = np.random.default_rng(0), (len(schema.features), 16, len(schema.actions))
+            layers = [
+                (rng.normal(0.0, 0.3, (wide, before)).astype(np.float32), np.zeros(wide, dtype=np.float32))
+                for before, wide in pairwise(widths)
+            ]
+            export_policy(layers, schema, folder, refuse=True, training={})
+        return exported[schema.digest]
+
+    return make
 
 
 def changed(where: tuple[str | int, ...], value: Any) -> dict[str, Any]:
@@ -134,17 +157,28 @@ def test_shipped_scenario_builds_train_and_test(name: str, store: TraceStore) ->
     assert 0.5 <= startup_scale <= 2.0
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_rule_runs_a_slice_of_every_scenario(name: str, store: TraceStore) -> None:
+def runs_a_slice(name: str, store: TraceStore, policies: Mapping[str, dict[str, Any]]) -> None:
     scenario = load_scenario(name)
     workload = scenario.build_test(0, store, span_s=SLICE_S.get(name, 20.0)).workload
-    for policy, chosen in POLICIES.items():
-        if "path" in chosen.required_knob_names():
-            continue  # a learned policy needs a file; tests/agents has one
-        result = run_episode(scenario, workload, policy_for(policy, {"admission": 1.0}, workload), seed=0)
+    for policy, knobs in policies.items():
+        result = run_episode(scenario, workload, policy_for(policy, knobs, workload), seed=0)
         assert result.num_arrived == workload.num_requests, policy
         assert sum(result.outcomes.values()) == workload.num_requests, policy
         assert result.gpu_hours > 0, policy
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_rule_runs_a_slice_of_every_scenario(name: str, store: TraceStore) -> None:
+    runs_a_slice(name, store, {policy: {"admission": 1.0} for policy in POLICIES if policy != "learned"})
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_learned_policy_runs_a_slice_of_every_scenario(
+    name: str, store: TraceStore, random_policy: Callable[[Schema], Path]
+) -> None:
+    path = str(random_policy(Schema.of(load_scenario(name).fleet)))
+    runs_a_slice(name, store, {"learned": {"path": path}})
+    runs_a_slice(name, store, {"learned": {"path": path, "attainment": 0.98, "admission": float("inf")}})
 
 
 @pytest.mark.parametrize("name", ["azure-conversation", "azure-code"])
