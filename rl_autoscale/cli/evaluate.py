@@ -16,6 +16,12 @@ from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 
 ENGINES = ("compiled", "reference")
 SHOWN = ("slo_attainment", "gpu_hours", "cost_usd", "refused_share", "dropped_share", "reversals")
+SHOWN_OF_CLASSES = ("slo_attainment", "ttft_p99_s", "tpot_p99_s")
+DETAILS = (
+    "gpu_utilisation", "gpu_efficiency", "over_provisioned", "under_provisioned", "ready_share", "token_rate_cv",
+    "scale_ups", "scale_downs", "num_preemptions", "num_evictions",
+)  # fmt: skip
+DETAILS_OF_CLASSES = ("qoe", "hol_blocking_s", "latency_cv", "tpot_cv")
 
 
 def command(
@@ -28,6 +34,12 @@ def command(
     engine: Annotated[
         str, typer.Option(help="compiled, or reference: the SimPy specification; same numbers, far slower.")
     ] = "compiled",
+    detail: Annotated[
+        bool,
+        typer.Option(
+            "--detail", help="Also how GPUs were used, QoE, blocking, variation; docs/metrics.md defines all."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric of every seed as JSON.")] = False,
 ) -> None:
     """Run one policy on a scenario's test traffic: what it cost and broke.
@@ -36,6 +48,8 @@ def command(
         rl-autoscale evaluate --policy headroom --knob headroom=1.4 --knob admission=1
 
         rl-autoscale evaluate --policy runs/train/policy --knob miss_price=60 --scenario azure-conversation --json
+
+        rl-autoscale evaluate --policy hpa --scenario bursty --detail
 
         rl-autoscale evaluate --policy hpa --seeds 1 --span 120 --engine reference
     """
@@ -66,7 +80,9 @@ def command(
         typer.echo(json.dumps({**found, "notes": list(notes), "episodes": episodes}, indent=2))
         return
     console = Console()
-    console.print(_table(metrics))
+    console.print(_table(metrics, SHOWN, SHOWN_OF_CLASSES))
+    if detail:
+        console.print(_table(metrics, DETAILS, DETAILS_OF_CLASSES))
     for note in notes:
         console.print(f"note: {note}", highlight=False)
 
@@ -93,13 +109,13 @@ def parse_knobs(words: list[str]) -> dict[str, Any]:
     return knobs
 
 
-def _table(metrics: list[dict[str, float]]) -> Table:
-    per_class = [name for name in metrics[0] if name.startswith(("slo_attainment/", "ttft_p99_s/", "tpot_p99_s/"))]
+def _table(metrics: list[dict[str, float]], names: tuple[str, ...], of_classes: tuple[str, ...]) -> Table:
+    per_class = [name for name in metrics[0] if name.startswith(tuple(f"{kind}/" for kind in of_classes))]
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("metric")
     for heading in ("mean", *(f"seed {seed}" for seed in range(len(metrics)))):
         table.add_column(heading, justify="right")
-    for name in (*SHOWN, *per_class):
+    for name in (*names, *per_class):
         values = [item[name] for item in metrics]
         table.add_row(name, *(f"{value:.4g}" for value in (sum(values) / len(values), *values)))
     return table

@@ -25,6 +25,18 @@ REFERENCE_ATTAINMENT = 0.90
 REFERENCE_COST = 2.0
 """The hypervolume's reference point: this attainment, at so many times the cheapest rule's GPU-hours for 95 %."""
 
+USAGE_TARGET = 0.98
+"""The attainment at which policies are compared by how they use the fleet."""
+USAGE_METRICS = (
+    "gpu_utilisation",
+    "gpu_efficiency",
+    "over_provisioned",
+    "under_provisioned",
+    "scale_ups",
+    "scale_downs",
+    "reversals",
+)
+
 CLAIRVOYANT = "oracle"
 LEARNED = "learned"
 NOT_ADAPTIVE = "static"
@@ -93,6 +105,21 @@ class Deployed:
 
 
 @dataclass(frozen=True, slots=True)
+class Used:
+    """How one policy used the fleet at the cheapest knob value that attains `USAGE_TARGET`, mean over seeds.
+
+    Attributes:
+        attainment: delivered.
+        metrics: of `EpisodeResult.summary()`; those of a class at its worst class; NaN where no row has them.
+    """
+
+    policy: str
+    refusal: Refusal
+    attainment: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """Everything a report says about one scenario."""
 
@@ -105,6 +132,7 @@ class Findings:
     comparisons: tuple[Comparison, ...]
     gap_closed: tuple[float, ...]
     deployed: tuple[Deployed, ...]
+    used: tuple[Used, ...]
 
     def entry(self, policy: str, refusal: Refusal) -> Entry | None:
         """The entry of that name, or None."""
@@ -154,7 +182,8 @@ def _findings(scenario: str, rows: list[Row], targets: tuple[float, ...], seed: 
         for group, (values, sweep) in known.items()
     )
     focal = _focal(entries)
-    partial = Findings(scenario, seeds, targets, reference, entries, focal, (), (), ())
+    used = tuple(_used(rows, entry) for entry in entries)
+    partial = Findings(scenario, seeds, targets, reference, entries, focal, (), (), (), used)
     if focal is None:
         return partial
     comparisons = tuple(
@@ -166,6 +195,7 @@ def _findings(scenario: str, rows: list[Row], targets: tuple[float, ...], seed: 
         *(scenario, seeds, targets, reference, entries, focal, comparisons),
         gap_closed=tuple(_gap_closed(partial, focal, k) for k in range(len(targets))),
         deployed=tuple(_deployed(rows, partial)),
+        used=used,
     )
 
 
@@ -245,6 +275,26 @@ def _deployed(rows: list[Row], findings: Findings) -> list[Deployed]:
             )
         )
     return found
+
+
+def _used(rows: list[Row], entry: Entry) -> Used:
+    k = operating_point(entry, USAGE_TARGET)
+    value = None if np.isnan(entry.values[k]) else entry.values[k]
+    mine = [
+        row.metrics
+        for row in rows
+        if (row.policy, row.refusal, row.knob_value, row.asked_attainment) == (entry.policy, entry.refusal, value, None)
+    ]
+    metrics = {name: float(np.mean([item.get(name, np.nan) for item in mine])) for name in USAGE_METRICS}
+    metrics["qoe"] = float(np.mean([min(_of_classes(item, "qoe")) for item in mine]))
+    metrics["hol_blocking_s"] = float(np.mean([max(_of_classes(item, "hol_blocking_s")) for item in mine]))
+    return Used(entry.policy, entry.refusal, float(entry.sweep.mean()[0][k]), metrics)
+
+
+def _of_classes(metrics: dict[str, float], name: str) -> list[float]:
+    """A metric of each class that has it, or one NaN."""
+    found = [value for key, value in metrics.items() if key.startswith(f"{name}/") and not np.isnan(value)]
+    return found or [float("nan")]
 
 
 def operating_point(entry: Entry, target: float) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl_autoscale.experiments.analysis import Entry, Findings
+from rl_autoscale.experiments.analysis import USAGE_TARGET, Entry, Findings
 from rl_autoscale.experiments.statistics import Estimate
 
 NOT_REACHED = "not reached"
@@ -132,9 +132,46 @@ def deployment_table(findings: Findings) -> Table | None:
     )
 
 
+def usage_table(findings: Findings) -> Table | None:
+    """How each policy used the fleet, all at (nearly) one attainment; None where no episode was measured for it."""
+    measured = [item for item in findings.used if not np.isnan(item.metrics["gpu_utilisation"])]
+    if not measured:
+        return None
+    rows = []
+    for item in sorted(measured, key=lambda item: (item.policy, item.refusal == "on")):
+        metrics = item.metrics
+        actions = metrics["scale_ups"] + metrics["scale_downs"]
+        shares = [f"{metrics[name]:.0%}" for name in ("gpu_utilisation", "gpu_efficiency")]
+        gaps = [f"{metrics[name]:.2f} ×" for name in ("over_provisioned", "under_provisioned")]
+        service = [f"{metrics['qoe']:.3f}", f"{metrics['hol_blocking_s']:.3f}"]
+        counts = [f"{actions:.0f}", f"{metrics['reversals']:.0f}"]
+        texts = (item.policy, item.refusal, f"{item.attainment:.1%}", *shares, *gaps, *service, *counts)
+        rows.append(tuple(Cell(text.replace("nan", "-")) for text in texts))
+    return Table(
+        f"How the fleet was used at {USAGE_TARGET:.0%}",
+        "Each policy at its cheapest knob value that delivers it, else its best. Used: share of rented GPU time with "
+        "an iteration running; filled: what the work takes in full batches. Over and under: GPUs held beyond and short "
+        "of that work, over it. QoE and blocking: of the worst class. All are defined in docs/metrics.md.",
+        (
+            "policy",
+            "refusal",
+            "delivered",
+            "used",
+            "filled",
+            "over",
+            "under",
+            "QoE",
+            "blocked s",
+            "changes",
+            "reversals",
+        ),
+        tuple(rows),
+    )
+
+
 def all_tables(findings: Findings) -> list[Table]:
     """Every table there is something for."""
-    tables = (hours_table(findings), comparison_table(findings), deployment_table(findings))
+    tables = (hours_table(findings), comparison_table(findings), deployment_table(findings), usage_table(findings))
     return [table for table in tables if table is not None]
 
 

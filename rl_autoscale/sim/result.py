@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, ServiceClass
+from rl_autoscale.sim import measures
 from rl_autoscale.sim.layout import FloatArray, Outcome, RecordArray
 
 SECONDS_PER_HOUR = 3600.0
@@ -29,6 +30,12 @@ class ClassResult:
     tpot_p50_s: float
     tpot_p95_s: float
     tpot_p99_s: float
+    tpot_cv: float
+    latency_cv: float
+    qoe: float
+    """Mean over arrived requests; NaN for batch work, which nobody reads along."""
+    hol_blocking_s: float
+    """Mean over requests that ran."""
 
     @property
     def slo_attainment(self) -> float:
@@ -66,6 +73,17 @@ class PoolResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """How a fleet's GPUs were used; docs/metrics.md defines each."""
+
+    gpu_utilisation: float
+    gpu_efficiency: float
+    over_provisioned: float
+    under_provisioned: float
+    token_rate_cv: float
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeResult:
     """A whole episode, from time 0 until the last request ended (or the episode was cut off)."""
 
@@ -83,6 +101,7 @@ class EpisodeResult:
     num_starts: int
     num_crashes: int
     ready_share: float
+    usage: Usage
     scale_ups: int = 0
     scale_downs: int = 0
     reversals: int = 0
@@ -104,9 +123,14 @@ class EpisodeResult:
             "num_preemptions": float(self.num_preemptions),
             "num_evictions": float(self.num_evictions),
             "ready_share": self.ready_share,
+            **asdict(self.usage),
             **{f"slo_attainment/{item.name}": item.slo_attainment for item in self.classes},
             **{f"ttft_p99_s/{item.name}": item.ttft_p99_s for item in self.classes},
-            **{f"tpot_p99_s/{item.name}": item.tpot_p99_s for item in self.classes},
+            **{
+                f"{name}/{item.name}": getattr(item, name)
+                for name in ("tpot_p99_s", "tpot_cv", "latency_cv", "qoe", "hol_blocking_s")
+                for item in self.classes
+            },
             **self._pool_scalars(),
         }
 
@@ -125,22 +149,56 @@ def _quantiles(values: FloatArray) -> list[float]:
     return [float(q) for q in np.quantile(values, [0.5, 0.95, 0.99])] if len(values) else [float("nan")] * 3
 
 
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
 def _outcome_counts(outcome: RecordArray) -> dict[str, int]:
     counts = np.bincount(outcome.astype(np.int64), minlength=len(Outcome))
     return {item.name.lower(): int(counts[item]) for item in Outcome if item is not Outcome.PENDING}
 
 
-def class_result(name: str, requests: RecordArray) -> ClassResult:
-    """Summarise the requests of one class (a slice of REQUEST records)."""
+def class_result(service_class: ServiceClass, requests: RecordArray, blocked_s: FloatArray) -> ClassResult:
+    """Summarise the requests of one class.
+
+    Args:
+        service_class: what was promised.
+        requests: its REQUEST records.
+        blocked_s: `measures.head_of_line_blocking_s` of these, shape (num_requests,).
+    """
     first = requests["first_token_s"]
     seen = ~np.isnan(first)
     ttft_s = first[seen] - requests["arrival_s"][seen]
-    done = (requests["outcome"] == Outcome.FINISHED) & (requests["output_tokens"] > 1)
+    finished = requests["outcome"] == Outcome.FINISHED
+    done = finished & (requests["output_tokens"] > 1)
     tpot_s = (requests["end_s"][done] - first[done]) / (requests["output_tokens"][done] - 1)
+    latency_s = requests["end_s"][finished] - requests["arrival_s"][finished]
+    qoe = measures.quality_of_experience(requests, service_class.ttft_slo_s, service_class.tpot_slo_s)
+    read_along = qoe if service_class.kind == "interactive" else qoe[:0]
     return ClassResult(
-        name, len(requests), int(requests["slo_met"].sum()), _outcome_counts(requests["outcome"]),
+        service_class.name, len(requests), int(requests["slo_met"].sum()), _outcome_counts(requests["outcome"]),
         *_quantiles(ttft_s), *_quantiles(tpot_s),
+        *(measures.coefficient_of_variation(values) for values in (tpot_s, latency_s)),
+        *(_mean(values) for values in (read_along, blocked_s[~np.isnan(blocked_s)])),
     )  # fmt: skip
+
+
+def usage(spec: FleetSpec, requests: RecordArray, pools: RecordArray, timeline: dict[str, FloatArray]) -> Usage:
+    """How the GPUs were used; arguments as of `episode_result`."""
+    rented_gpu_s = float((pools["replica_s"] * pools["gpus"]).sum()) or float("nan")
+    work_gpu_s = measures.work_gpu_s(spec, requests, measures.pools_used(spec, requests, pools))
+    gap = (float("nan"), float("nan"))
+    if "ready" in timeline:
+        held = timeline["ready"] @ spec.gpus_per_replica
+        step = (requests["arrival_s"] / spec.control_interval_s).astype(np.int64)
+        needed = np.bincount(step, weights=work_gpu_s, minlength=len(held))[: len(held)] / spec.control_interval_s
+        gap = measures.provisioning_gap(needed, held)
+    return Usage(
+        float(measures.busy_replica_s(requests, pools) @ pools["gpus"]) / rented_gpu_s,
+        float(work_gpu_s[requests["outcome"] == Outcome.FINISHED].sum()) / rented_gpu_s,
+        *gap,
+        measures.coefficient_of_variation(measures.token_rates(requests, spec.control_interval_s)),
+    )
 
 
 def billed_gpu_s(pools: RecordArray | np.void) -> FloatArray:
@@ -180,8 +238,10 @@ def episode_result(
         timeline: per control step arrays; "target" has shape (num_steps, num_pools).
     """
     by_pool = tuple(pool_result(pool, record) for pool, record in zip(spec.pools, pools, strict=True))
+    blocked_s, class_index = measures.head_of_line_blocking_s(requests), requests["class_index"]
     by_class = tuple(
-        class_result(item.name, requests[requests["class_index"] == c]) for c, item in enumerate(spec.classes)
+        class_result(item, requests[class_index == c], blocked_s[class_index == c])
+        for c, item in enumerate(spec.classes)
     )
     num_met = sum(item.num_met for item in by_class)
     scaling = scaling_actions(timeline["target"]) if "target" in timeline else (0, 0, 0)
@@ -200,6 +260,7 @@ def episode_result(
         num_starts=sum(item.num_starts for item in by_pool),
         num_crashes=sum(item.num_crashes for item in by_pool),
         ready_share=float(pools["ready_s"].sum() / max(pools["replica_s"].sum(), 1e-12)),
+        usage=usage(spec, requests, pools, timeline),
         scale_ups=scaling[0],
         scale_downs=scaling[1],
         reversals=scaling[2],

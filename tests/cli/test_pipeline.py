@@ -50,6 +50,10 @@ def test_train_export_evaluate(run: Run, tiny_scenario: Path, trained: Path) -> 
     episodes = json.loads(out)["episodes"]
     assert len(episodes) == 2
     assert all(0 <= episode["slo_attainment"] <= 1 and episode["gpu_hours"] > 0 for episode in episodes)
+    code, out, err = run("evaluate", "--policy", "static", "--scenario", tiny_scenario, "--seeds", 1, "--detail")
+    assert code == 0, err
+    for needed in ("slo_attainment", "gpu_efficiency", "over_provisioned", "qoe/chat", "hol_blocking_s/chat"):
+        assert needed in out
 
 
 def test_a_second_call_goes_on_where_the_first_stopped(run: Run, tiny_scenario: Path, trained: Path) -> None:

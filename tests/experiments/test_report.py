@@ -15,7 +15,7 @@ import pytest
 from rl_autoscale.experiments.analysis import analyse, operating_point
 from rl_autoscale.experiments.report import render_markdown, write_report
 from rl_autoscale.experiments.rows import ROWS_FILE, Row
-from rl_autoscale.experiments.tables import all_tables, comparison_table, verdicts
+from rl_autoscale.experiments.tables import all_tables, comparison_table, usage_table, verdicts
 from rl_autoscale.fleet.errors import SpecError
 
 MakeRows = Callable[..., list[Row]]
@@ -81,6 +81,27 @@ def test_operating_point_is_the_cheapest_that_attains(make_rows: MakeRows) -> No
     entry = analyse(make_rows({"hpa": 1.0}))[0].entries[0]
     assert operating_point(entry, 0.95) == 2
     assert operating_point(entry, 0.999) == 3
+
+
+def test_usage_is_told_at_the_operating_point_and_of_the_worst_class(make_rows: MakeRows) -> None:
+    rows = make_rows({"hpa": 1.0, "keda": 1.1})
+    assert usage_table(analyse(rows)[0]) is None  # rows from before these were measured
+    names = ("gpu_efficiency", "over_provisioned", "under_provisioned", "scale_ups", "scale_downs", "reversals")
+    measured = [
+        replace(
+            row,
+            metrics={"gpu_utilisation": (row.knob_value or 0.0) / 10 + row.seed / 100, **dict.fromkeys(names, 2.0)}
+            | {"qoe/chat": 0.9, "qoe/code": 0.8, "qoe/jobs": np.nan, "hol_blocking_s/chat": 0.5},
+        )
+        for row in rows
+        if row.policy == "hpa"
+    ]
+    table = usage_table(analyse(measured + [row for row in rows if row.policy == "keda"])[0])
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]] == [
+        *("hpa", "on", "99.5%", "32%", "200%", "2.00 ×", "2.00 ×", "0.800", "0.500", "4", "2"),
+    ]
+    assert len(table.rows) == 1
 
 
 class _Checker(HTMLParser):

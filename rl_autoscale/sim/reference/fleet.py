@@ -138,6 +138,7 @@ class ReferenceFleet:
         for record, pool in zip(records, self.pools, strict=True):
             pool.book_time()
             books = pool.books
+            record["base"] = pool.base
             record["gpus"] = pool.spec.hardware.gpus_per_replica
             record["sleep_price"] = pool.spec.sleep_price_fraction
             record["num_starts"], record["num_wakes"] = books.starts, books.wakes

@@ -1,0 +1,193 @@
+"""What an episode's records say beyond cost and attainment: how GPUs were used, and how service varied.
+
+Pure functions over REQUEST records and the time line, run once after an episode. docs/metrics.md defines each figure.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rl_autoscale.fleet.jit import cached_njit
+from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.sim.layout import NONE, FloatArray, IntArray, Outcome, RecordArray
+
+
+def coefficient_of_variation(values: FloatArray) -> float:
+    """Standard deviation over mean; NaN without values, or where their mean is 0."""
+    mean = float(values.mean()) if len(values) else 0.0
+    return float(values.std()) / mean if mean else float("nan")
+
+
+def pools_used(spec: FleetSpec, requests: RecordArray, pools: RecordArray) -> IntArray:
+    """The pool each request was last sent to, else its class's first choice; shape (num_requests,)."""
+    first_choice = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])
+    sent = np.searchsorted(pools["base"], requests["replica"], side="right") - 1
+    return np.where(np.isnan(requests["dispatched_s"]), first_choice[requests["class_index"]], sent)
+
+
+def busy_replica_s(requests: RecordArray, pools: RecordArray) -> FloatArray:
+    """Time in which a replica had a request, summed over the replicas of each pool; shape (num_pools,).
+
+    An engine never idles with work, so this is the union of the requests' stays. A stay that ended in an eviction or a
+    crash is not in the records; it is missing where no other request was there.
+    """
+    outcome = requests["outcome"]
+    stayed = (outcome == Outcome.FINISHED) | (outcome == Outcome.FAILED)
+    stayed |= (outcome == Outcome.UNFINISHED) & (requests["num_evictions"] == 0)
+    stayed &= ~np.isnan(requests["dispatched_s"])
+    replica, since_s, until_s = (requests[name][stayed] for name in ("replica", "dispatched_s", "end_s"))
+    order = np.lexsort((since_s, replica))
+    busy_s = np.zeros(len(pools))
+    for here in np.split(order, np.flatnonzero(np.diff(replica[order])) + 1):
+        if len(here):
+            last_s = np.maximum.accumulate(until_s[here])
+            first_s = np.maximum(since_s[here], np.concatenate(([-np.inf], last_s[:-1])))
+            pool = int(np.searchsorted(pools["base"], replica[here[0]], side="right")) - 1
+            busy_s[pool] += float((last_s - first_s).clip(min=0.0).sum())
+    return busy_s
+
+
+def work_gpu_s(spec: FleetSpec, requests: RecordArray, pool_index: IntArray) -> FloatArray:
+    """GPU-seconds that each request takes in full batches of its pool, shape (num_requests,); see fleet/demand.py."""
+    prompt_s, token_s = np.array([_prices_s(pool) for pool in spec.pools]).T
+    replica_s = requests["prompt_tokens"] * prompt_s[pool_index] + requests["output_tokens"] * token_s[pool_index]
+    return np.asarray(replica_s * spec.gpus_per_replica[pool_index])
+
+
+def _prices_s(pool: PoolSpec) -> tuple[float, float]:
+    return (
+        pool.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS),
+        pool.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS),
+    )
+
+
+def provisioning_gap(needed: FloatArray, held: FloatArray) -> tuple[float, float]:
+    """(over-, under-provisioned): GPUs held beyond need, and short of it, over those needed; NaN without need.
+
+    The provisioning accuracies of Herbst et al., "Elasticity in Cloud Computing" (ICAC 2013), summed before the
+    division, so that a step that needs nothing counts as well.
+
+    Args:
+        needed: GPUs, shape (num_steps,).
+        held: GPUs, shape (num_steps,).
+    """
+    total = float(needed.sum())
+    if not total > 0:
+        return float("nan"), float("nan")
+    gap = held - needed
+    return float(gap.clip(min=0.0).sum()) / total, float((-gap).clip(min=0.0).sum()) / total
+
+
+def token_rates(requests: RecordArray, step_s: float) -> FloatArray:
+    """Output tokens per step until the last arrival, shape (num_steps,).
+
+    A request's tokens after its first are spread evenly between its first and its last, since only these are kept.
+    """
+    done = requests["outcome"] == Outcome.FINISHED
+    first_s, end_s, tokens = (requests[name][done] for name in ("first_token_s", "end_s", "output_tokens"))
+    edges_s = np.arange(0.0, float(requests["arrival_s"].max(initial=0.0)), step_s)
+    if len(edges_s) < 2 or not len(first_s):
+        return np.zeros(0)
+    firsts = np.bincount((first_s / step_s).astype(np.int64), minlength=len(edges_s))[: len(edges_s) - 1]
+    spread = end_s > first_s
+    rate_per_s = (tokens[spread] - 1) / (end_s[spread] - first_s[spread])
+    begun = _ramp(first_s[spread], rate_per_s, edges_s) - _ramp(end_s[spread], rate_per_s, edges_s)
+    return np.asarray(firsts + np.diff(begun))
+
+
+def _ramp(start_s: FloatArray, slope_per_s: FloatArray, at_s: FloatArray) -> FloatArray:
+    """Sum over items of slope * max(t - start, 0), at each t."""
+    order = np.argsort(start_s)
+    slope, offset = slope_per_s[order], (slope_per_s * start_s)[order]
+    count = np.searchsorted(start_s[order], at_s, side="right")
+    sums = np.concatenate(([0.0], np.cumsum(slope))), np.concatenate(([0.0], np.cumsum(offset)))
+    return np.asarray(sums[0][count] * at_s - sums[1][count])
+
+
+def quality_of_experience(requests: RecordArray, ttft_s: float, token_s: float) -> FloatArray:
+    """Andes' QoE of each request, 0..1, shape (num_requests,); 0 where it did not finish.
+
+    A user who expects the first token after ``ttft_s`` and reads one token per ``token_s`` would read token i at
+    e_i = ttft_s + i token_s, and reads it at c_i = max(delivered_i, e_0 + i token_s, delivered_0 + i token_s): tokens
+    that come early wait in the client. QoE = 1 - sum(c_i - e_i) / sum(c_end - e_i), c_end being when the last token has
+    been read.
+
+    Only first and last token are known here, so those between are taken as evenly spaced; a stall followed by a burst
+    then counts as slow delivery throughout. The last token's reading time is ours: without it, a reply of one token
+    would have a QoE of 0 or none.
+
+    Source: Liu et al., Andes, arXiv 2404.16283, section on the QoE metric.
+
+    Args:
+        requests: of one class.
+        ttft_s: expected time to first token.
+        token_s: expected time per token, the reading speed's inverse.
+    """
+    qoe = np.zeros(len(requests))
+    finished = requests["outcome"] == Outcome.FINISHED
+    columns = ("arrival_s", "first_token_s", "end_s", "output_tokens")
+    arrival_s, begun_s, ended_s, tokens = (requests[name][finished].astype(np.float64) for name in columns)
+    first_s = begun_s - arrival_s
+    gap_s = np.where(tokens > 1, (ended_s - begun_s) / np.maximum(tokens - 1, 1), 0.0)
+    start_s = np.maximum(first_s, ttft_s)
+    # Reading at full speed from start_s holds for the first `smooth` tokens; later ones are read as they come.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        caught_up = np.floor((start_s - first_s) / (gap_s - token_s)) + 1.0
+    smooth = np.where(gap_s > token_s, np.minimum(np.nan_to_num(caught_up, nan=0.0), tokens), tokens)
+    delayed = tokens - smooth
+    read_sum_s = smooth * start_s + token_s * _sum_to(smooth)
+    read_sum_s += delayed * first_s + gap_s * (_sum_to(tokens) - _sum_to(smooth))
+    expected_sum_s = tokens * ttft_s + token_s * _sum_to(tokens)
+    end_s = np.maximum(start_s + (tokens - 1) * token_s, first_s + (tokens - 1) * gap_s) + token_s
+    qoe[finished] = 1.0 - (read_sum_s - expected_sum_s) / (tokens * end_s - expected_sum_s)
+    return qoe
+
+
+def _sum_to(count: FloatArray) -> FloatArray:
+    """0 + 1 + ... + (count - 1)."""
+    return count * (count - 1.0) / 2.0
+
+
+def head_of_line_blocking_s(requests: RecordArray) -> FloatArray:
+    """How long each request waited behind a longer one, shape (num_requests,); NaN where it never ran.
+
+    The part of its time from arrival to its first place in a batch during which a request that arrived before it, has
+    more tokens (prompt and output) and was served by the same replica had not ended. Waiting behind shorter requests is
+    no blocking: no order of service would spare it without making them wait.
+    """
+    blocked_s = np.full(len(requests), np.nan)
+    ran = np.flatnonzero((requests["replica"] != NONE) & ~np.isnan(requests["scheduled_s"]))
+    tokens = requests["prompt_tokens"].astype(np.int64) + requests["output_tokens"]
+    order = ran[np.argsort(requests["replica"][ran], kind="stable")]
+    for here in np.split(order, np.flatnonzero(np.diff(requests["replica"][order])) + 1):
+        _, rank = np.unique(-tokens[here], return_inverse=True)
+        latest_s = np.full(len(here) + 1, -np.inf)
+        behind_s = np.empty(len(here))
+        _latest_end_of_longer(requests["end_s"][here], rank.astype(np.int64), latest_s, behind_s)
+        wait_end_s = np.minimum(behind_s, requests["scheduled_s"][here])
+        blocked_s[here] = (wait_end_s - requests["arrival_s"][here]).clip(min=0.0)
+    return blocked_s
+
+
+@cached_njit
+def _latest_end_of_longer(end_s: FloatArray, rank: IntArray, tree: FloatArray, found: FloatArray) -> None:
+    """For every item, the largest end among earlier items of smaller rank, -inf without any: a tree of prefix maxima.
+
+    Args:
+        end_s: in order of arrival, shape (n,).
+        rank: from 0, the longest; shape (n,).
+        tree: scratch of -inf, shape (n + 1,).
+        found: output, shape (n,).
+    """
+    for k in range(len(end_s)):
+        latest = -np.inf
+        node = rank[k]
+        while node > 0:
+            latest = max(latest, tree[node])
+            node -= node & -node
+        found[k] = latest
+        node = rank[k] + 1
+        while node < len(tree):
+            tree[node] = max(tree[node], end_s[k])
+            node += node & -node
