@@ -125,7 +125,6 @@ def write_files(folder: Path, world: str, choice: Choice, scenario: Scenario, po
         "fleet": "fleet.yaml",
         "mode": "active",
         "policy": {"name": choice[0], "knobs": choice[1]},
-        "fallback": {"name": "headroom", "knobs": {"headroom": 1.5, "admission": 1.0}},  # it must refuse as PPO does
         "gateway": {"url": f"http://127.0.0.1:{port + 1}", "timeout_s": 4.0},
         "telemetry": {"timeout_s": 4.0},
         "safety": {"down_cooldown_s": 0.0},  # the simulator has no cool-downs

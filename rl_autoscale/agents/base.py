@@ -50,6 +50,11 @@ class RegisteredPolicy(ABC):
     def name(self) -> str:
         """The registered name, knob values included where they differ from the default."""
 
+    @property
+    @abstractmethod
+    def usual_admission(self) -> float:
+        """The admission level of a rule in its place: its own, 1 where it sets one anew at each step, inf for never."""
+
     @abstractmethod
     def reset(self, spec: FleetSpec) -> None:
         """Forget everything and prepare for a fleet."""
@@ -101,6 +106,11 @@ class RulePolicy(RegisteredPolicy):
             if knob.init and isinstance(value, int | float | str | Mapping) and value != knob.default:
                 changed.append(f"{knob.name}={value:g}" if isinstance(value, int | float) else f"{knob.name}={value}")
         return f"{self.NAME}({', '.join(changed)})" if changed else self.NAME
+
+    @property
+    def usual_admission(self) -> float:
+        """Its knob: a rule's level never changes."""
+        return float(self.admission)
 
     @property
     def spec(self) -> FleetSpec:

@@ -20,7 +20,7 @@ from rl_autoscale.envs.observation import ObservationEncoder
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import FleetState, ScalingDecision
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 
 _GAIN = 1.5
 _LARGEST_FACTOR = 30.0
@@ -154,6 +154,13 @@ class LearnedPolicy(RegisteredPolicy):
         closed = "" if self.admission is None else f", admission={self.admission:g}"
         dial = f"miss_price={self.miss_price:g}" if self.attainment is None else f"attainment={self.attainment:g}"
         return f"learned({dial}{closed})"
+
+    @property
+    def usual_admission(self) -> float:
+        """The knob; without one, 1 if refusing was part of its training, else never."""
+        if self.admission is not None:
+            return float(self.admission)
+        return 1.0 if self.card["refuse"] else NEVER_REFUSE
 
     def reset(self, spec: FleetSpec) -> None:
         """Prepare for a fleet.

@@ -77,7 +77,7 @@ def command(
     """
     if find_spec("prometheus_client") is None or find_spec("kubernetes") is None:
         raise MissingExtraError("the live controller", "serve")
-    from rl_autoscale.serving.assemble import assemble, build_policy
+    from rl_autoscale.serving.assemble import assemble, build_fallback, build_policy
     from rl_autoscale.serving.clock import SystemClock
     from rl_autoscale.serving.config import ControlConfig
     from rl_autoscale.serving.modes import parse_mode
@@ -86,12 +86,9 @@ def command(
     asked = parse_mode(mode, "--mode") if mode is not None else None
     if check:
         policy = build_policy(chosen.policy, chosen.fleet)
-        build_policy(chosen.fallback, chosen.fleet)
-        print(
-            json.dumps(
-                {"policy": policy.name, "config": chosen.model_dump(mode="json", exclude_defaults=True)}, indent=2
-            )
-        )
+        fallback = build_fallback(chosen, policy)
+        found = {"policy": policy.name, "fallback": fallback.name}
+        print(json.dumps({**found, "config": chosen.model_dump(mode="json", exclude_defaults=True)}, indent=2))
         return
     clock = SystemClock()
     assembly = assemble(chosen, clock, mode=asked, path=config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.registry import make_policy
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import NEVER_REFUSE
 from rl_autoscale.serving.backends.desired import DesiredReplicas, PublishingBackend
 from rl_autoscale.serving.backends.kubernetes import KubernetesBackend, KubernetesObserver, open_api
 from rl_autoscale.serving.backends.local import LocalBackend
@@ -46,6 +48,34 @@ def build_policy(choice: PolicyChoice, spec: FleetSpec) -> RegisteredPolicy:
     )
     policy.reset(spec)
     return policy
+
+
+def build_fallback(config: ControlConfig, policy: RegisteredPolicy | None) -> RegisteredPolicy:
+    """Make the fallback rule; where its knobs do not mention ``admission``, it refuses as the policy does.
+
+    A rule that lets in what the policy refuses builds queues that no such policy met in training, and then the way
+    back to the policy is closed (docs/sim-to-real.md).
+
+    Args:
+        config: of the controller.
+        policy: that it stands in for; None when it cannot be loaded.
+
+    Raises:
+        RlAutoscaleError: no such rule, or not these knobs.
+    """
+    choice = config.fallback
+    level = _configured_admission(config.policy) if policy is None else policy.usual_admission
+    if math.isfinite(level) and "admission" not in choice.knobs and not _is_path(choice.name):
+        choice = choice.model_copy(update={"knobs": {**choice.knobs, "admission": level}})
+    return build_policy(choice, config.fleet)
+
+
+def _configured_admission(choice: PolicyChoice) -> float:
+    """What a policy that cannot be loaded would have done: exported policies refuse unless trained otherwise."""
+    level = choice.knobs.get("admission")
+    if isinstance(level, int | float):
+        return float(level)
+    return 1.0 if _is_path(choice.name) else NEVER_REFUSE
 
 
 def _is_path(name: str) -> bool:
@@ -87,8 +117,8 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
     Raises:
         SpecError: the fallback rule cannot be made, or a back end cannot be reached for a reason that will not pass.
     """
-    fallback = build_policy(config.fallback, config.fleet)
     policy, error = _try_policy(config)
+    fallback = build_fallback(config, policy)
     reread = ModeInFile(path, read_mode) if path is not None else None
     modes = ModeSwitch(
         mode or config.mode, kill_file=config.kill_file, reread=reread, environment=os.environ.get(ENVIRONMENT)

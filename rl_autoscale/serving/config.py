@@ -107,7 +107,10 @@ class ControlConfig(Config):
     backends: dict[str, BackendChoice] = Field(description="pool name -> who runs it")
     mode: Mode = "shadow"
     policy: PolicyChoice = PolicyChoice()
-    fallback: PolicyChoice = PolicyChoice(name="headroom", knobs={"headroom": 1.5})
+    fallback: PolicyChoice = Field(
+        default=PolicyChoice(name="headroom", knobs={"headroom": 1.5}),
+        description="the rule in the policy's place; refuses early as the policy does, unless its knobs name admission",
+    )
     shield: ShieldSpec = ShieldSpec()
     safety: SafetyConfig = SafetyConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
