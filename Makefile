@@ -36,8 +36,8 @@ test: setup  ## run the tests (ARGS="-k name" narrows them)
 nightly: setup  ## the slow tests, among them 2,000 random fleets through both simulators
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-serving: setup  ## gateway and emulator as processes: start, kill -9 in mid-stream, drain
-	$(BIN)/python -m pytest -m live tests/serving/gateway tests/serving/emulator $(ARGS)
+test-serving: setup  ## gateway, emulator and controller as processes: start, kill -9 of each in mid-stream, drain
+	$(BIN)/python -m pytest -m live tests/serving/gateway tests/serving/emulator tests/serving/test_kills.py $(ARGS)
 
 rehearse: setup  ## controller, gateway and emulated replicas as real processes under load: 1 -> 3 -> 1, no stream lost
 	$(BIN)/python -m pytest -m live tests/serving/test_rehearsal.py $(ARGS)

@@ -279,6 +279,7 @@ class FakeGateway:
         self.replicas: ReplicaList | None = None
         self.decision: GatewayDecision | None = None
         self.error: BackendError | None = None
+        self.refuses_lists = False
 
     def restart(self) -> None:
         self.started_s = self.world.clock.now_s
@@ -325,9 +326,13 @@ class FakeGateway:
         )
 
     def put_replicas(self, replicas: ReplicaList) -> None:
+        if self.error or self.refuses_lists:
+            raise self.error or BackendError("status 500", retryable=True)
         self.replicas = replicas
 
     def put_decision(self, decision: GatewayDecision) -> None:
+        if self.error:
+            raise self.error
         self.decision = decision
 
 

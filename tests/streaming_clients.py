@@ -26,15 +26,17 @@ class Client(threading.Thread):
         other: (status, last words) of all that ended otherwise.
     """
 
-    def __init__(self, port: int, model: str, prompt: str | list[int], stop: threading.Event) -> None:
+    def __init__(
+        self, port: int, model: str, prompt: str | list[int], stop: threading.Event, max_tokens: int = MAX_TOKENS
+    ) -> None:
         super().__init__(daemon=True)
         self.stop, self.whole, self.other = stop, 0, []
-        self._port = port
+        self._port, self._max_tokens = port, max_tokens
         self._body = json.dumps(
             {
                 "model": model,
                 "prompt": prompt,
-                "max_tokens": MAX_TOKENS,
+                "max_tokens": max_tokens,
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
@@ -48,7 +50,7 @@ class Client(threading.Thread):
                 connection.request("POST", "/v1/completions", self._body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 text = answer.read().decode()
-                if answer.status == 200 and is_whole(text):
+                if answer.status == 200 and is_whole(text, self._max_tokens):
                     self.whole += 1
                 else:
                     self.other.append((answer.status, text[-200:]))
@@ -58,14 +60,14 @@ class Client(threading.Thread):
                 connection.close()
 
 
-def is_whole(text: str) -> bool:
+def is_whole(text: str, max_tokens: int) -> bool:
     """Whether a stream ended as it should, with all its tokens."""
     events = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
     if events[-1] != "[DONE]":
         return False
     said = [json.loads(event) for event in events[:-1]]
     usage = next((event["usage"] for event in reversed(said) if event.get("usage")), {})
-    return all("error" not in event for event in said) and usage.get("completion_tokens") == MAX_TOKENS
+    return all("error" not in event for event in said) and usage.get("completion_tokens") == max_tokens
 
 
 def until(condition: Callable[[], bool], limit_s: float, step: Callable[[], None]) -> None:
@@ -77,8 +79,8 @@ def until(condition: Callable[[], bool], limit_s: float, step: Callable[[], None
 
 
 @contextmanager
-def running_gateway(config: Path, control_port: int) -> Iterator[None]:
-    """``rl-autoscale gateway`` as a process, from when it answers until it has drained."""
+def running_gateway(config: Path, control_port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """``rl-autoscale gateway`` as a process, from when it answers until it has drained (or was killed)."""
 
     def answers() -> bool:
         assert process.poll() is None, "the gateway ended"
@@ -90,7 +92,7 @@ def running_gateway(config: Path, control_port: int) -> Iterator[None]:
     process = subprocess.Popen([*COMMAND, "gateway", "--config", str(config)])
     try:
         until(answers, 120.0, lambda: time.sleep(0.2))
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(30.0)

@@ -7,6 +7,7 @@ What decides when something is wrong, from mild to severe:
 - the policy fails, is late, answers nonsense or sees what it was not trained on: the warm rule decides this step, and
   after some such steps the breaker opens and the rule decides until the policy has behaved for a while;
 - telemetry of a pool is missing or old: its targets are held; later the rule may add replicas, nothing is removed;
+- the gateway is silent: nothing is removed, for it may still be sending requests to what would leave;
 - a pool's replicas crash as they start: it does not grow; someone else scales it: it is left alone;
 - calls fail: tried again with growing pauses; targets are absolute, so trying again is harmless.
 
@@ -332,6 +333,9 @@ class Controller:
         leave: set[str] = set()
         target = self._cool_downs.limit(wanted, current, now_s)
         reasons += [f"{names[p]}: cooling down" for p in np.flatnonzero(target != wanted)]
+        if not report.gateway_reached and (target < current).any():
+            reasons.append("gateway not reached: nothing leaves while it cannot be told where not to send")
+            target = np.maximum(target, current)
         for p, name in enumerate(names):
             num_failed = len(report.failed.get(name, ()))
             if num_failed >= self._safety.crash_loop_failures:

@@ -47,12 +47,14 @@ class TelemetryReport:
             end's, ``gateway`` the gateway's.
         problems: one line per thing that could not be read.
         failed: pool -> replicas that crashed or never became ready, with the back end's reasons.
+        gateway_reached: whether the gateway answered, and took the list of replicas; also true without a gateway.
     """
 
     coverage: dict[str, float] = field(default_factory=dict)
     ages_s: dict[str, float] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    gateway_reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class LiveFleet:
         self._tracks: dict[str, ReplicaTrack] = {}
         self._gateway_window: GatewayWindow | None = None
         self._gateway_at_s = _NEVER
+        self._gateway_reached = True
         self._last_waiting = math.nan
         self._stopped = False
         self.apply_failures: dict[str, BackendError] = {}
@@ -190,9 +193,9 @@ class LiveFleet:
     def _look(self, window_s: float) -> None:
         problems: list[str] = []
         self._observe_backends(problems)
-        self._read_gateway(problems)
+        self._gateway_reached = self._gateway is None or self._read_gateway(self._gateway, problems)
         if self._publish and self._gateway is not None:
-            self._publish_replicas(self._gateway, problems)
+            self._gateway_reached &= self._publish_replicas(self._gateway, problems)
         self._read_replicas(problems)
         decision_s = max(self._tick_s, self._clock.monotonic_s())
         self._tick_s = decision_s
@@ -216,20 +219,20 @@ class LiveFleet:
                 continue
             self._seen[name] = _Seen(observation, self._clock.monotonic_s() - observation.age_s)
 
-    def _read_gateway(self, problems: list[str]) -> None:
-        if self._gateway is None:
-            return
+    def _read_gateway(self, gateway: GatewayPort, problems: list[str]) -> bool:
+        """Whether it had something new to say."""
         try:
-            snapshot = self._gateway.snapshot()
+            snapshot = gateway.snapshot()
         except BackendError as error:
             problems.append(str(error))
-            return
+            return False
         last = self._gateway_window.now if self._gateway_window is not None else None
         if last is not None and last.started_at_s == snapshot.started_at_s and snapshot.uptime_s <= last.uptime_s:
             problems.append(f"gateway: frozen at uptime {snapshot.uptime_s:.0f} s")
-            return
+            return False
         self._gateway_window = GatewayWindow.between(last, snapshot)
         self._gateway_at_s = self._clock.monotonic_s()
+        return True
 
     def _read_replicas(self, problems: list[str]) -> None:
         now_s = self._clock.monotonic_s()
@@ -237,7 +240,8 @@ class LiveFleet:
         self._update_tracks(existing, now_s)
         serving = [replica for replica in existing if replica.phase in ("ready", "draining")]
         readings = self._source.read(serving)
-        in_flight = self._gateway_window.now.in_flight_by_replica if self._gateway_window is not None else {}
+        window = self._gateway_window if self._gateway_reached else None  # what it knew before it fell silent is over
+        in_flight = window.now.in_flight_by_replica if window is not None else {}
         for replica_id, sample in readings.samples.items():
             track = self._tracks.get(replica_id)
             if track is None:
@@ -336,7 +340,7 @@ class LiveFleet:
             for name, seen in self._seen.items()
         }
         coverage = {name: item.coverage() for name, item in readings.items()}
-        return TelemetryReport(coverage, ages, tuple(problems), failed)
+        return TelemetryReport(coverage, ages, tuple(problems), failed, self._gateway_reached)
 
     # -- the gateway -------------------------------------------------------------------------------------------------
 
@@ -360,7 +364,7 @@ class LiveFleet:
         except BackendError as error:
             self.apply_failures["gateway"] = error
 
-    def _publish_replicas(self, gateway: GatewayPort, problems: list[str]) -> None:
+    def _publish_replicas(self, gateway: GatewayPort, problems: list[str]) -> bool:
         addresses = [
             ReplicaAddress(replica_id=item.replica_id, pool=item.pool, url=item.url, phase=item.phase)
             for seen in self._seen.values()
@@ -371,6 +375,8 @@ class LiveFleet:
             gateway.put_replicas(ReplicaList(replicas=tuple(addresses)))
         except BackendError as error:
             problems.append(f"replica list not delivered: {error}")
+            return False
+        return True
 
     def _wait_until(self, moment_s: float) -> None:
         left_s = moment_s - self._clock.monotonic_s()

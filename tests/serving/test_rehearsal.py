@@ -6,12 +6,10 @@ python -m pytest -m live tests/serving/test_rehearsal.py
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
-import yaml
-from live_world import world_spec
-from streaming_clients import COMMAND, Client, running_gateway, until
+from rehearsal_files import write_files
+from streaming_clients import Client, running_gateway, until
 
 from rl_autoscale.serving.assemble import assemble
 from rl_autoscale.serving.clock import SystemClock
@@ -21,42 +19,8 @@ pytestmark = pytest.mark.live
 PUBLIC, CONTROL = 18480, 18481
 
 
-def spec_of(**changes):
-    pool = {"initial_replicas": 1, "max_replicas": 3, "startup": [{"mean_s": 5.0}]}
-    return world_spec(pool=pool, control_interval_s=2.0, telemetry_age_s=0.5, **changes)
-
-
-def write_files(folder: Path) -> None:
-    spec = spec_of().model_dump(mode="json", exclude_none=True)
-    (folder / "fleet.yaml").write_text(yaml.safe_dump(spec))
-    gateway = {"fleet": "fleet.yaml", "port": PUBLIC, "control_port": CONTROL}
-    (folder / "gateway.yaml").write_text(yaml.safe_dump(gateway))
-    emulate = ["emulate", "--profile", spec["pools"][0]["profile"], "--port", "{port}", "--startup-s", "1"]
-    control = {
-        "fleet": "fleet.yaml",
-        "mode": "active",
-        "policy": {"name": "static", "knobs": {"replicas": 1}},
-        "gateway": {"url": f"http://127.0.0.1:{CONTROL}"},
-        "telemetry": {"stale_after_s": 10.0},
-        "safety": {"down_cooldown_s": 0.0},
-        "status": {"port": 0},
-        "decision_log": str(folder / "decisions.jsonl"),
-        "backends": {
-            "gpu": {
-                "local": {
-                    "command": [*COMMAND, *emulate],
-                    "state_dir": str(folder / "state"),
-                    "ports": [18500, 18599],
-                    "settle_s": 1.0,
-                }
-            }
-        },
-    }
-    (folder / "control.yaml").write_text(yaml.safe_dump(control))
-
-
 def test_one_to_three_to_one_under_load_without_a_lost_stream(tmp_path):
-    write_files(tmp_path)
+    write_files(tmp_path, PUBLIC)
     stop = threading.Event()
     clients = [Client(PUBLIC, "emulated", "x" * 400, stop) for _ in range(6)]
     with running_gateway(tmp_path / "gateway.yaml", CONTROL):

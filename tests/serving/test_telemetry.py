@@ -292,6 +292,12 @@ def test_prometheus_gives_the_same_samples_with_the_scrapes_age():
     assert "no series" in readings.failures["c"]
 
 
+def test_what_prometheus_still_knows_of_deleted_replicas_is_left_out():
+    series = {"vllm:num_requests_running": {"a:8000": 3, "gone:8000": 50}}
+    source = PrometheusSource("http://prom:9090", VLLM, FakeClock(), prometheus(series))
+    assert set(source.read([Replica("a", "gpu", "http://a:8000", "ready", 0.0)]).samples) == {"a"}
+
+
 @pytest.mark.parametrize("answer", [HttpAnswer(503, b""), HttpAnswer(200, b"<html>"), HttpAnswer(200, b'{"data": 1}')])
 def test_a_prometheus_that_talks_nonsense_is_a_failure_of_every_replica(answer):
     source = PrometheusSource("http://prom:9090", VLLM, FakeClock(), lambda *_, **__: answer)
