@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
@@ -84,3 +85,23 @@ def tiny_scenario(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
+
+
+@pytest.fixture
+def tiny_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exported policy that does nothing, in the place of the shipped ones: ``pretrained/tiny``."""
+    pytest.importorskip("onnx")
+    from rl_autoscale.agents import pretrained
+    from rl_autoscale.agents.export import export_policy
+    from rl_autoscale.envs.scenario import load_scenario
+    from rl_autoscale.envs.schema import Schema
+
+    schema = Schema.of(load_scenario("azure-conversation").fleet)
+    num_actions, num_features = len(schema.actions), len(schema.features)
+    layers = [(np.zeros((num_actions, num_features), np.float32), np.zeros(num_actions, np.float32))]
+    folder = tmp_path / "shipped" / "tiny"
+    training = {"scenarios": ["azure-conversation"], "timesteps": 1000}
+    dial = [{"miss_price": 2.0, "slo_attainment": 0.9}, {"miss_price": 20.0, "slo_attainment": 0.99}]
+    export_policy(layers, schema, folder, refuse=True, training=training, dial=dial)
+    monkeypatch.setattr(pretrained, "shipped_folder", lambda: folder.parent)
+    return folder

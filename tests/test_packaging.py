@@ -42,7 +42,7 @@ def test_the_wheel_holds_every_file_of_the_package(repository: Path, tmp_path: P
     (wheel,) = tmp_path.glob("rl_autoscale-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         shipped = set(archive.namelist())
-    suffixes = {".py", ".typed", ".yaml", ".json", ".html"}
+    suffixes = {".py", ".typed", ".yaml", ".json", ".html", ".onnx", ".md", ".png"}
     package = repository / "rl_autoscale"
     expected = {str(path.relative_to(repository)) for path in package.rglob("*") if path.suffix in suffixes}
     assert expected <= shipped

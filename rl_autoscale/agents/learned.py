@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rl_autoscale.agents.base import Knob, RegisteredPolicy
 from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
 from rl_autoscale.agents.export import CARD_FORMAT
+from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.action import ActionDecoder
 from rl_autoscale.envs.observation import ObservationEncoder
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
@@ -32,11 +33,13 @@ def read_card(path: Path) -> dict[str, Any]:
     """Read and check ``policy.json``.
 
     Args:
-        path: the card, or the folder that holds it.
+        path: the card, the folder that holds it, or ``pretrained/NAME``.
 
     Raises:
         PolicyFileError: missing, not JSON, incomplete, or of another format.
+        UnknownNameError: no such pre-trained policy.
     """
+    path = policy_folder(path)
     card_path = path / "policy.json" if path.is_dir() else path
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
@@ -60,6 +63,7 @@ def load_network(path: Path, card: dict[str, Any]) -> Any:
     """
     import onnxruntime
 
+    path = policy_folder(path)
     network_path = (path if path.is_dir() else path.parent) / "policy.onnx"
     try:
         content = network_path.read_bytes()
@@ -104,7 +108,7 @@ class LearnedPolicy(RegisteredPolicy):
     """A trained policy at one setting of its dial.
 
     Args:
-        path: the exported policy's folder, or its card.
+        path: the exported policy's folder, or its card, or ``pretrained/NAME``.
         miss_price: what an SLO miss costs (envs/reward.py); higher holds more replicas for a higher attainment.
         admission: None lets the policy decide how strict early refusal is; inf switches refusal off.
         attainment: asked share of requests that meet their SLOs. The dial then begins at the price at which the
@@ -132,7 +136,7 @@ class LearnedPolicy(RegisteredPolicy):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
         if admission is not None and not admission >= 0:
             raise SpecError(f"policy 'learned': admission={admission} is not allowed; it must be at least 0, or inf")
-        self._path = Path(path)
+        self._path = policy_folder(path)
         self.miss_price = float(miss_price)
         self.admission = admission
         self.card = read_card(self._path)

@@ -23,6 +23,7 @@ from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.llm_d import LlmdPolicy
 from rl_autoscale.agents.llumnix import LlumnixPolicy
 from rl_autoscale.agents.oracle import OraclePolicy
+from rl_autoscale.agents.pretrained import is_pretrained
 from rl_autoscale.agents.ray_serve import RayServePolicy
 from rl_autoscale.agents.static import StaticPolicy
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError, did_you_mean
@@ -60,13 +61,15 @@ def make_policy(name: str, **knobs: Any) -> RegisteredPolicy:
     """Make a policy by name.
 
     Args:
-        name: a key of `POLICIES`.
+        name: a key of `POLICIES`, or ``pretrained/NAME`` for a policy that ships with the package.
         knobs: its keyword arguments, for example ``make_policy("hpa", target=40, admission=1.0)``.
 
     Raises:
         UnknownNameError: no policy has that name.
         SpecError: the policy has no such knob, needs one that was not given, or refuses a value.
     """
+    if is_pretrained(name):
+        return make_policy(LearnedPolicy.NAME, path=name, **knobs)
     chosen = policy_class(name)
     known = chosen.knob_names()
     for knob in knobs:

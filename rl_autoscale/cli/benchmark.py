@@ -48,7 +48,7 @@ def command(
     ] = None,
     policies: Annotated[
         str | None,
-        typer.Option(help="Comma-separated: names, NAME-tuned, learned=FOLDER or just the exported policy's FOLDER."),
+        typer.Option(help="Comma-separated: names, NAME-tuned, pretrained/NAME, or an exported policy's FOLDER."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with everything, instead of the options here.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 5,

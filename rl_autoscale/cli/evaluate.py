@@ -25,7 +25,7 @@ DETAILS_OF_CLASSES = ("qoe", "hol_blocking_s", "latency_cv", "tpot_cv")
 
 
 def command(
-    policy: Annotated[str, typer.Option(help="A registered name, or an exported policy's folder.")],
+    policy: Annotated[str, typer.Option(help="A registered name, pretrained/NAME, or an exported policy's folder.")],
     scenario: Annotated[str, typer.Option(help="A shipped scenario or a path ending in .yaml.")] = "azure-conversation",
     knob: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated, for example target=40.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,

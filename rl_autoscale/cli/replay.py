@@ -44,7 +44,8 @@ def command(
     fleet: Annotated[Path | None, typer.Option(help="YAML with your fleet.")] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="Give every request this class.")] = None,
     policies: Annotated[
-        str | None, typer.Option(help="Comma-separated; also an exported policy's folder. Default: five.")
+        str | None,
+        typer.Option(help="Comma-separated; also pretrained/NAME or a policy's folder. Default: five."),
     ] = None,
     knob: Annotated[list[str] | None, typer.Option(help="POLICY.NAME=VALUE; may be repeated.")] = None,
     refusal: Annotated[str, typer.Option(help="Gateway refuses what would miss its TTFT: off, on, both.")] = "off",

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("rl_autoscale.cli.replay", "Replay recorded traffic: what each policy would cost and break."),
     "report": ("rl_autoscale.cli.report", "Turn a benchmark's results into an HTML report with figures."),
     "export": ("rl_autoscale.cli.export", "Write a trained policy as ONNX with its card."),
+    "policy": ("rl_autoscale.cli.policy", "List policies and what ships pre-trained; show one's card."),
     "control": ("rl_autoscale.cli.control", "Control a live fleet, or watch what a policy would do with it."),
     "trace": ("rl_autoscale.cli.trace", "List, fetch, describe and convert request traces."),
     "profile": ("rl_autoscale.cli.profile", "List, show and fit latency profiles of a model on a GPU."),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool
 from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, grid, refine, refusal_knobs
@@ -174,7 +175,7 @@ def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
 def _key(cell: Cell, context: str, span_s: float | None) -> str:
     extra = ""
     if "path" in cell.knobs:  # an exported policy is what its file says, wherever the file lies
-        folder = Path(str(cell.knobs["path"]))
+        folder = policy_folder(str(cell.knobs["path"]))
         card = folder / "policy.json" if folder.is_dir() else folder
         extra = hashlib.sha256(card.read_bytes()).hexdigest() if card.exists() else ""
     where = [cell.scenario, cell.seed, cell.sweep.name, cell.sweep.registered, cell.refusal, cell.asked_attainment]

@@ -23,7 +23,9 @@ _NAMED = ("local", "kubernetes", "rayserve", "keda", "prometheus")
 class PolicyChoice(Config):
     """Who decides."""
 
-    name: str = Field(default="headroom", description="a registered policy, or an exported policy's folder")
+    name: str = Field(
+        default="headroom", description="a registered policy, pretrained/NAME, or an exported policy's folder"
+    )
     knobs: dict[str, float | str | None] = Field(default_factory=dict, description="its keyword arguments")
 
 

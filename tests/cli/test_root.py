@@ -39,7 +39,7 @@ def test_help_lists_every_command_and_leaves_with_zero(capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     expected = list(root.COMMANDS)
     assert {"demo", "train", "benchmark", "control"} <= set(expected)
-    positions = [shown.find(f" {name} ") for name in expected]
+    positions = [shown.find(f"│ {name} ") for name in expected]
     assert -1 not in positions
     assert positions == sorted(positions)
 

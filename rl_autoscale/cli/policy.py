@@ -1,0 +1,114 @@
+"""``rl-autoscale policy``: which policies there are, and the card of a trained one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.pretrained import (
+    CARD_FILE,
+    PREFIX,
+    card_problems,
+    is_pretrained,
+    policy_folder,
+    pretrained_names,
+)
+from rl_autoscale.agents.registry import POLICIES, policy_class
+
+NONE_SHIPPED = "none ships with this version; train one: rl-autoscale train --help"
+
+app = typer.Typer(help="Policies: the rules, what ships pre-trained, and model cards.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command("ls")
+def list_policies(as_json: Json = False) -> None:
+    """List the rules, and the trained policies that ship with the package.
+
+    Any name works wherever a policy is named: rl-autoscale evaluate --policy NAME.
+    """
+    trained = [summary(PREFIX + name) for name in pretrained_names()]
+    rules: list[dict[str, Any]] = [
+        {"name": name, "knob": None if chosen.KNOB is None else chosen.KNOB.name, "rule": chosen.RULE}
+        for name, chosen in POLICIES.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps({"pretrained": trained, "registered": rules}, indent=2))
+        return
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("name", "knob", "rule"):
+        table.add_column(heading, no_wrap=heading != "rule")
+    for item in rules:
+        table.add_row(item["name"], item["knob"] or "", item["rule"])
+    console.print(table)
+    console.print(f"pre-trained: {'' if trained else NONE_SHIPPED}", highlight=False)
+    for item in trained:
+        console.print(
+            f"  {item['name']}  {', '.join(item['layout'])}; trained on {len(item['scenarios'])} scenarios",
+            highlight=False,
+        )
+
+
+@app.command("show")
+def show_policy(
+    name: Annotated[str, typer.Argument(help="A rule's name, pretrained/NAME, or an exported policy's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Print what a policy is: a rule's definition, or a trained policy's model card.
+
+    Examples:
+        rl-autoscale policy show hpa
+
+        rl-autoscale policy show runs/train/policy --json
+    """
+    if name in POLICIES:
+        chosen = policy_class(name)
+        rule = {"name": name, "reads": chosen.READS, "rule": chosen.RULE, "source": chosen.SOURCE}
+        rule["knobs"] = ", ".join(chosen.knob_names())
+        typer.echo(json.dumps(rule, indent=2) if as_json else "\n".join(f"{k}: {v}" for k, v in rule.items()))
+        return
+    if not is_pretrained(name) and not Path(name).exists() and "/" not in name:
+        policy_class(name)  # neither a rule nor a path: says which rules there are
+    found = summary(name)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    card = policy_folder(name) / CARD_FILE
+    if card.exists():
+        typer.echo(card.read_text(encoding="utf-8"))
+    for key, value in found.items():
+        if key != "card_problems":
+            typer.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    for problem in found["card_problems"]:
+        typer.echo(f"model card: {problem}", err=True)
+
+
+def summary(path: str) -> dict[str, Any]:
+    """What tells trained policies apart, out of the card.
+
+    Raises:
+        RlAutoscaleError: no such policy, or its card is damaged.
+    """
+    folder = policy_folder(path)
+    card = read_card(folder)
+    training = card.get("training", {})
+    return {
+        "name": path,
+        "layout": card["layout"],
+        "schema": card["schema"],
+        "scenarios": list(training.get("scenarios", ())),
+        "timesteps": training.get("timesteps"),
+        "decides_refusal": card["refuse"],
+        "miss_price_range": card.get("miss_price_range"),
+        "dial": [f"{point['slo_attainment']:.3f} at price {point['miss_price']:g}" for point in card.get("dial", ())],
+        "card_problems": card_problems(folder if folder.is_dir() else folder.parent),
+    }
