@@ -1,4 +1,4 @@
-"""Scenarios: mistakes are told in one line; the shipped ones build; every rule and a learned policy run a slice of each."""
+"""Scenarios: mistakes are told in one line; the shipped ones build; rules and a learned policy run a slice of each."""
 
 from __future__ import annotations
 
