@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--scenario", default="bursty")
     arguments = parser.parse_args()
     scenario = load_scenario(arguments.scenario)
-    config = PpoConfig(total_timesteps=512, num_fleets=4, rollout_steps=128, num_threads=1)
+    config = PpoConfig(total_timesteps=512, num_fleets=4, rollout_steps=128, num_threads=1, foresight_critic=False)
     sampler = ScenarioSampler(scenario, TraceStore([]), num_workloads=4)
     mdp = FleetMdp(scenario.fleet, scenario.shield, sampler, num_fleets=4)
     model = train_ppo([mdp], config)

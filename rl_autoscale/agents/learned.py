@@ -117,7 +117,7 @@ class LearnedPolicy(RegisteredPolicy):
 
     NAME: ClassVar[str] = "learned"
     READS: ClassVar[str] = "all of FleetState, through envs/observation.py"
-    RULE: ClassVar[str] = "a network maps features to headroom and batch cap per pool and refusal strictness per class"
+    RULE: ClassVar[str] = "a network maps features to headroom, floor and batch cap per pool and refusal strictness per class"
     SOURCE: ClassVar[str] = (
         "PPO (Schulman et al., arXiv 1707.06347) in Stable-Baselines3, trained by 'rl-autoscale train'"
     )
@@ -202,7 +202,7 @@ class LearnedPolicy(RegisteredPolicy):
         features = self._encoder.encode(state, self.price_now(state))
         self.last_observation = features
         action = self.run_network(features[None])[0]
-        decision = self._decoder.decode(action, self._encoder.base_replicas(), state)
+        decision = self._decoder.decode(action, self._encoder.base_replicas(), self._encoder.peak_replicas(), state)
         if self.admission is None:
             return decision
         return ScalingDecision(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -23,6 +24,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rl_autoscale.agents.export import Layer
 from rl_autoscale.envs.fleet_env import make_spaces
 from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.observation import LIMIT
 from rl_autoscale.envs.reward import PRICE_SCALE
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError, SpecError
@@ -31,6 +33,9 @@ try:
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
+    from stable_baselines3.common.torch_layers import MlpExtractor
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("training", "train") from error
@@ -57,6 +62,9 @@ class PpoConfig(Config):
     initial_log_std: float = -1.6
     hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
     checkpoint_every: PositiveInt = 100_000
+    foresight_critic: bool = Field(
+        default=True, description="the critic, in training only, sees the traffic to come (envs/foresight.py)"
+    )
     refuse: bool = True
     seed: NonNegativeInt = 0
 
@@ -74,7 +82,6 @@ class TrainingProgress:
     metrics: dict[str, float]
 
 
-REWARD_SCALE = 3.0
 TYPICAL_COST = 1.6
 """Cost over ideal that the learner's rewards are centred on: returns near zero are what a fresh critic predicts."""
 
@@ -85,29 +92,52 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
     Several MDPs of one schema (other hardware, SLOs, traffic) train one policy: its features and actions are relative
     to the fleet, so that it carries over.
 
-    The learner's reward is the MDP's, centred and scaled by constants so that returns are of size one; with a fixed
+    The learner's reward is the MDP's, centred by a constant and, for each MDP apart, divided by the running deviation
+    of its discounted returns: no MDP drowns the gradients of the others because its traffic is rougher. With a fixed
     horizon this changes no preference between policies.
+
+    Args:
+        mdps: of one schema.
+        seed: of the run.
+        gamma: of the discounted returns.
+        foresight: append what hindsight knows (envs/foresight.py) and which MDP it is to the observation, for a critic.
     """
 
-    def __init__(self, mdps: Sequence[FleetMdp], seed: int, reward_scale: float = 1.0) -> None:
+    def __init__(self, mdps: Sequence[FleetMdp], seed: int, gamma: float, *, foresight: bool = False) -> None:
         digests = {mdp.encoder.schema.digest for mdp in mdps}
         if len(digests) != 1:
             raise SpecError(f"one policy needs fleets of one schema, got {len(digests)}; train them apart")
         observation_space, action_space = make_spaces(mdps[0])
+        self.num_observed = int(observation_space.shape[0])
+        if foresight:
+            num_features = self.num_observed + mdps[0].num_foresight_features + len(mdps)
+            observation_space = gym.spaces.Box(-LIMIT, LIMIT, (num_features,), np.float32)
         num_fleets = [mdp.num_fleets for mdp in mdps]
         super().__init__(sum(num_fleets), observation_space, action_space)
         self.finished_books: list[dict[str, float]] = []
         ends = np.cumsum(num_fleets)
         self._parts = [(mdp, slice(end - mdp.num_fleets, end)) for mdp, end in zip(mdps, ends, strict=True)]
         self._run_seed = seed
-        self._reward_scale = reward_scale
+        self._gamma = gamma
+        self._foresight = foresight
+        self.return_spread = [RunningMeanStd(shape=()) for _ in mdps]
+        self._discounted = np.zeros(self.num_envs)
         self._actions: npt.NDArray[np.float32] = np.zeros((self.num_envs, *action_space.shape), np.float32)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
     def reset(self) -> npt.NDArray[np.float32]:
         """Begin a run in all fleets."""
-        return np.concatenate([mdp.reset(self._run_seed) for mdp, _ in self._parts])
+        self._discounted[:] = 0.0
+        return np.concatenate([self._seen(k, mdp.reset(self._run_seed)) for k, (mdp, _) in enumerate(self._parts)])
+
+    def _seen(self, k: int, observation: npt.NDArray[np.float32], which: Any = slice(None)) -> npt.NDArray[np.float32]:
+        """Observations of an MDP's fleets, with what the critic sees beside them."""
+        if not self._foresight:
+            return observation
+        one_hot = np.zeros((len(observation), len(self._parts)), np.float32)
+        one_hot[:, k] = 1.0
+        return np.concatenate([observation, self._parts[k][0].foresight()[which], one_hot], axis=-1)
 
     def step_async(self, actions: npt.NDArray[np.float32]) -> None:
         """Remember the actions."""
@@ -115,17 +145,18 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
 
     def step_wait(self) -> Any:
         """Advance all fleets, those of an MDP in one compiled call."""
-        results = [self._step_part(mdp, rows) for mdp, rows in self._parts]
+        results = [self._step_part(k) for k in range(len(self._parts))]
         observation, reward, done = (np.concatenate(items) for items in zip(*(r[:3] for r in results), strict=True))
         return observation, reward, done, [info for result in results for info in result[3]]
 
     def _step_part(
-        self, mdp: FleetMdp, rows: slice
+        self, k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        mdp, rows = self._parts[k]
         typical = TYPICAL_COST / (1.0 + mdp.miss_price / PRICE_SCALE)
         step = mdp.step(self._actions[rows])
-        observation = step.observation
-        reward = (self._reward_scale * (step.reward.total + typical)).astype(np.float32)
+        observation = self._seen(k, step.observation)
+        reward = self._scaled(k, step.reward.total + typical)
         done = step.truncated.copy()
         returns, lengths = self._returns[rows], self._lengths[rows]  # views
         returns += reward
@@ -139,10 +170,19 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
                     "TimeLimit.truncated": True,
                     "episode": {"r": float(returns[e]), "l": int(lengths[e]), "t": 0.0},
                 }
-            observation[done] = mdp.reset_fleets(done)
+            observation[done] = self._seen(k, mdp.reset_fleets(done), done)
+            self._discounted[rows][done] = 0.0
             returns[done] = 0.0
             lengths[done] = 0
         return observation, reward, done, infos
+
+    def _scaled(self, k: int, reward: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """An MDP's rewards over the deviation of its discounted returns."""
+        discounted = self._discounted[self._parts[k][1]]  # a view
+        discounted *= self._gamma
+        discounted += reward
+        self.return_spread[k].update(discounted)
+        return (reward / np.sqrt(self.return_spread[k].var + 1e-8)).astype(np.float32)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -164,16 +204,40 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
         return [False] * self.num_envs
 
 
+class _Networks(MlpExtractor):  # type: ignore[misc,unused-ignore]
+    """Actor and critic apart; the actor sees the first ``num_observed`` features only."""
+
+    def __init__(self, num_features: int, num_observed: int, net_arch: dict[str, list[int]], device: Any) -> None:
+        super().__init__(num_features, net_arch, torch.nn.Tanh, device)
+        self._num_observed = num_observed
+        self.policy_net = MlpExtractor(num_observed, net_arch, torch.nn.Tanh, device).policy_net
+
+    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+        """The actor's last hidden layer."""
+        return self.policy_net(features[:, : self._num_observed])
+
+
+class ForesightPolicy(ActorCriticPolicy):  # type: ignore[misc,unused-ignore]
+    """SB3's tanh MLPs; what `SB3Fleets` appends to the observation reaches the critic only."""
+
+    def __init__(self, *args: Any, num_observed: int, **kwargs: Any) -> None:
+        self._num_observed = num_observed
+        super().__init__(*args, **kwargs)
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = _Networks(self.features_dim, self._num_observed, self.net_arch, self.device)
+
+
 def build_ppo(mdps: Sequence[FleetMdp], config: PpoConfig) -> PPO:
     """An untrained PPO on MDPs of one schema."""
     torch.set_num_threads(1)  # the network is small: more threads cost more than they give
-    fleets = SB3Fleets(mdps, config.seed, reward_scale=REWARD_SCALE * (1.0 - config.gamma))
+    fleets = SB3Fleets(mdps, config.seed, config.gamma, foresight=config.foresight_critic)
 
     def learning_rate(progress_remaining: float) -> float:
         return config.final_learning_rate + progress_remaining * (config.learning_rate - config.final_learning_rate)
 
     return PPO(
-        "MlpPolicy",
+        ForesightPolicy,
         fleets,
         learning_rate=learning_rate,
         n_steps=config.rollout_steps,
@@ -189,6 +253,7 @@ def build_ppo(mdps: Sequence[FleetMdp], config: PpoConfig) -> PPO:
         policy_kwargs={
             "net_arch": {"pi": list(config.hidden_sizes), "vf": list(config.hidden_sizes)},
             "log_std_init": config.initial_log_std,
+            "num_observed": fleets.num_observed,
         },
         seed=config.seed,
         device="cpu",
@@ -233,12 +298,18 @@ class _Reporter(BaseCallback):  # type: ignore[misc,unused-ignore]
                 timesteps=self.num_timesteps,
                 total_timesteps=self._config.total_timesteps,
                 steps_per_s=done / elapsed_s,
-                mean_reward=float(model.rollout_buffer.rewards.mean()),
+                mean_reward=_mean([book_reward(b) for b in recent]),
                 cost_over_ideal=_mean([b["cost_over_ideal"] for b in recent]),
                 slo_attainment=_mean([b["slo_attainment"] for b in recent]),
                 metrics=logged,
             )
         )
+
+
+def book_reward(book: dict[str, float]) -> float:
+    """Reward per control step of a finished episode, from its books; not a number without arrivals."""
+    price = book["miss_price"]
+    return -(book["cost_over_ideal"] + price * (1.0 - book["slo_attainment"])) / (1.0 + price / PRICE_SCALE)
 
 
 def _mean(values: list[float]) -> float:

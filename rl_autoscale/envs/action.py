@@ -5,11 +5,13 @@ Relative to measured demand, so that 0 already scales sensibly.
 | action | 0 means | range |
 |---|---|---|
 | pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.7 x to 2.8 x demand: factor 2 each way |
+| pool.floor | but no fewer than 0.5 x the peak of late (envs/observation.py) | 0 to 1 x the peak: (1 + a) / 2 |
 | pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 
 A pool that is no class's first choice (see fleet/demand.py) has no demand of its own; its replicas follow the demand of
-the classes it may serve. Without any demand measured yet, what is asked for now is held.
+the classes it may serve. Without any demand measured yet, what is asked for now is held. The floor is what a policy
+keeps ready for a burst that comes back sooner than a replica starts: no multiple of a demand near zero does.
 """
 
 from __future__ import annotations
@@ -41,26 +43,32 @@ class ActionDecoder:
         self.refuse = refuse
         self.num_actions = len(spec.pools) * len(POOL_ACTIONS) + len(spec.classes) * len(CLASS_ACTIONS)
 
-    def decode(self, action: npt.NDArray[np.floating], base_replicas: FloatArray, state: FleetState) -> ScalingDecision:
+    def decode(
+        self, action: npt.NDArray[np.floating], base_replicas: FloatArray, peak_replicas: FloatArray, state: FleetState
+    ) -> ScalingDecision:
         """Turn actions into absolute targets.
 
         Args:
             action: shape (..., num_actions); values outside [-1, 1] are clipped.
-            base_replicas: ObservationEncoder.base_replicas, shape (..., num_pools).
+            base_replicas: `ObservationEncoder.base_replicas`, shape (..., num_pools).
+            peak_replicas: `ObservationEncoder.peak_replicas`, shape (..., num_pools).
             state: the observation, for what is asked for now.
         """
         spec = self.spec
         num_pools = len(spec.pools)
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-        per_pool = action[..., : 2 * num_pools].reshape(*action.shape[:-1], num_pools, len(POOL_ACTIONS))
-        headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * per_pool[..., 0])
+        num_pool_actions = num_pools * len(POOL_ACTIONS)
+        per_pool = action[..., :num_pool_actions].reshape(*action.shape[:-1], num_pools, len(POOL_ACTIONS))
+        headroom_action, floor_action, cap_action = np.moveaxis(per_pool, -1, 0)
+        headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * headroom_action)
         base = np.where(base_replicas > 0, base_replicas, 0.0)
-        wanted = np.ceil(headroom * base - 1e-9)
+        floor = 0.5 * (1.0 + floor_action) * peak_replicas
+        wanted = np.ceil(np.maximum(headroom * base, floor) - 1e-9)
         held = np.fmax(state.pools.asked_for, 0.0)
         unmeasured = base.sum(axis=-1, keepdims=True) <= 0
         target = np.where(unmeasured, held, wanted)
-        cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - per_pool[..., 1]) / 2.0))
-        refusal = action[..., 2 * num_pools :]
+        cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - cap_action) / 2.0))
+        refusal = action[..., num_pool_actions:]
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))
         if not self.refuse:
             admission = np.full_like(refusal, NEVER_REFUSE)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rl_autoscale.envs.action import ActionDecoder
 from rl_autoscale.envs.faults import TelemetryFaults
+from rl_autoscale.envs.foresight import Foresight
 from rl_autoscale.envs.observation import ObservationEncoder
 from rl_autoscale.envs.reward import Reward, step_reward
 from rl_autoscale.fleet.demand import DemandEstimator
@@ -96,6 +97,7 @@ class FleetMdp:
         self.encoder = ObservationEncoder(spec, (num_fleets,))
         self.decoder = ActionDecoder(spec, refuse=refuse)
         self._demand = DemandEstimator(spec)
+        self._foresight = Foresight(spec, num_fleets)
         self._faults = faults
         self._fault_rng = stream(0, "faults")
         self.miss_price = np.ones(num_fleets)
@@ -162,6 +164,7 @@ class FleetMdp:
         self._ideal_gpu_s[e] = max(float(work_s @ spec.gpus_per_replica) / num_steps, 1e-6)
         self._mean_arrivals[e] = max(workload.num_requests / num_steps, 1e-6)
         self.miss_price[e] = setup.miss_price
+        self._foresight.load(e, workload, setup.speed, setup.startup_scale)
 
     def _work_s(self, workload: Workload, count: int) -> FloatArray:
         """Replica-seconds of the first requests of a workload by the pool they go to first, shape (num_pools,)."""
@@ -187,7 +190,8 @@ class FleetMdp:
         """
         if self.state is None:
             raise RuntimeError("step() before reset()")
-        decision = self._shield.clip(self.decoder.decode(action, self.encoder.base_replicas(), self.state), self.state)
+        base, peak = self.encoder.base_replicas(), self.encoder.peak_replicas()
+        decision = self._shield.clip(self.decoder.decode(action, base, peak, self.state), self.state)
         gpu_s_before = self._batch.gpu_s().sum(axis=-1)
         missed_before = self._batch.ledger("missed").sum(axis=-1)
         self._batch.step(decision)
@@ -200,6 +204,15 @@ class FleetMdp:
         )
         observation = self._encode()
         return MdpStep(observation, reward, self._batch.now_s >= self._horizon_s, self.state, decision)
+
+    @property
+    def num_foresight_features(self) -> int:
+        """Length of `foresight` of one fleet."""
+        return self._foresight.num_features
+
+    def foresight(self) -> npt.NDArray[np.float32]:
+        """What hindsight knows, for a critic: shape (num_fleets, num_foresight_features); see envs/foresight.py."""
+        return self._foresight.features(self._batch.now_s, self.encoder.base_replicas())
 
     def books(self, e: int) -> dict[str, float]:
         """Cost and attainment of fleet ``e`` so far, for logs."""

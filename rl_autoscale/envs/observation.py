@@ -20,6 +20,7 @@ because the demand features hold their last value.
 | demand_peak | highest window of late, forgotten over 900 s, against the 30 s average | log2, half |
 | demand_spread | 300 s average of a window's distance from the 30 s average before it | log2 |
 | demand_level | 30 s average over max_replicas | 0..1 |
+| demand_replicas | 30 s average in replicas, plus one: small fleets need more slack | log2, third |
 | since_change | time since the pool's target changed | 2 x start-up time, at most 1 |
 | age | age of the row | control interval |
 | queue_wait, oldest_wait | gateway queue over finish rate; its head's wait | TTFT SLO |
@@ -99,6 +100,10 @@ class ObservationEncoder:
         """What the headroom action multiplies: the 30 s average of demand, shape (..., num_pools)."""
         return self.demand.replicas(FAST)
 
+    def peak_replicas(self) -> FloatArray:
+        """What the floor action multiplies: the highest window of late (forgotten over 900 s), (..., num_pools)."""
+        return self._peak_demand
+
     def encode(self, state: FleetState, miss_price: FloatArray | float) -> npt.NDArray[np.float32]:
         """Features of one observation; call exactly once per control step.
 
@@ -159,6 +164,7 @@ class ObservationEncoder:
             0.5 * np.log2((self._peak_demand + 0.2) / (fast + 0.2)),
             self._spread,
             fast / spec.max_replicas,
+            np.log2(fast + 1.0) / 3.0,
             self._since_change(state),
             pools.age_s / spec.control_interval_s,
             np.isnan(pools.ready).astype(np.float64),

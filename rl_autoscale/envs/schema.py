@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rl_autoscale.fleet.spec import FleetSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever the meaning, order or scaling of any feature or action changes."""
 
 POOL_FEATURES = (
@@ -38,6 +38,7 @@ POOL_FEATURES = (
     "demand_peak",
     "demand_spread",
     "demand_level",
+    "demand_replicas",
     "since_change",
     "age",
     "missing",
@@ -56,7 +57,7 @@ CLASS_FEATURES = (
     "missing",
 )
 GLOBAL_FEATURES = ("miss_price", "startup")
-POOL_ACTIONS = ("headroom", "batch_cap")
+POOL_ACTIONS = ("headroom", "floor", "batch_cap")
 CLASS_ACTIONS = ("admission",)
 
 

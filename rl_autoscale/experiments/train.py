@@ -166,7 +166,7 @@ def train(
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
     notes = {note for sampler in samplers for note in sampler.notes} | (set() if dial else {NO_DIAL})
-    envelope = Envelope.fit(model.rollout_buffer.observations, schema.features)
+    envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
     training = {
         "scenarios": [scenario.name for scenario in scenarios],
         "algorithm": "PPO, stable-baselines3",

@@ -35,14 +35,29 @@ def exported(tmp_path_factory):
     return model, folder
 
 
+def seen_by_critic(model: object, observations: np.ndarray, value: float = 0.0) -> np.ndarray:
+    """Observations with as many features of the future as the model's critic wants."""
+    missing = model.observation_space.shape[0] - observations.shape[1]  # type: ignore[attr-defined]
+    return np.pad(observations, ((0, 0), (0, missing)), constant_values=value)
+
+
 def test_onnx_gives_sb3s_actions(exported):
     model, folder = exported
     observations = np.random.default_rng(0).uniform(-5, 5, (1000, len(Schema.of(toy_spec()).features)))
     observations = observations.astype(np.float32)
-    expected, _ = model.predict(observations, deterministic=True)
+    expected, _ = model.predict(seen_by_critic(model, observations), deterministic=True)
     actual = LearnedPolicy(folder).run_network(observations)
     assert np.abs(actual - expected).max() < 1e-5
     assert np.abs(expected).max() > 0  # not a network of zeros
+
+
+def test_the_future_reaches_the_critic_and_never_the_actor(exported):
+    model, _ = exported
+    observations = np.random.default_rng(0).uniform(-1, 1, (50, len(Schema.of(toy_spec()).features))).astype(np.float32)
+    calm, busy = (seen_by_critic(model, observations, value) for value in (0.0, 1.0))
+    assert np.array_equal(model.predict(calm, deterministic=True)[0], model.predict(busy, deterministic=True)[0])
+    values = [model.policy.predict_values(model.policy.obs_to_tensor(seen)[0]) for seen in (calm, busy)]
+    assert not np.allclose(*(value.detach().numpy() for value in values))
 
 
 def test_learns_that_an_idle_fleet_should_be_small():
@@ -57,7 +72,7 @@ def test_learns_that_an_idle_fleet_should_be_small():
     def mean_headroom(model: object) -> float:
         observation, total = mdp.reset(99), 0.0
         for _ in range(19):
-            action, _ = model.predict(observation, deterministic=True)  # type: ignore[attr-defined]
+            action, _ = model.predict(seen_by_critic(model, observation), deterministic=True)  # type: ignore[attr-defined]
             total += float(action[:, 0].mean()) / 19
             observation = mdp.step(action).observation
         return total

@@ -10,7 +10,7 @@ from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import ObservationEncoder
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry
+from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from tests.envs.toy import SHIELD, sampler, toy_spec
 
 
@@ -23,6 +23,10 @@ def observed(num_steps: int = 4, **changes: object) -> tuple[FleetMdp, FleetStat
     return mdp, mdp.state
 
 
+def decide(mdp: FleetMdp, state: FleetState, action: list[float]) -> ScalingDecision:
+    return mdp.decoder.decode(np.array([action]), mdp.encoder.base_replicas(), mdp.encoder.peak_replicas(), state)
+
+
 def test_schema_follows_the_layout_and_nothing_else():
     same = Schema.of(toy_spec(profile="llama-3.1-8b_h100_tp1", max_replicas=40, startup=[{"mean_s": 300}]))
     assert Schema.of(toy_spec()).digest == same.digest
@@ -33,7 +37,8 @@ def test_schema_follows_the_layout_and_nothing_else():
 def test_neutral_action_is_headroom_times_demand():
     mdp, state = observed()
     base = mdp.encoder.base_replicas()
-    decision = mdp.decoder.decode(np.zeros((1, 3)), base, state)
+    decision = decide(mdp, state, [0.0, 0.0, 0.0, 0.0])
+    assert 0.5 * mdp.encoder.peak_replicas()[0, 0] < NEUTRAL_HEADROOM * base[0, 0]
     assert decision.target_replicas[0, 0] == int(np.ceil(NEUTRAL_HEADROOM * base[0, 0]))
     assert decision.max_batch_size[0, 0] == 16
     assert decision.admission[0, 0] == 1.0
@@ -42,14 +47,16 @@ def test_neutral_action_is_headroom_times_demand():
 @pytest.mark.parametrize(("action", "admission"), [(1.0, np.inf), (0.5, 2.0), (0.0, 1.0), (-1.0, 0.25)])
 def test_admission_action(action, admission):
     mdp, state = observed()
-    decision = mdp.decoder.decode(np.array([[0.0, 1.0, action]]), mdp.encoder.base_replicas(), state)
+    decision = decide(mdp, state, [0.0, 0.0, 1.0, action])
     assert decision.admission[0, 0] == pytest.approx(admission)
     assert decision.max_batch_size[0, 0] == 32
 
 
 def test_without_refusal_admission_is_always_open():
     _, state = observed()
-    decision = ActionDecoder(toy_spec(), refuse=False).decode(np.full((1, 3), -1.0), np.ones((1, 1)), state)
+    decision = ActionDecoder(toy_spec(), refuse=False).decode(
+        np.full((1, 4), -1.0), np.ones((1, 1)), np.ones((1, 1)), state
+    )
     assert np.isinf(decision.admission).all()
 
 
@@ -57,12 +64,20 @@ def test_actions_are_clipped_and_monotone():
     mdp, state = observed()
     base = np.array([[3.0]])
     targets = [
-        int(mdp.decoder.decode(np.array([[a, 0.0, 0.0]]), base, state).target_replicas[0, 0])
+        int(mdp.decoder.decode(np.array([[a, -1.0, 0.0, 0.0]]), base, base, state).target_replicas[0, 0])
         for a in (-7.0, -1.0, 0.0, 1.0, 7.0)
     ]
     assert targets == sorted(targets)
     assert targets[0] == targets[1]
     assert targets[3] == targets[4]
+
+
+@pytest.mark.parametrize(("action", "replicas"), [(-1.0, 1), (0.0, 4), (1.0, 8)])
+def test_floor_is_a_share_of_the_peak(action, replicas):
+    """Demand is nearly gone, a peak of eight replicas is remembered; the fleet's least is one."""
+    mdp, state = observed()
+    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0, 0.0]]), np.array([[0.1]]), np.array([[8.0]]), state)
+    assert decision.target_replicas[0, 0] == replicas
 
 
 def blind(state: FleetState) -> FleetState:
@@ -88,7 +103,7 @@ def test_missing_telemetry_is_flagged_and_demand_is_held():
 
 def test_unmeasured_demand_holds_what_is_asked_for():
     mdp, state = observed(num_steps=0)
-    decision = mdp.decoder.decode(np.full((1, 3), 1.0), mdp.encoder.base_replicas(), state)
+    decision = decide(mdp, state, [1.0, 1.0, 1.0, 1.0])
     assert decision.target_replicas[0, 0] == 2
 
 
@@ -100,7 +115,7 @@ def test_encoder_of_one_fleet_equals_a_row_of_a_batch():
     assert mdp.state is not None
     assert np.array_equal(batch_features[1], single.encode(mdp.state[1], mdp.miss_price[1]))
     for _ in range(5):
-        step = mdp.step(np.zeros((3, 3)))
+        step = mdp.step(np.zeros((3, 4)))
         assert np.array_equal(step.observation[1], single.encode(step.state[1], mdp.miss_price[1]))
 
 
