@@ -207,14 +207,14 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
 class _Networks(MlpExtractor):  # type: ignore[misc,unused-ignore]
     """Actor and critic apart; the actor sees the first ``num_observed`` features only."""
 
-    def __init__(self, num_features: int, num_observed: int, net_arch: dict[str, list[int]], device: Any) -> None:
+    def __init__(self, num_features: int, num_observed: int, net_arch: Any, device: Any) -> None:
         super().__init__(num_features, net_arch, torch.nn.Tanh, device)
         self._num_observed = num_observed
         self.policy_net = MlpExtractor(num_observed, net_arch, torch.nn.Tanh, device).policy_net
 
     def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
         """The actor's last hidden layer."""
-        return self.policy_net(features[:, : self._num_observed])
+        return torch.as_tensor(self.policy_net(features[:, : self._num_observed]))
 
 
 class ForesightPolicy(ActorCriticPolicy):  # type: ignore[misc,unused-ignore]

@@ -95,4 +95,4 @@ class Foresight:
         ahead = np.log2(self._ahead[np.arange(len(step)), step] + _FLOOR_REPLICAS) - here[..., None]
         level = 0.5 * (here - np.log2(self._mean + _FLOOR_REPLICAS))
         parts = [ahead.reshape(len(step), -1), level, self._draws]
-        return np.clip(np.concatenate(parts, axis=-1), -_LIMIT, _LIMIT).astype(np.float32)
+        return np.asarray(np.clip(np.concatenate(parts, axis=-1), -_LIMIT, _LIMIT), dtype=np.float32)
