@@ -55,7 +55,7 @@ def pool_specs(draw: st.DrawFn, name: str, role: Role) -> PoolSpec:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=draw(st.integers(max(max_num_seqs, 16), 256)),
         kv_blocks=draw(st.integers(SMALLEST_KV_BLOCKS, 3 * SMALLEST_KV_BLOCKS)),
-        scheduler=draw(st.sampled_from(["fcfs", "priority"])),
+        scheduler=draw(st.sampled_from(["vllm", "vllm-priority"])),
     )
 
 

@@ -23,7 +23,7 @@ def command(
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences per batch; default the profile's.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Token budget; default the profile's.")] = None,
     kv_blocks: Annotated[int | None, typer.Option(help="KV blocks of 16 tokens; default the profile's.")] = None,
-    scheduler: Annotated[str, typer.Option(help="fcfs or priority.")] = "fcfs",
+    scheduler: Annotated[str, typer.Option(help="vllm or vllm-priority.")] = "vllm",
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt and output; default what the KV cache holds.")
     ] = None,

@@ -18,6 +18,7 @@ from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOK
 IntArray = npt.NDArray[np.int64]
 ClassKind = Literal["interactive", "batch"]
 Role = Literal["interactive", "mixed", "batch"]
+SchedulerName = Literal["vllm", "vllm-priority"]
 Router = Literal["round_robin", "least_loaded", "power_of_two", "packing", "prefix_affinity"]
 
 ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
@@ -106,7 +107,7 @@ class PoolSpec(Config):
     max_num_seqs: PositiveInt | None = Field(default=None, description="engine's batch limit; default the profile's")
     max_num_batched_tokens: PositiveInt | None = Field(default=None, description="token budget; default the profile's")
     kv_blocks: PositiveInt | None = Field(default=None, description="KV blocks of 16 tokens; default the profile's")
-    scheduler: Literal["fcfs", "priority"] = "fcfs"
+    scheduler: SchedulerName = Field(default="vllm", description="docs/systems.md; vllm is V1, first come first served")
     prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
     sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")

@@ -1,6 +1,6 @@
 """Kernel: decode sequences that get several tokens per iteration, for pools with speculative decoding.
 
-Semantics: docs/simulator.md; reference twin in sim/reference/scheduler.py. Every decode sequence of a pool gains the
+Semantics: docs/simulator.md; reference twin in sim/reference/sequences.py. Every decode sequence of a pool gains the
 same ``step_units`` per iteration, in units of 1 / 2**token_shift token, and has the whole tokens of what it has gained
 since it joined. It needs a KV block when it reaches the first token of one, so *when* depends on its position modulo
 the units of a block: ``residue`` counts sequences by a column that stays the same while all of them advance, those that

@@ -24,17 +24,16 @@ from rl_autoscale.sim.gateway import (
 from rl_autoscale.sim.kv_cache import free_blocks
 from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
+from rl_autoscale.sim.ordered import heap_remove, tree_argmin
 from rl_autoscale.sim.replica import (
     batch_remove,
     book_until,
     clear_replica,
     commit_decode,
-    heap_remove,
     join_decode,
     leave_decode,
-    plan,
-    tree_argmin,
 )
+from rl_autoscale.sim.schedulers.plan import plan
 from rl_autoscale.sim.snapshot import snapshot
 
 
@@ -224,8 +223,10 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 """What `advance` is asked to do; one entry point, because each would compile the whole engine again."""
 
 
+SCHEDULER_FILES = tuple(f"schedulers/{name}.py" for name in ("steps", "vllm", "plan"))
 KERNEL_FILES = (
-    "layout.py", "kv_cache.py", "drafts.py", "replica.py", "gateway.py", "lifecycle.py", "snapshot.py", "engine.py",
+    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "replica.py", "gateway.py", "lifecycle.py", "snapshot.py",
+    "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 
 

@@ -334,7 +334,7 @@ def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int)
         record = records[p]
         record["base"], record["num_slots"], record["tree_size"] = bases[p], slots[p], tree_size
         record["router"] = ROUTER_CODES[spec.router]
-        record["priority_scheduling"] = pool.scheduler == "priority"
+        record["priority_scheduling"] = pool.scheduler == "vllm-priority"
         record["serves_interactive"] = pool.role in ("interactive", "mixed")
         record["serves_batch"] = pool.role in ("batch", "mixed")
         record["batch_limit"] = record["cap"] = pool.batch_limit

@@ -36,10 +36,9 @@ from rl_autoscale.sim.layout import (
     TPOT_EDGES_S,
     TTFT_EDGES_S,
 )
+from rl_autoscale.sim.ordered import tree_argmin, tree_set
 from rl_autoscale.sim.replica import (
     cut_leap,
-    tree_argmin,
-    tree_set,
     unload,
     waiting_insert,
     waiting_remove,

@@ -46,6 +46,8 @@ ROUTER_CODES = {
     "packing": PACKING,
     "prefix_affinity": PREFIX_AFFINITY,
 }
+VLLM, VLLM_PRIORITY = 0, 1
+SCHEDULER_CODES = {"vllm": VLLM, "vllm-priority": VLLM_PRIORITY}
 NONE = -1
 NO_ROOM = 1 << 40
 """Routing key of a replica that may not take a request."""
@@ -104,6 +106,9 @@ REPLICA = np.dtype(
         ("leap_iteration_s", _f),  # constant part of one iteration of the leap
         ("leap_iterations", np.int64),
         ("iteration", np.int64),  # iterations completed since it became ready
+        ("chunk_tokens", np.int64),  # of the prompt chunks in the iteration in progress: their tokens,
+        ("chunk_pairs", _f),  # (query, key) pairs,
+        ("chunk_context", np.int64),  # and tokens computed before
         ("decode_units", np.int64),  # KV tokens of all decode sequences, in units of the pool
         ("kv_used", np.int64),
         ("pending_tokens", np.int64),  # dispatched prompt tokens without a first token yet

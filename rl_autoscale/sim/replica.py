@@ -1,13 +1,8 @@
-"""Kernel, inside a replica: vLLM V1's scheduler, KV blocks and iteration times, leaping over unchanged decode batches.
+"""Kernel, inside a replica: batch, waiting queue, KV blocks and iteration times, leaping over unchanged decode batches.
 
-Semantics (vllm 0.33.0, v1/core/sched/scheduler.py; reference twin in sim/reference):
+What runs in the next iteration is the scheduler's to say (sim/schedulers); this is what all of them work with.
+Reference twin in sim/reference.
 
-- An iteration serves running sequences first (one token per decode, the rest of a partly computed prompt), then admits
-  from the waiting queue while the token budget and ``max_num_seqs`` last and the head's *whole* input fits the free
-  blocks.
-- When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is
-  preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
-  admitted in that iteration.
 - With prefix caching a prompt begins where its longest cached prefix ends; kv_cache.py then keeps every block.
 - With speculative decoding a decode sequence computes its drafts too, and the whole batch advances by the tokens that
   an iteration keeps on average, in units of 1 / 2**token_shift token (SpeculationSpec). It has the whole ones of them.
@@ -27,79 +22,9 @@ import numpy as np
 
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.drafts import drafted_blocks, drafted_iterations, drafted_until_full
-from rl_autoscale.sim.kv_cache import (
-    blocks_of,
-    extend_table,
-    free_blocks,
-    match_prefix,
-    reuse_prefix,
-    take_anonymous,
-)
+from rl_autoscale.sim.kv_cache import free_blocks, take_anonymous
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
-
-
-@hot
-def tree_set(tree, size, leaf, value):
-    """Set one leaf of a min-tree and repair its ancestors; stops where nothing changes."""
-    node = size + leaf
-    tree[node] = value
-    node >>= 1
-    while node >= 1:
-        left = tree[2 * node]
-        right = tree[2 * node + 1]
-        smaller = left if left <= right else right
-        if tree[node] == smaller:
-            break
-        tree[node] = smaller
-        node >>= 1
-
-
-@hot
-def tree_argmin(tree, size):
-    """Leaf with the smallest value; the lowest index among equals."""
-    node = 1
-    while node < size:
-        node *= 2
-        if tree[node] != tree[node >> 1]:
-            node += 1
-    return node - size
-
-
-@hot
-def heap_push(heap, size, key):
-    """Push onto a binary heap stored in heap[:size]."""
-    child = size
-    while child > 0:
-        parent = (child - 1) >> 1
-        if heap[parent] <= key:
-            break
-        heap[child] = heap[parent]
-        child = parent
-    heap[child] = key
-
-
-@hot
-def heap_remove(heap, size, position):
-    """Remove the element at a position from heap[:size]; the heap then has size - 1 elements."""
-    last = size - 1
-    key = heap[last]
-    if position == last:
-        return
-    node = position
-    while node > 0 and heap[(node - 1) >> 1] > key:
-        heap[node] = heap[(node - 1) >> 1]
-        node = (node - 1) >> 1
-    while True:
-        child = 2 * node + 1
-        if child >= last:
-            break
-        if child + 1 < last and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= key:
-            break
-        heap[node] = heap[child]
-        node = child
-    heap[node] = key
+from rl_autoscale.sim.ordered import heap_push, heap_remove, tree_set
 
 
 @hot
@@ -270,23 +195,6 @@ def unload(w, r, q):
     batch_remove(w, r, q)
 
 
-@njit
-def preemption_victim(w, r):
-    """The sequence vLLM preempts: the batch's tail, or under priority scheduling the worst (priority, arrival)."""
-    rep = w.rep[r]
-    if not w.pool[rep.pool].priority_scheduling:
-        return rep.batch_tail
-    worst = rep.batch_head
-    q = rep.batch_head
-    while q >= 0:
-        priority = w.cls[w.req[q].class_index].priority
-        worst_priority = w.cls[w.req[worst].class_index].priority
-        if priority > worst_priority or (priority == worst_priority and q > worst):
-            worst = q
-        q = w.req[q].next
-    return worst
-
-
 @hot
 def leap_blocks(w, r, iterations):
     """KV blocks the decode batch needs over its next iterations."""
@@ -435,138 +343,6 @@ def book_until(w, r, now_s):
         rep.reserved += missing
 
 
-@njit
-def make_room(w, r):
-    """Preempt until the running sequences' next iteration fits the KV cache.
-
-    Returns:
-        (whether anybody was preempted, chunk of the partly computed prompt, blocks the decode batch will need).
-    """
-    rep = w.rep[r]
-    pool = w.pool[rep.pool]
-    preempted = False
-    while True:
-        decode_need = iteration_blocks(w, r) if rep.num_decode > 0 else 0
-        chunk = 0
-        chunk_need = 0
-        if rep.partial >= 0:
-            request = w.req[rep.partial]
-            left = request.prompt_tokens + request.generated_tokens - request.computed_tokens
-            chunk = min(left, pool.token_budget - rep.num_decode * pool.verified_tokens)
-            chunk_need = blocks_of(request.computed_tokens + chunk) - blocks_of(request.computed_tokens)
-        if decode_need + chunk_need <= pool.kv_blocks - rep.kv_used or rep.batch_tail < 0:
-            return preempted, chunk, decode_need
-        victim = preemption_victim(w, r)
-        unload(w, r, victim)
-        waiting_insert(w, r, victim, True)
-        w.req[victim].num_preemptions += 1
-        pool.preemptions += 1
-        preempted = True
-
-
-@hot
-def plan(w, r, now_s):
-    """Decide the replica's next iteration, or its next leap, and when it ends."""
-    rep = w.rep[r]
-    pool = w.pool[rep.pool]
-    coefficients = w.coefficients[rep.pool]
-    rep.leap_start_s = now_s
-    rep.num_prefill = 0
-    preempted = False
-    chunk = 0
-    decode_need = 0
-    if rep.batch_tail >= 0:
-        preempted, chunk, decode_need = make_room(w, r)
-    num_decode = rep.num_decode
-    prompt_tokens = 0
-    pairs = 0.0
-    context = 0
-    decode_tokens = num_decode * pool.verified_tokens
-    budget = pool.token_budget - decode_tokens
-    running = num_decode
-    if pool.prefix_caching:  # who is admitted now must not find what this iteration overwrites
-        take_anonymous(w, r, decode_need)
-        rep.reserved = decode_need
-    if rep.partial >= 0:
-        request = w.req[rep.partial]
-        done = request.computed_tokens
-        rep.kv_used += blocks_of(done + chunk) - blocks_of(done)
-        if pool.prefix_caching:
-            extend_table(w, r, rep.partial, done, chunk)
-        request.chunk_tokens = chunk
-        prompt_tokens = chunk
-        pairs = chunk * (done + 0.5 * chunk)
-        context = done
-        budget -= chunk
-        running += 1
-        rep.num_prefill = 1
-    if not preempted:
-        free = pool.kv_blocks - rep.kv_used - decode_need
-        while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
-            q = rep.wait_head
-            request = w.req[q]
-            tokens = request.prompt_tokens + request.generated_tokens
-            num_hit = 0
-            num_idle = 0
-            if pool.prefix_caching:
-                num_hit, num_idle = match_prefix(w, r, q, tokens)
-            if blocks_of(tokens) - num_hit + num_idle > free:
-                break
-            waiting_remove(w, r, q)
-            batch_append(w, r, q)
-            done = num_hit * BLOCK
-            chunk = min(tokens - done, budget)
-            taken = blocks_of(done + chunk) - num_hit
-            if pool.prefix_caching:
-                if request.num_preemptions == 0:  # as vLLM counts
-                    pool.prefix_queried_tokens += tokens
-                    pool.prefix_hit_tokens += done
-                reuse_prefix(w, r, q, num_hit)
-                extend_table(w, r, q, done, chunk)
-            rep.kv_used += taken
-            free -= taken + num_idle
-            request.chunk_tokens = chunk
-            request.computed_tokens = done
-            if not request.scheduled_s >= 0.0:
-                request.scheduled_s = now_s
-            prompt_tokens += chunk
-            pairs += chunk * (done + 0.5 * chunk)
-            context += done
-            budget -= chunk
-            running += 1
-            rep.num_prefill += 1
-            if done + chunk < tokens:
-                rep.partial = q
-    if running == 0:
-        rep.event_s = math.inf
-        rep.cuttable = 0
-        schedule_event(w, r)
-        return
-    speed = w.fleet[0].speed
-    fixed_s = w.token_time[rep.pool, decode_tokens + prompt_tokens] + coefficients[1] * num_decode
-    if num_decode > 0:  # drafting, and reading drafts that are not kept
-        fixed_s += pool.draft_s + coefficients[0] * (num_decode * pool.lost_tokens)
-    if rep.num_prefill > 0:
-        duration_s = speed * (
-            fixed_s
-            + coefficients[0] * (rep.decode_units * pool.unit_tokens + num_decode * pool.step_tokens)
-            + coefficients[2] * pairs
-            + coefficients[3] * context
-            + coefficients[4] * rep.num_prefill
-        )
-        iterations = 1
-    else:
-        rep.leap_iteration_s = speed * fixed_s
-        iterations = 1
-        if not preempted:
-            iterations = iterations_until_full(w, r, pool.kv_blocks - rep.kv_used, (w.heap[r, 0] >> 32) - rep.iteration)
-        duration_s = leap_duration_s(w, r, iterations)
-    rep.leap_iterations = iterations
-    rep.event_s = now_s + duration_s
-    rep.cuttable = 1 if iterations > 1 else 0
-    schedule_event(w, r)
-
-
 @hot
 def wake(w, r, now_s):
     """An idle replica has work: end its (empty) leap now, so that the event loop plans its next iteration."""
@@ -595,6 +371,9 @@ def clear_replica(w, r):
     rep.iteration = 0
     rep.kv_used = 0
     rep.decode_units = 0
+    rep.chunk_tokens = 0
+    rep.chunk_pairs = 0.0
+    rep.chunk_context = 0
     rep.clearing_s = 0.0
     rep.pending_tokens = 0
     rep.pending_squares = 0

@@ -226,7 +226,7 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
         "max_num_seqs": batch_limit,
         "max_num_batched_tokens": draw(st.sampled_from([batch_limit, 8, 16, 24, 64, 100])),
         "kv_blocks": draw(st.sampled_from([12, 16, 24, 40, 400])),
-        "scheduler": draw(st.sampled_from(["fcfs", "priority"])),
+        "scheduler": draw(st.sampled_from(["vllm", "vllm-priority"])),
         "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
         "prefix_caching": draw(st.booleans()),
         "speculation": draw(st.sampled_from([None, None, *SPECULATIONS])),

@@ -1,7 +1,7 @@
 """The two schedulers of Vidur's runs, in the reference's terms: they isolate what a scheduler's rules are worth.
 
 Reference: microsoft/vidur 7d47513, vidur/scheduler/replica_scheduler/{sarathi,vllm}_replica_scheduler.py. Where they
-differ from vLLM V1 (sim/reference/scheduler.py):
+differ from vLLM V1 (sim/reference/schedulers/vllm.py):
 
 - a new request reserves the blocks of its whole prompt at once, and 1 % of all blocks must stay free after it;
 - a decode sequence needs one free block in every iteration, even where its last block has room;
@@ -56,7 +56,7 @@ class VidurScheduler(Scheduler):
                 continue
             while self.kv.num_free < 1:
                 victim = in_turn.pop() if in_turn else request
-                self._preempt(victim)
+                self.preempt(victim)
                 num_preempted += 1
                 if victim is request:
                     break

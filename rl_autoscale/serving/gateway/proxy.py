@@ -189,7 +189,7 @@ class Proxy:
         assert ticket.replica is not None
         relay = _Relay(self, request, completion, ticket, exchange)
         pool = ticket.replica.pool.spec
-        sets_priority = self._sets_priority and pool.scheduler == "priority"
+        sets_priority = self._sets_priority and pool.scheduler == "vllm-priority"
         priority = self.core.spec.classes[ticket.class_index].priority if sets_priority else None
         try:
             async with self._session.post(

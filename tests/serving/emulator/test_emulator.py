@@ -199,7 +199,7 @@ def test_a_draining_engine_looks_healthy_and_gives_new_streams_nothing() -> None
 
 def test_priority_goes_first() -> None:
     async def test():
-        engine = {**ENGINE, "scheduler": "priority", "max_num_seqs": 1}
+        engine = {**ENGINE, "scheduler": "vllm-priority", "max_num_seqs": 1}
         async with emulating(engine=engine, speed=20.0) as stand:
             order = []
 

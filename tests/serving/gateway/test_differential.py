@@ -38,7 +38,7 @@ def tight_fleet(rng: np.random.Generator, router: str) -> FleetSpec:
             "max_num_seqs": batch_limit,
             "max_num_batched_tokens": int(rng.choice([64, 256])),
             "kv_blocks": int(rng.choice([20, 60])),
-            "scheduler": str(rng.choice(["fcfs", "priority"])),
+            "scheduler": str(rng.choice(["vllm", "vllm-priority"])),
         }
         for number, role in enumerate(roles)
     ]

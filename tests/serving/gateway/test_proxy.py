@@ -100,7 +100,8 @@ def test_the_class_comes_from_the_route_before_the_header_before_the_default() -
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "whose", "expected"), [("priority", "class", 5), ("priority", "client", 1), ("fcfs", "class", 1)]
+    ("scheduler", "whose", "expected"),
+    [("vllm-priority", "class", 5), ("vllm-priority", "client", 1), ("vllm", "class", 1)],
 )
 def test_priority_is_the_classs_where_the_engine_has_priorities(scheduler, whose, expected) -> None:
     async def test():

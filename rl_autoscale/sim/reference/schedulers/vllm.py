@@ -1,0 +1,83 @@
+"""vLLM V1's scheduler: which sequences run in the next iteration, and with how many tokens each.
+
+Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`Scheduler.schedule`).
+
+Two deviations, both only under priority scheduling, where the victim may stand before the sequence that needs its
+blocks: a sequence that preempts itself does not make those behind it pause for an iteration, and a prompt chunk uses
+the token budget that a victim gives back. And one that only prefix caching can tell: blocks are handed out when it is
+settled who goes on, so what victims leave behind is in the queue of free blocks before the first is taken.
+"""
+
+from __future__ import annotations
+
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
+from rl_autoscale.sim.reference.request import Request, blocks_for
+from rl_autoscale.sim.reference.sequences import Iteration, Sequences, urgency
+
+
+def schedule(engine: Sequences, now_s: float) -> Iteration | None:
+    """Running sequences first, then the waiting queue; None with nothing to run."""
+    scheduled, num_preempted = schedule_running(engine)
+    if num_preempted == 0:
+        admit_waiting(engine, scheduled, now_s)
+    return engine.iteration(scheduled, num_preempted)
+
+
+def schedule_running(engine: Sequences) -> tuple[dict[Request, int], int]:
+    """Give every running sequence its tokens and blocks; when blocks run out, preempt.
+
+    Returns:
+        (tokens of every sequence that goes on, how many were preempted).
+    """
+    scheduled: dict[Request, int] = {}
+    promised: dict[Request, int] = {}
+    num_preempted = 0
+    for request in list(engine.running):
+        while request in engine.running:
+            budget = engine.pool.token_budget - sum(scheduled.values())
+            tokens = min(engine.tokens_to_compute(request), budget)
+            blocks = blocks_for(engine.computed_after(request, tokens)) - len(request.block_table)
+            if sum(promised.values()) + blocks <= engine.kv.num_free:
+                scheduled[request], promised[request] = tokens, blocks
+                break
+            victim = _victim(engine)
+            engine.preempt(victim)
+            scheduled.pop(victim, None)
+            promised.pop(victim, None)
+            num_preempted += 1
+    for request, tokens in scheduled.items():
+        engine.kv.extend(request, engine.computed_after(request, tokens))
+    return scheduled, num_preempted
+
+
+def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float) -> None:
+    """Admit from the head of the waiting queue while budget, batch and blocks last."""
+    budget = engine.pool.token_budget - sum(scheduled.values())
+    while engine.waiting and budget > 0 and len(engine.running) < engine.pool.batch_limit:
+        request = engine.waiting[0]
+        hit = engine.kv.longest_hit(request)
+        num_idle = sum(block.num_users == 0 for block in hit)
+        if blocks_for(request.num_tokens) - len(hit) + num_idle > engine.kv.num_free:  # scheduler_reserve_full_isl
+            break
+        engine.kv.reuse(request, hit)
+        request.computed_tokens = len(hit) * BLOCK_SIZE_TOKENS
+        _count_lookup(engine, request)
+        tokens = min(request.num_tokens - request.computed_tokens, budget)
+        engine.kv.extend(request, request.computed_tokens + tokens)
+        engine.running.append(engine.waiting.pop(0))
+        scheduled[request] = tokens
+        budget -= tokens
+        if not request.scheduled_s >= 0.0:
+            request.scheduled_s = now_s
+
+
+def _count_lookup(engine: Sequences, request: Request) -> None:
+    """Book a look into the prefix cache; as in vLLM, requests that were preempted are not counted."""
+    if engine.pool.prefix_caching and request.num_preemptions == 0:
+        engine.books.prefix_queried_tokens += request.num_tokens
+        engine.books.prefix_hit_tokens += request.computed_tokens
+
+
+def _victim(engine: Sequences) -> Request:
+    """The sequence to preempt: the last admitted, or under priority scheduling the least urgent."""
+    return max(engine.running, key=urgency) if engine.by_priority else engine.running[-1]

@@ -1,0 +1,155 @@
+"""What every scheduler works with: the running and waiting sequences of one engine, its KV blocks, and one iteration.
+
+Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`_preempt_request`, `update_from_output`) and
+v1/core/kv_cache_manager.py (`allocate_slots`), without pipeline parallelism.
+
+Speculative decoding: a decode sequence computes its next token and the drafts, and the budget of the iteration counts
+all of them. What is accepted is not drawn but the average: every sequence earns ``tokens_per_iteration``, has the whole
+ones and carries the fraction over. Drafts that are not accepted take no KV blocks here.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from rl_autoscale.fleet.profile import LatencyProfile
+from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.sim.reference.books import PoolBooks
+from rl_autoscale.sim.reference.kv_blocks import KvBlocks
+from rl_autoscale.sim.reference.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One forward pass: the new tokens of each sequence in it.
+
+    Attributes:
+        decodes: sequences that compute one token each.
+        chunks: (sequence, prompt tokens) pairs.
+        num_preempted: sequences that lost their KV so that these could go on.
+        num_drafts: draft tokens that each decode sequence verifies.
+        earned_tokens: that each decode sequence gets, on average.
+        draft_s: time to draft; only with decode sequences.
+    """
+
+    decodes: tuple[Request, ...]
+    chunks: tuple[tuple[Request, int], ...]
+    num_preempted: int
+    num_drafts: int = 0
+    earned_tokens: float = 1.0
+    draft_s: float = 0.0
+
+    def duration_s(self, profile: LatencyProfile) -> float:
+        """Seconds by the latency profile; a decode sequence reads its whole context and the tokens it computes."""
+        new_tokens = 1 + self.num_drafts
+        return (self.draft_s if self.decodes else 0.0) + profile.iteration_s(
+            num_decode=len(self.decodes),
+            decode_context_tokens=sum(
+                request.computed_tokens + request.token_fraction + new_tokens for request in self.decodes
+            ),
+            num_drafts=self.num_drafts * len(self.decodes),
+            chunks=tuple((tokens, request.computed_tokens) for request, tokens in self.chunks),
+        )
+
+
+class Sequences:
+    """Running and waiting sequences of one engine and its KV blocks.
+
+    Args:
+        pool: engine settings.
+        books: the pool's; by default its own.
+    """
+
+    def __init__(self, pool: PoolSpec, books: PoolBooks | None = None) -> None:
+        self.pool = pool
+        self.books = PoolBooks() if books is None else books
+        self.running: list[Request] = []  # in the order of admission
+        self.waiting: list[Request] = []
+        self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, self.books)
+
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks in use."""
+        return self.kv.num_used
+
+    def add(self, request: Request) -> None:
+        """A request arrives at the engine."""
+        if self.by_priority:
+            insort(self.waiting, request, key=urgency)
+        else:
+            self.waiting.append(request)
+
+    def iteration(self, scheduled: dict[Request, int], num_preempted: int) -> Iteration | None:
+        """The iteration in which these sequences compute so many tokens each; None without any."""
+        if not scheduled:
+            return None
+        return Iteration(
+            tuple(request for request in scheduled if request.decoding),
+            tuple((request, tokens) for request, tokens in scheduled.items() if not request.decoding),
+            num_preempted,
+            self.pool.verified_tokens - 1,
+            self.pool.tokens_per_iteration,
+            self.pool.draft_s,
+        )
+
+    def tokens_to_compute(self, request: Request) -> int:
+        """A decode sequence's next token and its drafts, or what is left of a prompt."""
+        return self.pool.verified_tokens if request.decoding else request.num_tokens - request.computed_tokens
+
+    def computed_after(self, request: Request, tokens: int) -> int:
+        """Tokens that a request has in the KV cache after an iteration that computes so many."""
+        kept = request.tokens_after(self.pool.tokens_per_iteration) if request.decoding else tokens
+        return request.computed_tokens + kept
+
+    def complete(self, iteration: Iteration) -> list[Request]:
+        """Book the computed tokens of an iteration that has ended.
+
+        Returns:
+            The sequences that got new tokens: decodes by index, then prompts in the order of admission.
+        """
+        for request in iteration.decodes:
+            new_tokens = request.tokens_after(iteration.earned_tokens)
+            request.token_fraction += iteration.earned_tokens - new_tokens
+            request.computed_tokens += new_tokens
+            self._generate(request, new_tokens)
+        for request, tokens in iteration.chunks:
+            request.computed_tokens += tokens
+        caught_up = [request for request, _ in iteration.chunks if request.computed_tokens == request.num_tokens]
+        for request in caught_up:
+            self._generate(request, 1)
+            request.decoding = True
+        return sorted(iteration.decodes, key=lambda request: request.index) + caught_up
+
+    def _generate(self, request: Request, tokens: int) -> None:
+        """Hand out tokens; what goes beyond the last one is thrown away."""
+        new_tokens = min(tokens, request.output_tokens - request.generated_tokens)
+        request.generated_tokens += new_tokens
+        self.books.generation_tokens += new_tokens
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, finished or not: its KV is lost, but for what the prefix cache keeps."""
+        (self.running if request in self.running else self.waiting).remove(request)
+        self.kv.free(request)
+        request.computed_tokens = 0
+        request.token_fraction = 0.0
+        request.decoding = False
+
+    def preempt(self, victim: Request) -> None:
+        """Send a running sequence back to the front of the waiting queue; it keeps its tokens, not their KV."""
+        self.remove(victim)
+        victim.num_preemptions += 1
+        if self.by_priority:
+            insort(self.waiting, victim, key=urgency)
+        else:
+            self.waiting.insert(0, victim)
+
+    @property
+    def by_priority(self) -> bool:
+        """Whether the waiting queue is sorted by priority."""
+        return self.pool.scheduler == "vllm-priority"
+
+
+def urgency(request: Request) -> tuple[int, int]:
+    """Sort key of priority scheduling: lower priority first, then the earlier arrival."""
+    return request.service_class.priority, request.index

@@ -1,0 +1,153 @@
+"""Kernel: the steps that schedulers are made of: preempt, go on with a prompt, admit, and see how long it stays so."""
+
+from __future__ import annotations
+
+from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.kv_cache import blocks_of, extend_table, match_prefix, reuse_prefix, take_anonymous
+from rl_autoscale.sim.layout import BLOCK
+from rl_autoscale.sim.replica import (
+    batch_append,
+    iteration_blocks,
+    iterations_until_full,
+    unload,
+    waiting_insert,
+    waiting_remove,
+)
+
+
+@njit
+def preemption_victim(w, r):
+    """The sequence vLLM preempts: the batch's tail, or under priority scheduling the worst (priority, arrival)."""
+    rep = w.rep[r]
+    if not w.pool[rep.pool].priority_scheduling:
+        return rep.batch_tail
+    worst = rep.batch_head
+    q = rep.batch_head
+    while q >= 0:
+        priority = w.cls[w.req[q].class_index].priority
+        worst_priority = w.cls[w.req[worst].class_index].priority
+        if priority > worst_priority or (priority == worst_priority and q > worst):
+            worst = q
+        q = w.req[q].next
+    return worst
+
+
+@njit
+def preempt(w, r, victim):
+    """Send a running sequence back to the front of the waiting queue; it loses its KV and recomputes."""
+    unload(w, r, victim)
+    waiting_insert(w, r, victim, True)
+    w.req[victim].num_preemptions += 1
+    w.pool[w.rep[r].pool].preemptions += 1
+
+
+@njit
+def make_room(w, r):
+    """Preempt until the running sequences' next iteration fits the KV cache.
+
+    Returns:
+        (whether anybody was preempted, chunk of the partly computed prompt, blocks the decode batch will need).
+    """
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    preempted = False
+    while True:
+        decode_need = iteration_blocks(w, r) if rep.num_decode > 0 else 0
+        chunk = 0
+        chunk_need = 0
+        if rep.partial >= 0:
+            request = w.req[rep.partial]
+            left = request.prompt_tokens + request.generated_tokens - request.computed_tokens
+            chunk = min(left, pool.token_budget - rep.num_decode * pool.verified_tokens)
+            chunk_need = blocks_of(request.computed_tokens + chunk) - blocks_of(request.computed_tokens)
+        if decode_need + chunk_need <= pool.kv_blocks - rep.kv_used or rep.batch_tail < 0:
+            return preempted, chunk, decode_need
+        preempt(w, r, preemption_victim(w, r))
+        preempted = True
+
+
+@hot
+def reserve_decodes(w, r, decode_need):
+    """Take the decode batch's blocks before anybody is admitted, who must not find what they overwrite."""
+    if w.pool[w.rep[r].pool].prefix_caching:
+        take_anonymous(w, r, decode_need)
+        w.rep[r].reserved = decode_need
+
+
+@hot
+def give_chunk(w, r, q, done, chunk):
+    """A sequence computes so many prompt tokens in the next iteration; it must stand behind all that compute none."""
+    rep = w.rep[r]
+    w.req[q].chunk_tokens = chunk
+    rep.num_prefill += 1
+    rep.chunk_tokens += chunk
+    rep.chunk_pairs += chunk * (done + 0.5 * chunk)
+    rep.chunk_context += done
+
+
+@hot
+def continue_prompt(w, r, chunk):
+    """The partly computed prompt takes the blocks of its next chunk."""
+    rep = w.rep[r]
+    q = rep.partial
+    done = w.req[q].computed_tokens
+    rep.kv_used += blocks_of(done + chunk) - blocks_of(done)
+    if w.pool[rep.pool].prefix_caching:
+        extend_table(w, r, q, done, chunk)
+    give_chunk(w, r, q, done, chunk)
+
+
+@hot
+def head_blocks(w, r):
+    """What the head of the waiting queue would need for its whole input.
+
+    Returns:
+        (its tokens, cached blocks that it finds, free blocks that it takes).
+    """
+    rep = w.rep[r]
+    q = rep.wait_head
+    tokens = w.req[q].prompt_tokens + w.req[q].generated_tokens
+    num_hit = 0
+    num_idle = 0
+    if w.pool[rep.pool].prefix_caching:
+        num_hit, num_idle = match_prefix(w, r, q, tokens)
+    return tokens, num_hit, blocks_of(tokens) - num_hit + num_idle
+
+
+@hot
+def admit_head(w, r, now_s, tokens, num_hit, budget):
+    """Let the head of the waiting queue into the batch, with as much of its input as the token budget allows.
+
+    Returns:
+        Its chunk in tokens.
+    """
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    q = rep.wait_head
+    request = w.req[q]
+    waiting_remove(w, r, q)
+    batch_append(w, r, q)
+    done = num_hit * BLOCK
+    chunk = min(tokens - done, budget)
+    if pool.prefix_caching:
+        if request.num_preemptions == 0:  # as vLLM counts
+            pool.prefix_queried_tokens += tokens
+            pool.prefix_hit_tokens += done
+        reuse_prefix(w, r, q, num_hit)
+        extend_table(w, r, q, done, chunk)
+    rep.kv_used += blocks_of(done + chunk) - num_hit
+    request.computed_tokens = done
+    if not request.scheduled_s >= 0.0:
+        request.scheduled_s = now_s
+    give_chunk(w, r, q, done, chunk)
+    if done + chunk < tokens:
+        rep.partial = q
+    return chunk
+
+
+@hot
+def decode_leap(w, r):
+    """Iterations for which the decode batch goes on alone: to the first finish, or until the KV cache is full."""
+    rep = w.rep[r]
+    free = w.pool[rep.pool].kv_blocks - rep.kv_used
+    return iterations_until_full(w, r, free, (w.heap[r, 0] >> 32) - rep.iteration)

@@ -1,0 +1,54 @@
+"""Kernel, vLLM V1's scheduler, FCFS or by priority.
+
+Reference: vllm 0.33.0, v1/core/sched/scheduler.py; twin: sim/reference/schedulers/vllm.py.
+
+- An iteration serves running sequences first (one token per decode, the rest of a partly computed prompt), then admits
+  from the waiting queue while the token budget and ``max_num_seqs`` last and the head's *whole* input fits the free
+  blocks.
+- When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is
+  preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
+  admitted in that iteration.
+"""
+
+from __future__ import annotations
+
+from rl_autoscale.fleet.jit import hot
+from rl_autoscale.sim.schedulers.steps import (
+    admit_head,
+    continue_prompt,
+    decode_leap,
+    head_blocks,
+    make_room,
+    reserve_decodes,
+)
+
+
+@hot
+def schedule_vllm(w, r, now_s):
+    """Decide the replica's next iterations; see the package."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    preempted = False
+    chunk = 0
+    decode_need = 0
+    if rep.batch_tail >= 0:
+        preempted, chunk, decode_need = make_room(w, r)
+    reserve_decodes(w, r, decode_need)
+    budget = pool.token_budget - rep.num_decode * pool.verified_tokens
+    running = rep.num_decode
+    if rep.partial >= 0:
+        continue_prompt(w, r, chunk)
+        budget -= chunk
+        running += 1
+    if not preempted:
+        while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
+            tokens, num_hit, need = head_blocks(w, r)
+            if need > pool.kv_blocks - rep.kv_used - decode_need:
+                break
+            budget -= admit_head(w, r, now_s, tokens, num_hit, budget)
+            running += 1
+    if running == 0:
+        return 0
+    if rep.num_prefill > 0 or preempted:
+        return 1
+    return decode_leap(w, r)
