@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rl_autoscale.experiments.validation.compare import MetricError
     from rl_autoscale.fleet.profile import LatencyProfile
     from rl_autoscale.serving.calibration.load import Bench
-    from rl_autoscale.serving.calibration.server import HttpServer
+    from rl_autoscale.sim.fit import Hardware
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -65,6 +65,10 @@ def command(
     hold_out: Annotated[
         float, typer.Option(min=0, help="Seconds of random load per regime, to compare with; 0: none.")
     ] = 20.0,
+    watch: Annotated[
+        float | None, typer.Option(min=1, help="Send nothing: only look at a server in use, for so many seconds.")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.02, help="With --watch: seconds from one look to the next.")] = 0.25,
     start_s: Annotated[
         list[float] | None, typer.Option(help="A start-up time you have seen, seconds; may be repeated.")
     ] = None,
@@ -87,11 +91,17 @@ def command(
     requests of others, stop everything; Ctrl-C takes all requests back. The file is
     written at the end or not at all.
 
+    With --watch nothing is sent. The metrics page of a server in use is read again and
+    again, and what its counters show of single iterations is fitted: what the traffic
+    does not have (long prompts, large batches) stays unknown. See docs/calibrate.md.
+
     --max-num-seqs and --max-num-batched-tokens must be the server's own (its start-up log
     has them): metrics do not tell.
 
     Examples:
         rl-autoscale calibrate --url http://127.0.0.1:8000 --gpu H100
+
+        rl-autoscale calibrate --url http://gpu7:8000 --gpu H100 --watch 900
 
         rl-autoscale calibrate --url http://gpu7:8000 --gpu A100 --tp 4 --start-s 92 --start-s 118 --out mine.yaml
     """
@@ -112,7 +122,7 @@ def command(
         url, engine["gpu"], tp, engine["max_num_seqs"], engine["max_num_batched_tokens"], kv_blocks, name, max_batch,
         repeats, hold_out, seed, _key(key_variable),
     )  # fmt: skip
-    profile, errors = asyncio.run(calibrate(settings))
+    profile, errors = asyncio.run(_calibrate(settings, watch, every))
     path = out or Path(f"{profile.name}.yaml")
     write_profile(profile, path, overwrite=overwrite)
     if as_json:
@@ -121,7 +131,7 @@ def command(
         typer.echo(json.dumps({"path": str(path)} | summary(profile) | extra, indent=2))
         return
     console = Console()
-    console.print("residuals of the fit", highlight=False)
+    console.print("residuals of the fit" if watch is None else profile.notes, highlight=False, markup=False)
     print_errors(console, profile.fit_error)
     if errors:
         console.print("hold-out: predicted against measured, random load at three levels")
@@ -130,6 +140,16 @@ def command(
         console.print(f"startup: [{{name: start, mean_s: {startup.mean_s:g}, cv: {startup.cv:g}}}]  # for your pool",
                       markup=False, highlight=False)  # fmt: skip
     console.print(f"wrote {path}", highlight=False)
+
+
+async def _calibrate(
+    settings: Settings, watch_s: float | None, every_s: float
+) -> tuple[LatencyProfile, dict[str, tuple[MetricError, ...]]]:
+    if watch_s is None:
+        return await calibrate(settings)
+    from rl_autoscale.cli.calibrate_watch import calibrate_by_watching
+
+    return await calibrate_by_watching(settings, watch_s, every_s), {}
 
 
 async def calibrate(settings: Settings) -> tuple[LatencyProfile, dict[str, tuple[MetricError, ...]]]:
@@ -141,7 +161,7 @@ async def calibrate(settings: Settings) -> tuple[LatencyProfile, dict[str, tuple
     Raises:
         SpecError: the server refuses, is used by others, or says too little.
     """
-    from rl_autoscale.experiments.calibration import prompts_to_measure
+    from rl_autoscale.experiments.calibration import fit_rows, prompts_to_measure
     from rl_autoscale.serving.calibration.load import Bench, Limits, Plan
     from rl_autoscale.serving.calibration.server import HttpServer
 
@@ -161,30 +181,29 @@ async def calibrate(settings: Settings) -> tuple[LatencyProfile, dict[str, tuple
             rows = await bench.measure(
                 lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
             )
-            profile = _fit(settings, server, rows, blocks)
+            profile = fit_rows(rows, hardware_of(settings, server.model, blocks, f"{len(rows)} measured points"))
             errors = await _hold_out(settings, bench, profile, longest, rng, progress)
     notes = "; ".join([profile.notes, *(f"hold-out, {regime}: {_brief(found)}" for regime, found in errors.items())])
     return profile.model_copy(update={"notes": notes}), errors
 
 
-def _fit(settings: Settings, server: HttpServer, rows: Sequence[dict[str, float]], blocks: int) -> LatencyProfile:
+def hardware_of(settings: Settings, model: str, kv_blocks: int, how: str) -> Hardware:
+    """All of the profile that is not fitted."""
     from rl_autoscale import __version__
     from rl_autoscale.cli.profile import default_name
-    from rl_autoscale.experiments.calibration import fit_rows
     from rl_autoscale.sim.fit import Hardware
 
-    hardware = Hardware(
-        name=settings.name or default_name(server.model, settings.gpu, settings.tensor_parallel),
-        model=server.model,
+    return Hardware(
+        name=settings.name or default_name(model, settings.gpu, settings.tensor_parallel),
+        model=model,
         gpu=settings.gpu,
         gpus_per_replica=settings.tensor_parallel,
-        kv_blocks=blocks,
+        kv_blocks=kv_blocks,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         source=f"measured on a live server by rl-autoscale {__version__} calibrate on {datetime.now(UTC):%Y-%m-%d}",
-        notes=f"{len(rows)} measured points; fit_error holds the residuals of the fit at these points",
+        notes=f"{how}; fit_error holds the residuals of the fit at these points",
     )
-    return fit_rows(rows, hardware)
 
 
 async def _hold_out(

@@ -12,14 +12,20 @@ from rl_autoscale.experiments.validation.replay import one_replica, recorded_wor
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.profile import LatencyProfile
 from rl_autoscale.fleet.spec import StartupPhase
-from rl_autoscale.sim.fit import Hardware, candidate_knots, fit_profile
-from rl_autoscale.sim.iteration_table import table_from_columns
+from rl_autoscale.sim.fit import Hardware, candidate_knots, fit_profile, predict_s, split_rows
+from rl_autoscale.sim.iteration_table import REGIONS, IterationTable, table_from_columns
 from rl_autoscale.workload.trace import FloatArray, Int64Array
 
 REGIMES = {"light": 0.15, "medium": 0.4, "heavy": 0.7}
 """Load of the hold-out: the share of the engine's time that its requests need, by the fitted profile."""
 
 MIN_REQUESTS, MAX_REQUESTS = 12, 60
+_OUTLIER_SPREADS = 5.0
+"""In medians of the absolute residual: beyond it lie 0.1 % of normal errors."""
+
+_NO_OUTLIER = 0.1
+"""A residual that a second prompt in the iteration does not explain, as a fraction."""
+
 PROMPT_TOKENS, OUTPUT_TOKENS = (32, 1024), (16, 96)
 
 
@@ -41,6 +47,47 @@ def fit_rows(rows: Sequence[Mapping[str, float]], hardware: Hardware) -> Latency
     columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
     table = table_from_columns(columns, where="calibration")
     return fit_profile(table, table, hardware)
+
+
+def fit_watched(
+    rows: Sequence[Mapping[str, float]], hardware: Hardware, rng: np.random.Generator
+) -> tuple[LatencyProfile, int]:
+    """Fit a profile to moments of a server in use.
+
+    Some moments are not what they look like (two prompts shared an iteration), so those far outside the spread of
+    their kind are left out of the fit. ``fit_error`` is that of a quarter of all moments, such ones included, under a
+    fit of the rest; the profile itself is fitted to all.
+
+    Args:
+        rows: as of `fit_rows`.
+        hardware: the rest of the profile.
+        rng: chooses the quarter.
+
+    Returns:
+        The profile, and how many moments were left out.
+
+    Raises:
+        SpecError: the traffic showed too little of what a profile needs.
+    """
+    if not rows:
+        raise SpecError("no moment showed a single iteration")
+    table = table_from_columns({name: [row[name] for row in rows] for name in rows[0]}, where="watched")
+    train, test = split_rows(table, rng)
+    errors = fit_profile(_without_outliers(train, hardware), test, hardware).fit_error
+    kept = _without_outliers(table, hardware)
+    profile = fit_profile(kept, table, hardware).model_copy(update={"fit_error": errors})
+    return profile, len(table) - len(kept)
+
+
+def _without_outliers(table: IterationTable, hardware: Hardware) -> IterationTable:
+    residual = np.abs(predict_s(fit_profile(table, table, hardware), table) / table.iteration_s - 1.0)
+    kept = np.ones(len(table), dtype=np.bool_)
+    for kind in REGIONS:
+        of_kind = table.region(kind)
+        if of_kind.any():
+            limit = max(_OUTLIER_SPREADS * float(np.median(residual[of_kind])), _NO_OUTLIER)
+            kept[of_kind] = residual[of_kind] <= limit
+    return table[kept]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,7 @@ FORMAT = 1
 KNOWN_FIELDS = (
     "running", "waiting", "kv_usage", "preemptions", "prompt_tokens", "generation_tokens", "finished", "rejected",
     "completed", "ttft", "itl", "tpot", "output_tokens", "steps", "prompt_lengths",
-    "prefill",
+    "prefill", "computed", "decode",
 )  # fmt: skip
 Part = Literal["value", "bucket", "sum", "count"]
 

@@ -73,7 +73,7 @@ def fit_profile(
         SpecError: the table cannot determine the parameters.
     """
     _check_trainable(train)
-    candidates = candidate_knots(int(train.new_tokens.max()))
+    candidates = measured_knots(candidate_knots(int(train.new_tokens.max())), train.new_tokens)
     knots = choose_knots(candidates, _solve(train, candidates, mixed_weight)[0])
     knot_s, attention_s = _solve(train, knots, mixed_weight)
     profile = _assemble(hardware, knots, knot_s, attention_s, {})
@@ -159,6 +159,27 @@ def candidate_knots(max_tokens: int) -> IntArray:
     tile_edges = octaves[octaves >= 128].astype(np.int64) + 1
     candidates = np.unique(np.concatenate([quarters.ravel(), tile_edges, [max_tokens]]))
     return candidates[candidates <= max_tokens]
+
+
+def measured_knots(candidates: IntArray, tokens: FloatArray) -> IntArray:
+    """Move every candidate down to the largest measured token count since the one before; drop those without any.
+
+    A knot between measurements would have a value of the solver's choice: where nobody measured, a straight line is
+    the honest curve.
+
+    Args:
+        candidates: shape (num_candidates,), increasing; the last is the largest of ``tokens``.
+        tokens: shape (num_rows,), measured token counts.
+
+    Returns:
+        Token counts, increasing, at least two; the first is the first candidate.
+    """
+    knots = [int(candidates[0])]
+    for low, high in zip(candidates[:-1], candidates[1:], strict=True):
+        inside = tokens[(tokens > low) & (tokens <= high)]
+        if len(inside):
+            knots.append(int(inside.max()))
+    return np.asarray(knots, dtype=np.int64)
 
 
 def choose_knots(candidates: IntArray, curve_s: FloatArray) -> IntArray:

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.serving.calibration.server import CalibratedServer, Look
+from rl_autoscale.serving.calibration.server import CalibratedServer, Look, Row, iteration_row
 
-Row = dict[str, float]
 Progress = Callable[[str, int, int], None]
 """Told what is measured, points done and in all."""
 
@@ -138,7 +137,7 @@ class Bench:
         before = await self._idle()
         for _ in range(self._plan.repeats):
             await self._whole(length)
-        return _row(chunk=length, time_s=self._prefill_s(before, await self._server.look()))
+        return iteration_row(chunk=length, time_s=self._prefill_s(before, await self._server.look()))
 
     async def _later_chunks(self, first: Row) -> list[Row]:
         """Prompts of two, three, ... full token budgets; each takes one iteration more than the one before."""
@@ -151,7 +150,7 @@ class Bench:
             whole_ms = (await self._prefill(length))["iter_time_ms"]
             if whole_ms > before_ms:  # else noise; there is no such iteration
                 added_s = (whole_ms - before_ms) / 1e3
-                rows.append(_row(chunk=budget, chunk_context=length - budget, time_s=added_s))
+                rows.append(iteration_row(chunk=budget, chunk_context=length - budget, time_s=added_s))
             before_ms = whole_ms
         return rows
 
@@ -175,7 +174,7 @@ class Bench:
             self._check_batch(batch, start, second, third)
             context = prompt + (second.generated + third.generated - 2 * start.generated) / (2.0 * batch)
             time_s = self._prefill_s(second, third)
-            rows.append(_row(chunk=length, num_decode=batch, context=context, time_s=time_s))
+            rows.append(iteration_row(chunk=length, num_decode=batch, context=context, time_s=time_s))
         return rows
 
     @asynccontextmanager
@@ -220,7 +219,7 @@ class Bench:
                 f"the server finished {found.count:g} requests where {self._plan.repeats} were sent; somebody else "
                 "uses it, or it restarted: calibrate an idle replica"
             )
-        return found.mean_s
+        return found.mean
 
     def _check_batch(self, batch: int, start: Look, first: Look, second: Look) -> None:
         if not first.running == second.running == batch or second.preemptions != start.preemptions:
@@ -270,14 +269,4 @@ class Served:
 
 def _decode_row(batch: int, prompt: int, start: Look, first: Look, second: Look) -> Row:
     generated = (first.generated + second.generated - 2 * start.generated) / (2.0 * batch)
-    return _row(num_decode=batch, context=prompt + generated, time_s=second.itl.since(first.itl).mean_s)
-
-
-def _row(*, chunk: int = 0, chunk_context: int = 0, num_decode: int = 0, context: float = 0.0, time_s: float) -> Row:
-    return {
-        "prefill_chunk_tokens": chunk,
-        "prefill_kv_context": chunk_context,
-        "decode_batch_size": num_decode,
-        "mean_decode_context": context,
-        "iter_time_ms": time_s * 1e3,
-    }
+    return iteration_row(num_decode=batch, context=prompt + generated, time_s=second.itl.since(first.itl).mean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,25 +18,40 @@ from rl_autoscale.serving.gateway.sse import EventSplitter, StreamError
 from rl_autoscale.serving.metric_names import engine_names
 from rl_autoscale.serving.samples import parse_exposition
 
+Row = dict[str, float]
+
 _NAMES = engine_names("vllm").with_all
 _NEEDED = ("prefill", "itl")
 
 
+def iteration_row(
+    *, chunk: float = 0, chunk_context: float = 0, num_decode: int = 0, context: float = 0.0, time_s: float
+) -> Row:
+    """One measured iteration in the columns of docs/profiles.md: a prompt chunk, a decode batch, or both."""
+    return {
+        "prefill_chunk_tokens": chunk,
+        "prefill_kv_context": chunk_context,
+        "decode_batch_size": num_decode,
+        "mean_decode_context": context,
+        "iter_time_ms": time_s * 1e3,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sum and number of values of a histogram since the server began."""
+    """Sum and number of values of a histogram since the server began, in the histogram's unit."""
 
-    sum_s: float
+    sum: float
     count: float
 
     def since(self, before: Total) -> Total:
         """What came in between."""
-        return Total(self.sum_s - before.sum_s, self.count - before.count)
+        return Total(self.sum - before.sum, self.count - before.count)
 
     @property
-    def mean_s(self) -> float:
+    def mean(self) -> float:
         """Of at least one value."""
-        return self.sum_s / self.count
+        return self.sum / self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,12 @@ class Look:
         prefill: seconds from a request's first iteration to its first token; counted when it ends.
         itl: seconds between tokens.
         kv_blocks: of 16 tokens; None where the server does not say.
+        block_tokens: size of the server's own blocks; None likewise.
+        kv_usage: share of them in use.
+        first_tokens: of how many requests since the server began.
+        prompts: tokens; counted when a request ends, as the next two.
+        computed: tokens of prompts that were computed, the others being cached; as ``prompts`` in older versions.
+        decode: seconds from a request's first token to its last.
     """
 
     running: int
@@ -59,6 +81,12 @@ class Look:
     prefill: Total
     itl: Total
     kv_blocks: int | None
+    block_tokens: int | None
+    kv_usage: float
+    first_tokens: float
+    prompts: Total
+    computed: Total
+    decode: Total
 
 
 def read_page(text: str, where: str) -> Look:
@@ -74,30 +102,41 @@ def read_page(text: str, where: str) -> Look:
     if missing:
         series = ", ".join(_NAMES.fields[name].names[0] for name in missing)
         raise SpecError(f"{where} lacks {series}; calibration needs a vLLM server with its metrics on")
-    prefill, itl = (sample.histograms[name] for name in _NEEDED)
+    blocks, size = _kv_cache(text)
+
+    def total(*names: str) -> Total:
+        found = next((sample.histograms[name] for name in names if name in sample.histograms), None)
+        return Total(math.nan, math.nan) if found is None else Total(found.total, found.count)
+
     return Look(
         running=int(sample.gauges["running"]),
         waiting=int(sample.gauges["waiting"]),
         generated=sample.counters["generation_tokens"],
         preemptions=sample.counters.get("preemptions", 0.0),
-        prefill=Total(prefill.total, prefill.count),
-        itl=Total(itl.total, itl.count),
-        kv_blocks=_kv_blocks(text),
+        prefill=total("prefill"),
+        itl=total("itl"),
+        kv_blocks=blocks,
+        block_tokens=size,
+        kv_usage=sample.gauges.get("kv_usage", math.nan),
+        first_tokens=total("ttft").count,
+        prompts=total("prompt_lengths"),
+        computed=total("computed", "prompt_lengths"),
+        decode=total("decode"),
     )
 
 
-def _kv_blocks(text: str) -> int | None:
-    """``vllm:cache_config_info`` in blocks of 16 tokens, summed over data-parallel engines."""
+def _kv_cache(text: str) -> tuple[int | None, int | None]:
+    """``vllm:cache_config_info``: blocks of 16 tokens, summed over data-parallel engines, and its own block size."""
     lines = [
         line for line in text.splitlines() if line.startswith(("vllm:cache_config_info", "vllm_cache_config_info"))
     ]
-    found = 0
+    found, block_tokens = 0, None
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
             blocks, size = sample.labels.get("num_gpu_blocks", ""), sample.labels.get("block_size", "")
             if blocks.isdigit() and size.isdigit():
-                found += int(blocks) * int(size) // BLOCK_SIZE_TOKENS
-    return found or None
+                found, block_tokens = found + int(blocks) * int(size) // BLOCK_SIZE_TOKENS, int(size)
+    return found or None, block_tokens
 
 
 class CalibratedServer(Protocol):

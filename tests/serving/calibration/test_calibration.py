@@ -6,13 +6,14 @@ The engine runs in virtual time, without sockets: nothing waits and nothing depe
 from __future__ import annotations
 
 import asyncio
-import selectors
 from functools import cache
 
 import numpy as np
 import pytest
 
 pytest.importorskip("aiohttp", reason="needs the serve extra")
+
+from virtual_engine import VirtualServer, in_virtual_time
 
 from rl_autoscale.experiments.calibration import (
     REGIMES,
@@ -25,71 +26,15 @@ from rl_autoscale.experiments.calibration import (
 )
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.profile import LatencyProfile, load_profile
-from rl_autoscale.fleet.spec import PoolSpec, ServiceClass
+from rl_autoscale.fleet.spec import PoolSpec
 from rl_autoscale.serving.calibration.load import Bench, Limits, Plan, decode_points, prompt_lengths
 from rl_autoscale.serving.calibration.server import HttpServer, read_page
-from rl_autoscale.serving.emulator.engine import Engine
-from rl_autoscale.serving.emulator.loop import EngineLoop, Job
-from rl_autoscale.serving.emulator.metrics import EngineMetrics
 from rl_autoscale.serving.emulator.server import Emulator, EmulatorConfig
 from rl_autoscale.sim.fit import Hardware
-from rl_autoscale.sim.reference.request import Request
 
 POOL = PoolSpec(name="e", profile="llama-3.1-8b_a100_tp1", max_num_seqs=64, max_num_batched_tokens=2048, kv_blocks=8000)
 LIMITS = Limits(64, 2048, 8192, 8000 * 16)
 PLAN = Plan(prompts_to_measure(2048), repeats=2, tokens=12, max_batch=32)
-CLASS = ServiceClass(name="c", ttft_slo_s=1, tpot_slo_s=1)
-
-
-class VirtualSelector(selectors.SelectSelector):
-    """Passes the time that it was asked to wait."""
-
-    now_s = 0.0
-
-    def select(self, timeout=None):
-        self.now_s += timeout or 0.0
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.virtual = VirtualSelector()
-        super().__init__(self.virtual)
-
-    def time(self) -> float:
-        return self.virtual.now_s
-
-
-class InProcess:
-    """The emulator's clockwork and metrics page without its web server."""
-
-    def __init__(self, speed: float) -> None:
-        engine = Engine(POOL)
-        self.metrics = EngineMetrics(engine, "m", 8192)
-        self.loop = EngineLoop(engine, self.metrics, asyncio.get_running_loop().time, speed)
-        self.stepping = asyncio.create_task(self.loop.run())
-        self.num_sent = 0
-
-    async def look(self):
-        return read_page(self.metrics.page().decode(), "here")
-
-    async def stream(self, prompt, max_tokens):
-        self.num_sent += 1
-        job = Job(Request(self.num_sent, 0, CLASS, 0.0, len(prompt), max_tokens), max_tokens, True)
-        self.loop.submit(job)
-        try:
-            fetched = 0
-            while fetched < max_tokens:
-                new = await job.new_tokens()
-                fetched += new
-                yield new
-        finally:
-            self.loop.abort(job)
-
-
-def in_virtual_time(test):
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(test())
 
 
 def hardware(limits: Limits = LIMITS) -> Hardware:
@@ -99,10 +44,10 @@ def hardware(limits: Limits = LIMITS) -> Hardware:
 @cache
 def calibrated(speed: float = 1.0) -> tuple[LatencyProfile, list[dict[str, float]]]:
     async def test():
-        server = InProcess(speed)
+        server = VirtualServer(POOL, speed)
         rows = await Bench(server, LIMITS, PLAN, np.random.default_rng(0)).measure()
         assert (await server.look()).running == 0  # what was not read to its end was taken back
-        server.stepping.cancel()
+        server.stop()
         return rows
 
     rows = in_virtual_time(test)
@@ -142,12 +87,12 @@ def test_the_hold_out_is_predicted(regime) -> None:
     load = draw_load(profile, REGIMES[regime], 8192, np.random.default_rng(1), span_s=20.0)
 
     async def test():
-        server = InProcess(1.0)
+        server = VirtualServer(POOL)
         bench = Bench(server, LIMITS, PLAN, np.random.default_rng(2))
         served = await bench.random_load(
             load.arrival_s.tolist(), load.prompt_tokens.tolist(), load.output_tokens.tolist()
         )
-        server.stepping.cancel()
+        server.stop()
         return served
 
     served = in_virtual_time(test)
@@ -161,7 +106,7 @@ def test_the_hold_out_is_predicted(regime) -> None:
 
 def test_a_stranger_is_noticed() -> None:
     async def test():
-        server = InProcess(1.0)
+        server = VirtualServer(POOL)
         bench = Bench(server, LIMITS, PLAN, np.random.default_rng(0))
 
         async def stranger():
@@ -175,14 +120,14 @@ def test_a_stranger_is_noticed() -> None:
                 await bench.measure()
         finally:
             task.cancel()
-            server.stepping.cancel()
+            server.stop()
 
     in_virtual_time(test)
 
 
 def test_an_error_of_one_stream_ends_all_of_them() -> None:
     async def test():
-        server = InProcess(1.0)
+        server = VirtualServer(POOL)
         whole = server.stream
         calls = 0
 
@@ -199,7 +144,7 @@ def test_an_error_of_one_stream_ends_all_of_them() -> None:
             await Bench(server, LIMITS, PLAN, np.random.default_rng(0)).measure()
         await asyncio.sleep(0)
         assert server.loop.num_open == 0
-        server.stepping.cancel()
+        server.stop()
 
     in_virtual_time(test)
 

@@ -6,14 +6,13 @@ The event loop's time is virtual, so nothing waits and nothing depends on the ma
 from __future__ import annotations
 
 import asyncio
-import selectors
 
 import numpy as np
 import pytest
+from virtual_engine import VirtualServer, in_virtual_time
 
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.serving.emulator.engine import Engine, Step
-from rl_autoscale.serving.emulator.loop import EngineLoop, Job
+from rl_autoscale.serving.emulator.loop import Job
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.workload.trace import Workload
@@ -26,60 +25,27 @@ SPEC = FleetSpec.from_dict(
 )
 
 
-class VirtualSelector(selectors.SelectSelector):
-    """Passes the time that it was asked to wait."""
-
-    now_s = 0.0
-
-    def select(self, timeout=None):
-        self.now_s += timeout or 0.0
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.virtual = VirtualSelector()
-        super().__init__(self.virtual)
-
-    def time(self) -> float:
-        return self.virtual.now_s
-
-
-class Silent:
-    def on_step(self, step: Step, duration_s: float) -> None:
-        pass
-
-    def on_token(self, job: Job, gap_s: float | None, now_s: float) -> None:
-        pass
-
-    def on_finish(self, job: Job, now_s: float) -> None:
-        job.request.end_s = now_s
-
-
 def play(workload: Workload, speed: float) -> list[Request]:
     requests = [
         Request(q, 0, SPEC.classes[0], 0.0, int(workload.prompt_tokens[q]), int(workload.output_tokens[q]))
         for q in range(workload.num_requests)
     ]
 
-    async def client(loop: EngineLoop, request: Request, arrival_s: float) -> None:
+    async def client(server: VirtualServer, request: Request, arrival_s: float) -> None:
         await asyncio.sleep(arrival_s / speed)
         job = Job(request, request.output_tokens, True)
-        loop.submit(job)
-        fetched = 0
-        while fetched < request.output_tokens:
-            fetched += await job.new_tokens()
+        async for _ in server.play(job):
+            pass
+        request.end_s = job.last_token_s
 
     async def main() -> None:
-        loop = EngineLoop(Engine(SPEC.pools[0]), Silent(), asyncio.get_running_loop().time, speed)
-        stepping = asyncio.create_task(loop.run())
+        server = VirtualServer(SPEC.pools[0], speed)
         await asyncio.gather(
-            *(client(loop, request, float(s)) for request, s in zip(requests, workload.arrival_s, strict=True))
+            *(client(server, request, float(s)) for request, s in zip(requests, workload.arrival_s, strict=True))
         )
-        stepping.cancel()
+        server.stop()
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
+    in_virtual_time(main)
     return requests
 
 
