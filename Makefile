@@ -10,7 +10,7 @@ LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly test-serving rehearse test-ray test-vllm lint format types imports ci lock clean
+.PHONY: help setup demo test nightly test-serving rehearse test-ray test-vllm calibrate-vllm lint format types imports ci lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ $(RAY_VENV)/.installed: pyproject.toml
 test-vllm: setup $(VLLM_VENV)/.installed-$(VLLM)  ## gateway and controller with real vLLM servers: 1 -> 3 -> 1 (VLLM=vllm with a GPU)
 	RL_AUTOSCALE_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python RL_AUTOSCALE_VLLM_ARGS="$(VLLM_ARGS)" \
 		$(BIN)/python -m pytest -m live tests/serving/test_real_vllm.py $(ARGS)
+
+calibrate-vllm: setup $(VLLM_VENV)/.installed-$(VLLM)  ## calibrate a real vLLM server and hold the profile against new load
+	RL_AUTOSCALE_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python benchmarks/calibrate_vllm.py $(ARGS)
 
 # Every version is pinned, so nothing is resolved: --no-deps leaves out what a text model on a CPU does not need.
 # torch's CPU build is not on PyPI, so it comes first, from PyTorch's index or from where TORCH_INDEX says.

@@ -44,7 +44,8 @@ async def calibrate_by_watching(settings: Settings, watch_s: float, every_s: flo
         except SpecError as error:
             raise SpecError(f"{seen_text}: {error}; watch for longer, or look more often (--every)") from None
     notes = (
-        f"seen: {seen_text}; {num_left_out} left out as outliers; fit_error is that of a quarter, under a fit of the rest; "
+        f"seen: {seen_text}; {num_left_out} left out as outliers; "
+        "fit_error is that of a quarter, under a fit of the rest; "
         "beyond what was seen, and for prompts longer than the token budget, the model extrapolates"
     )
     return profile.model_copy(update={"notes": notes})

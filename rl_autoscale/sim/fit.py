@@ -9,6 +9,7 @@ iteration.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,7 +176,7 @@ def measured_knots(candidates: IntArray, tokens: FloatArray) -> IntArray:
         Token counts, increasing, at least two; the first is the first candidate.
     """
     knots = [int(candidates[0])]
-    for low, high in zip(candidates[:-1], candidates[1:], strict=True):
+    for low, high in itertools.pairwise(candidates):
         inside = tokens[(tokens > low) & (tokens <= high)]
         if len(inside):
             knots.append(int(inside.max()))

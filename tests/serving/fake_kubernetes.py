@@ -4,7 +4,7 @@ What it does (conflicts on stale versions, refusals of invalid objects, dry runs
 rules) is held to a real server by ``backends/test_kubernetes_conformance.py``, which runs on both. What it leaves out
 (admission, defaults, server-side apply, OpenAPI, more than equality in selectors) no test here may rely on.
 
-One file, past our usual length: it is one server, read beside that suite.
+The wire is `fake_kubernetes_http`, what objects are is `fake_kubernetes_objects`.
 
 Controllers are one function, `_reconcile`: a Deployment or StatefulSet has its pods as soon as it is written. There is
 no scheduler and no kubelet: tests write pod status through the API, as they do on a real server without nodes.
@@ -15,77 +15,16 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import re
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from kubernetes import client as kube
-
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the server must know of a kind."""
-
-    name: str
-    group: str
-    version: str
-    plural: str
-    namespaced: bool = True
-    scale: bool = False
-    selector_path: str = ""  # where a custom kind keeps its pods' labels, as text
-    needs_version: bool = False  # an update must name the version it replaces
-    custom: bool = False
-
-
-BUILT_IN = [
-    Kind("Namespace", "", "v1", "namespaces", namespaced=False),
-    Kind("Pod", "", "v1", "pods"),
-    Kind("Deployment", "apps", "v1", "deployments", scale=True),
-    Kind("StatefulSet", "apps", "v1", "statefulsets", scale=True),
-    Kind("Lease", "coordination.k8s.io", "v1", "leases", needs_version=True),
-    Kind("HorizontalPodAutoscaler", "autoscaling", "v1", "horizontalpodautoscalers"),
-    Kind("CustomResourceDefinition", "apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False),
-]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request as role rules see it."""
-
-    verb: str
-    group: str
-    resource: str  # plural, with "/scale" or "/status" after it
-    namespace: str
-    name: str
-    query: dict[str, str] = field(default_factory=dict, compare=False)
-    body: Json | None = field(default=None, compare=False)
-
-
-@dataclass
-class Fault:
-    """An answer in place of the real one, or none at all."""
-
-    status: int
-    matching: str = ""  # part of "verb resource"; empty for any request
-    times: int = 1
-    headers: dict[str, str] = field(default_factory=dict)
-    after: bool = False  # do the work, then answer this: a reply lost on its way
-
-
-class Refused(Exception):
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.reason = status, reason
+from serving.fake_kubernetes_http import Fault, Json, Refused, Request, allows, handler
+from serving.fake_kubernetes_objects import BUILT_IN, Kind, is_ready, merge, replicas, scale_of, selected, validate
 
 
 class FakeKubernetes:
@@ -107,7 +46,7 @@ class FakeKubernetes:
         self._log: list[tuple[int, tuple[str, str, str], str, Json]] = []
         self._version = 100
         self._changed = threading.Condition(threading.RLock())
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -178,14 +117,14 @@ class FakeKubernetes:
                     self._changed.wait(left_s)
                 fresh, position = self._log[position:], len(self._log)
             for version, where, event, obj in fresh:
-                if where == key and version > seen and _selected(obj, request.query.get("labelSelector", "")):
+                if where == key and version > seen and selected(obj, request.query.get("labelSelector", "")):
                     yield json.dumps({"type": event, "object": obj}).encode() + b"\n"
             if left_s <= 0:
                 return
 
     def _authorise(self, request: Request) -> None:
         self.requests.append(request)
-        if self.rules is None or any(_allows(rule, request) for rule in self.rules):
+        if self.rules is None or any(allows(rule, request) for rule in self.rules):
             return
         raise Refused(403, "Forbidden", f'{request.resource} "{request.name}" is forbidden: cannot {request.verb}')
 
@@ -202,7 +141,7 @@ class FakeKubernetes:
             items, start, version = self._snapshots[cursor["snapshot"]], cursor["start"], cursor["version"]
         else:
             found = self._objects.get((kind.group, kind.plural, request.namespace), {})
-            items = [obj for _, obj in sorted(found.items()) if _selected(obj, request.query.get("labelSelector", ""))]
+            items = [obj for _, obj in sorted(found.items()) if selected(obj, request.query.get("labelSelector", ""))]
             start, version = 0, str(self._version)
         meta: Json = {"resourceVersion": version}
         end = start + limit if limit else len(items)
@@ -225,7 +164,7 @@ class FakeKubernetes:
         meta = obj.setdefault("metadata", {})
         if not meta.get("name"):
             raise Refused(422, "Invalid", f"{kind.name} is invalid: metadata.name: Required value")
-        _validate(kind, obj)
+        validate(kind, obj)
         if meta["name"] in self._objects.get((kind.group, kind.plural, request.namespace), {}):
             raise Refused(409, "AlreadyExists", f'{kind.plural} "{meta["name"]}" already exists')
         meta.update(uid=str(uuid.uuid4()), creationTimestamp=_now(), generation=1)
@@ -243,7 +182,7 @@ class FakeKubernetes:
     def _update(self, kind: Kind, request: Request) -> Json:
         old = self._find(kind, request)
         sent = copy.deepcopy(request.body or {})
-        new = _merge(copy.deepcopy(old), sent) if request.verb == "patch" else sent
+        new = merge(copy.deepcopy(old), sent) if request.verb == "patch" else sent
         self._check_version(kind, old, (sent.get("metadata") or {}).get("resourceVersion"), request.verb)
         if request.resource.endswith("/status"):
             new = {**copy.deepcopy(old), "status": new.get("status") or {}}
@@ -252,7 +191,7 @@ class FakeKubernetes:
         for name in ("uid", "creationTimestamp", "resourceVersion", "generation", "namespace"):
             if name in old["metadata"]:
                 new.setdefault("metadata", {})[name] = old["metadata"][name]
-        _validate(kind, new)
+        validate(kind, new)
         if new == old or _dry(request):
             return new
         if new.get("spec") != old.get("spec"):
@@ -269,9 +208,9 @@ class FakeKubernetes:
     def _scale(self, kind: Kind, request: Request) -> Json:
         obj = self._find(kind, request)
         if request.verb == "get":
-            return _scale_of(kind, obj)
+            return scale_of(kind, obj)
         sent = request.body or {}
-        asked = (sent.get("spec") or {}).get("replicas", 0 if request.verb == "update" else _replicas(obj))
+        asked = (sent.get("spec") or {}).get("replicas", 0 if request.verb == "update" else replicas(obj))
         if not isinstance(asked, int) or asked < 0:
             message = f"Scale is invalid: spec.replicas: Invalid value: {asked}: must be greater than or equal to 0"
             raise Refused(422, "Invalid", message)
@@ -281,7 +220,7 @@ class FakeKubernetes:
         if new != obj and not _dry(request):
             new["metadata"]["generation"] = obj["metadata"]["generation"] + 1
             self._store(kind, request.namespace, new, "MODIFIED")
-        return _scale_of(kind, new)
+        return scale_of(kind, new)
 
     # the store
 
@@ -351,15 +290,15 @@ class FakeKubernetes:
             and "deletionTimestamp" not in pod["metadata"]
         ]
         pod_kind = self._kinds["", "pods"]
-        for _ in range(_replicas(owner) - len(mine)):
+        for _ in range(replicas(owner) - len(mine)):
             template = copy.deepcopy(owner["spec"]["template"])
             meta = {**(template.get("metadata") or {}), "uid": str(uuid.uuid4()), "namespace": namespace}
             meta.update(creationTimestamp=_now(), fakeOwner=owner["metadata"]["uid"], generation=1)
             meta["name"] = f"{owner['metadata']['name']}-{meta['uid'][:10]}"
             pod = {"kind": "Pod", "apiVersion": "v1", "metadata": meta, "spec": template["spec"]}
             self._store(pod_kind, namespace, {**pod, "status": {"phase": "Pending"}}, "ADDED")
-        mine.sort(key=lambda pod: (_is_ready(pod), -int(pod["metadata"]["resourceVersion"])))
-        for pod in mine[: max(0, len(mine) - _replicas(owner))]:
+        mine.sort(key=lambda pod: (is_ready(pod), -int(pod["metadata"]["resourceVersion"])))
+        for pod in mine[: max(0, len(mine) - replicas(owner))]:
             self._remove(pod_kind, namespace, copy.deepcopy(pod), None)
 
     def take_fault(self, request: Request, *, after: bool) -> Fault | None:
@@ -369,77 +308,6 @@ class FakeKubernetes:
                 fault.times -= 1
                 return fault
         return None
-
-
-def _validate(kind: Kind, obj: Json) -> None:
-    spec = obj.get("spec") or {}
-    problem = ""
-    if kind.name in ("Deployment", "StatefulSet"):
-        labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {}
-        wanted = (spec.get("selector") or {}).get("matchLabels") or {}
-        if not wanted or any(labels.get(key) != value for key, value in wanted.items()):
-            problem = "spec.template.metadata.labels: Invalid value: `selector` does not match template `labels`"
-        if spec.get("replicas", 1) < 0:
-            problem = "spec.replicas: Invalid value: must be greater than or equal to 0"
-    if kind.name == "Lease" and spec.get("leaseDurationSeconds", 1) <= 0:
-        problem = "spec.leaseDurationSeconds: Invalid value: must be greater than 0"
-    if problem:
-        raise Refused(422, "Invalid", f"{kind.name} is invalid: {problem}")
-
-
-def _scale_of(kind: Kind, obj: Json) -> Json:
-    meta = {key: obj["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")}
-    if kind.custom:
-        value: Any = obj
-        for part in kind.selector_path.strip(".").split("."):
-            value = (value or {}).get(part)
-        selector = value
-    else:
-        selector = ",".join(f"{key}={value}" for key, value in sorted(obj["spec"]["selector"]["matchLabels"].items()))
-    scale: Json = {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta}
-    scale["spec"] = {"replicas": _replicas(obj)} if _replicas(obj) else {}
-    scale["status"] = {
-        "replicas": (obj.get("status") or {}).get("replicas", 0),
-        **({"selector": selector} if selector else {}),
-    }
-    return scale
-
-
-def _replicas(obj: Json) -> int:
-    return int((obj.get("spec") or {}).get("replicas") or 0)
-
-
-def _is_ready(pod: Json) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
-
-
-def _selected(obj: Json, selector: str) -> bool:
-    labels = obj["metadata"].get("labels") or {}
-    pairs = (part.split("=", 1) for part in selector.replace("==", "=").split(",") if part)
-    return all(labels.get(key) == value for key, value in pairs)
-
-
-def _merge(old: Any, patch: Any) -> Any:
-    """RFC 7386."""
-    if not isinstance(patch, dict) or not isinstance(old, dict):
-        return patch
-    for key, value in patch.items():
-        if value is None:
-            old.pop(key, None)
-        else:
-            old[key] = _merge(old.get(key, {}), value) if isinstance(value, dict) else value
-    return old
-
-
-def _allows(rule: Json, request: Request) -> bool:
-    names = rule.get("resourceNames")
-    return (
-        request.group in rule["apiGroups"]
-        and request.resource in rule["resources"]
-        and request.verb in rule["verbs"]
-        and (not names or request.name in names)
-    )
 
 
 def _dry(request: Request) -> bool:
@@ -452,93 +320,3 @@ def _stamp(when: datetime) -> str:
 
 def _now() -> str:
     return _stamp(datetime.now(UTC))
-
-
-PATH = re.compile(r"^/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)/(?P<rest>.+)$")
-
-
-def _parse(method: str, target: str, body: Json | None) -> Request:
-    url = urlsplit(target)
-    query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-    match = PATH.match(url.path)
-    if match is None:
-        raise Refused(404, "", "404 page not found")
-    parts = match["rest"].strip("/").split("/")
-    namespace = ""
-    if parts[0] == "namespaces" and len(parts) > 2:
-        namespace, parts = parts[1], parts[2:]
-    plural, name, sub = (*parts, "", "")[:3]
-    verbs = {"POST": "create", "PUT": "update", "PATCH": "patch"}
-    verb = verbs.get(method, "")
-    if method == "DELETE":
-        verb = "delete" if name else "deletecollection"
-    if method == "GET":
-        verb = "get" if name else "watch" if query.get("watch", "").lower() in ("true", "1") else "list"
-    resource = f"{plural}/{sub}" if sub else plural
-    return Request(verb, match["group"] or "", resource, namespace, name, query, body)
-
-
-def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def handle_any(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            raw = self.rfile.read(length)
-            try:
-                request = _parse(self.command, self.path, json.loads(raw) if raw else None)
-                if fault := fake.take_fault(request, after=False):
-                    self.send_fault(fault)
-                elif request.verb == "watch":
-                    self.stream(request)
-                else:
-                    status, answer = fake.answer(request)
-                    if fault := fake.take_fault(request, after=True):
-                        self.send_fault(fault)
-                    else:
-                        self.send_json(status, answer)
-            except Refused as refused:
-                self.send_json(refused.status, _status(refused.status, refused.reason, str(refused)))
-
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
-
-        def send_fault(self, fault: Fault) -> None:
-            if fault.status == 0:  # cut the line
-                self.close_connection = True
-                return
-            self.send_json(fault.status, _status(fault.status, "Fault", "as the test asked"), fault.headers)
-
-        def send_json(self, status: int, answer: Json, headers: dict[str, str] | None = None) -> None:
-            body = json.dumps(answer).encode()
-            self.send_response_only(status)
-            sent = {"Date": formatdate(usegmt=True), "Content-Type": "application/json", **(headers or {})}
-            for name, value in {**sent, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def stream(self, request: Request) -> None:
-            self.send_response_only(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for line in fake.watch(request):
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-            self.wfile.write(b"0\r\n\r\n")
-
-    return Handler
-
-
-def _status(code: int, reason: str, message: str) -> Json:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "code": code,
-        "reason": reason,
-        "message": message,
-    }

@@ -17,23 +17,20 @@ with ``ready_log``, must have said so) when health answers.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import re
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.serving.backends.processes import OsProcesses, Processes, ProcessId
+from rl_autoscale.serving.backends.local_state import Member, Memory, StateFolder
+from rl_autoscale.serving.backends.processes import OsProcesses, Processes
 from rl_autoscale.serving.http_client import Http, HttpError, send
 from rl_autoscale.serving.metric_names import EngineNames
-from rl_autoscale.serving.protocols import BackendError, Clock, Phase, PoolObservation, Replica
+from rl_autoscale.serving.protocols import BackendError, Clock, PoolObservation, Replica
 from rl_autoscale.serving.samples import parse_exposition
 
 _PROBE_TIMEOUT_S = 2.0
@@ -76,23 +73,6 @@ class LocalConfig(Config):
         return self
 
 
-@dataclass(slots=True)
-class _Member:
-    """One replica and its process."""
-
-    replica_id: str
-    port: int
-    process: ProcessId
-    phase: Phase
-    since_s: float
-    reason: str = ""
-    stopping_since_s: float | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
 class LocalBackend:
     """`Backend` of processes on this machine.
 
@@ -131,12 +111,12 @@ class LocalBackend:
         self._processes = processes or OsProcesses()
         self._http = http
         self._port_is_free = port_is_free or _port_is_free
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         self._failures_in_row = 0
         self._not_before_s = clock.monotonic_s()
         self._mutex = threading.RLock()
         self._stop = threading.Event()
-        self._lock_file = _claim(config.state_dir)
+        self._folder = StateFolder(config.state_dir)
         self._target = initial
         self._next_id = 0
         try:
@@ -145,7 +125,7 @@ class LocalBackend:
                 self.step()  # what serves already must not look as if it were starting
             self._reconcile()
         except BackendError:
-            self._lock_file.close()
+            self._folder.close()
             raise
         self._thread: threading.Thread | None = None
         if supervise:
@@ -181,7 +161,7 @@ class LocalBackend:
             self._thread.join(timeout=2 * _PROBE_TIMEOUT_S)
         with self._mutex:
             self._remember()
-            self._lock_file.close()
+            self._folder.close()
 
     def kill_all(self) -> None:
         """End every process now, without drain: for tests and for taking a machine down."""
@@ -210,7 +190,7 @@ class LocalBackend:
             self._reconcile()
             self._remember()
 
-    def _update(self, item: _Member, healthy: bool, in_flight: dict[str, float | None]) -> None:
+    def _update(self, item: Member, healthy: bool, in_flight: dict[str, float | None]) -> None:
         now_s = self._clock.monotonic_s()
         age_s = now_s - item.since_s
         if item.phase == "failed":
@@ -230,7 +210,7 @@ class LocalBackend:
         elif item.phase == "draining":
             self._drain(item, in_flight.get(item.replica_id))
 
-    def _drain(self, item: _Member, in_flight: float | None) -> None:
+    def _drain(self, item: Member, in_flight: float | None) -> None:
         """SIGTERM when empty or out of patience, SIGKILL when that did not help."""
         now_s, config = self._clock.monotonic_s(), self._config
         if item.stopping_since_s is not None:
@@ -245,14 +225,14 @@ class LocalBackend:
             self._processes.terminate(item.process)
             item.stopping_since_s = now_s
 
-    def _ended(self, item: _Member, code: int) -> None:
+    def _ended(self, item: Member, code: int) -> None:
         self._processes.kill(item.process)  # helpers it may have left behind
         if item.phase == "draining":
             self._members.remove(item)
         else:
             self._fail(item, f"exit code {code}: {self._last_words(item)}")
 
-    def _fail(self, item: _Member, reason: str) -> None:
+    def _fail(self, item: Member, reason: str) -> None:
         now_s = self._clock.monotonic_s()
         item.phase, item.since_s, item.reason = "failed", now_s, reason
         self._failures_in_row += 1
@@ -268,7 +248,7 @@ class LocalBackend:
             for _ in range(-surplus):
                 self._start()
 
-    def _retire(self, item: _Member) -> None:
+    def _retire(self, item: Member) -> None:
         """A starting replica has no work and ends at once; a ready one drains."""
         if item.phase == "starting":
             self._processes.kill(item.process)
@@ -286,13 +266,13 @@ class LocalBackend:
         self._next_id += 1
         words = {"{port}": str(port), "{replica_id}": replica_id, "{pool}": self._pool}
         command = [_fill(word, words) for word in self._config.command]
-        process = self._processes.start(command, self._config.env, self._log_path(replica_id))
-        self._members.append(_Member(replica_id, port, process, "starting", self._clock.monotonic_s(), "starting"))
+        process = self._processes.start(command, self._config.env, self._folder.log_path(replica_id))
+        self._members.append(Member(replica_id, port, process, "starting", self._clock.monotonic_s(), "starting"))
         self._remember()  # before anything else can happen: a process nobody remembers runs for ever
 
     # -- asking servers ----------------------------------------------------------------------------------------------
 
-    def _is_healthy(self, item: _Member) -> bool:
+    def _is_healthy(self, item: Member) -> bool:
         try:
             answer = self._http("GET", item.url + self._config.ready_path, timeout_s=_PROBE_TIMEOUT_S)
         except HttpError:
@@ -300,9 +280,10 @@ class LocalBackend:
         if answer.status != 200 or self._processes.exit_code(item.process) is not None:
             return False
         pattern = self._config.ready_log
-        return pattern is None or re.search(pattern, self._log_text(item, _READY_LOG_BYTES)) is not None
+        said = "" if pattern is None else self._folder.log_text(item.replica_id, _READY_LOG_BYTES)
+        return pattern is None or re.search(pattern, said) is not None
 
-    def _in_flight(self, item: _Member) -> float | None:
+    def _in_flight(self, item: Member) -> float | None:
         """Requests inside the engine by its own count; None if it does not say."""
         try:
             answer = self._http("GET", item.url + self._names.metrics_path, timeout_s=_PROBE_TIMEOUT_S)
@@ -313,59 +294,24 @@ class LocalBackend:
             return None
         return sample.gauges["running"] + sample.gauges.get("waiting", 0.0)
 
-    def _log_path(self, replica_id: str) -> Path:
-        return self._config.state_dir / "logs" / f"{replica_id}.log"
-
-    def _log_text(self, item: _Member, num_bytes: int) -> str:
-        with contextlib.suppress(OSError), self._log_path(item.replica_id).open("rb") as log:
-            log.seek(max(log.seek(0, 2) - num_bytes, 0))
-            return log.read().decode("utf-8", errors="replace")
-        return ""
-
-    def _last_words(self, item: _Member) -> str:
-        lines = self._log_text(item, _LOG_TAIL_BYTES).strip().splitlines()
+    def _last_words(self, item: Member) -> str:
+        lines = self._folder.log_text(item.replica_id, _LOG_TAIL_BYTES).strip().splitlines()
         return lines[-1][:200] if lines else "no output"
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def _remember(self) -> None:
-        """Write down target and processes; the file replaces the old one whole."""
-        members = [
-            {
-                "replica_id": item.replica_id,
-                "port": item.port,
-                "pid": item.process.pid,
-                "started": item.process.started,
-                "draining": item.phase == "draining",
-            }
-            for item in self._members
-            if item.phase != "failed"
-        ]
-        path = self._config.state_dir / "state.json"
-        content = json.dumps({"target": self._target, "next_id": self._next_id, "members": members})
-        if path.exists() and path.read_text(encoding="utf-8") == content:
-            return
-        path.with_suffix(".tmp").write_text(content, encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
+        """Write down target and processes."""
+        kept = [item for item in self._members if item.phase != "failed"]
+        self._folder.write(Memory(self._target, self._next_id, tuple(kept)))
 
     def _recall(self) -> None:
         """Take over what an earlier controller left: replicas that still run count as starting until they answer."""
-        path = self._config.state_dir / "state.json"
-        try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self._target, self._next_id = int(state["target"]), int(state["next_id"])
-            kept = [(item, ProcessId(int(item["pid"]), str(item["started"]))) for item in state["members"]]
-        except FileNotFoundError:
+        memory = self._folder.read(self._clock.monotonic_s())
+        if memory is None:
             return
-        except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(
-                f"{path} is damaged ({error}); check what still runs, then delete it", retryable=False
-            ) from None
-        now_s = self._clock.monotonic_s()
-        for item, process in kept:
-            if self._processes.exit_code(process) is None:
-                phase: Phase = "draining" if item["draining"] else "starting"
-                self._members.append(_Member(item["replica_id"], item["port"], process, phase, now_s, "taken over"))
+        self._target, self._next_id = memory.target, memory.next_id
+        self._members = [item for item in memory.members if self._processes.exit_code(item.process) is None]
 
     def _supervise(self) -> None:
         while not self._stop.wait(self._config.poll_s):
@@ -373,7 +319,7 @@ class LocalBackend:
                 self.step()
 
 
-def _leaves_first(item: _Member) -> tuple[bool, float]:
+def _leaves_first(item: Member) -> tuple[bool, float]:
     """Starting replicas before ready ones, the youngest of each first."""
     return (item.phase == "ready", -item.since_s)
 
@@ -392,15 +338,3 @@ def _port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _claim(state_dir: Path) -> IO[str]:
-    """Hold the folder's lock for as long as the file is open."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    lock = (state_dir / "lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise BackendError(f"{state_dir} belongs to another controller that still runs", retryable=False) from None
-    return lock

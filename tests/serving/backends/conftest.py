@@ -19,6 +19,7 @@ from serving.fake_kubernetes import FakeKubernetes
 
 from rl_autoscale.serving.backends.kubernetes import KubernetesBackend, KubernetesConfig
 from rl_autoscale.serving.backends.kubernetes_api import KubernetesApi
+from rl_autoscale.serving.protocols import BackendError
 
 Json = dict[str, Any]
 
@@ -153,6 +154,16 @@ class Cluster:
         backend = KubernetesBackend("chat", settings, api, clock, identity)
         self.backends.append(backend)
         return backend
+
+
+def asked_for(cluster: Cluster) -> int:
+    return kube.AppsV1Api(cluster.client).read_namespaced_deployment("llm", cluster.namespace).spec.replicas
+
+
+def refused(backend: Any, replicas: int) -> BackendError:
+    with pytest.raises(BackendError) as error:
+        backend.set_target(replicas)
+    return error.value
 
 
 @pytest.fixture
