@@ -60,6 +60,7 @@ class Foresight:
         ahead = (until[end] - until[start]) / np.maximum(end - start, 1)[..., None]
         for k in range(1, len(HORIZONS_S)):  # beyond the end nothing is known: as before it
             ahead[:, k] = np.where((end == start)[:, k, None], ahead[:, k - 1], ahead[:, k])
+        ahead[num_steps] = ahead[num_steps - 1]  # traffic does not end, the episode does
         if num_steps + 1 > self._ahead.shape[1]:
             grown = np.zeros((len(self._ahead), num_steps + 1, *self._ahead.shape[2:]))
             grown[:, : self._ahead.shape[1]] = self._ahead
