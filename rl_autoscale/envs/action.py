@@ -4,7 +4,7 @@ Relative to measured demand, so that 0 already scales sensibly.
 
 | action | 0 means | range |
 |---|---|---|
-| pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.7 x to 2.8 x demand: factor 2 each way |
+| pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.5 x to 4 x demand: 1.5 octaves each way |
 | pool.floor | but no fewer than 0.5 x the peak of late (envs/observation.py) | 0 to 1 x the peak: (1 + a) / 2 |
 | pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
@@ -24,7 +24,7 @@ from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 
 NEUTRAL_HEADROOM = 1.4
-HEADROOM_OCTAVES = 1.0
+HEADROOM_OCTAVES = 1.5
 BATCH_CAP_FLOOR = 0.25
 ADMISSION_OCTAVES = 2.0
 OPEN_ADMISSION = 0.95
