@@ -96,7 +96,7 @@ class DynamoPolicy(RulePolicy):
         """Forget forecasts and floors."""
         super().reset(spec)
         keep_s = self.throughput_interval_s
-        self._primary = [spec.pools_serving(c)[0] for c in range(len(spec.classes))]
+        self._primary = spec.first_choice.tolist()
         self._traffic = [
             _ClassTraffic(
                 Samples(keep_s), Samples(keep_s), Samples(keep_s),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.agents.base import Knob, RulePolicy, ceil_replicas
-from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.demand import DemandEstimator, overflow
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -73,9 +73,9 @@ class HeadroomPolicy(RulePolicy):
         demand.update(state)
         known = ~np.isnan(state.classes.arrivals_per_s) & ~np.isnan(state.classes.arrived_prompt_tokens_per_s)
         self._measured |= known & bool(state.window_s > 0)
-        replicas = np.maximum(demand.replicas(0), demand.replicas(1))
+        wanted = overflow(self.spec, headroom * np.maximum(demand.replicas(0), demand.replicas(1)))
         for pool in range(len(target)):
             served = demand.primary_pool == pool
             if np.all(self._measured[served]):
-                target[pool] = ceil_replicas(headroom * float(replicas[pool]))
+                target[pool] = ceil_replicas(float(wanted[pool]))
         return self.decision(target)

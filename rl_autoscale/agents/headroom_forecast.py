@@ -10,7 +10,7 @@ import numpy as np
 
 from rl_autoscale.agents.base import Knob, RulePolicy, ceil_replicas
 from rl_autoscale.agents.holt_winters import HoltWinters
-from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.demand import DemandEstimator, overflow
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -94,12 +94,17 @@ class HeadroomForecastPolicy(RulePolicy):
         seen = ~np.isnan(arrivals) & ~np.isnan(prompts) & bool(state.window_s > 0)
         for series, value in zip(self._series, np.where(seen, demand.class_replicas(0), np.nan), strict=True):
             series.update(float(value))
+        wanted, known = np.zeros(len(target)), np.ones(len(target), dtype=np.bool_)
         for pool in range(len(target)):
             served = [series for series, p in zip(self._series, demand.primary_pool, strict=True) if p == pool]
             if any(math.isnan(series.level) for series in served):
+                known[pool] = False
                 continue
             expected = np.zeros(self._horizon_steps(pool) + 1)
             for series in served:
                 expected += np.concatenate(([series.level], series.forecast(len(expected) - 1))).clip(min=0.0)
-            target[pool] = ceil_replicas(self.headroom * float(expected.max()))
+            wanted[pool] = self.headroom * float(expected.max())
+        for pool, replicas in enumerate(overflow(self.spec, wanted)):
+            if known[pool]:
+                target[pool] = ceil_replicas(float(replicas))
         return self.decision(target)

@@ -30,7 +30,7 @@ import numpy as np
 
 from rl_autoscale.agents.base import Knob, RulePolicy, ceil_replicas
 from rl_autoscale.agents.signals import Samples
-from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.demand import DemandEstimator, overflow
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -100,7 +100,7 @@ class InferlinePolicy(RulePolicy):
         demand.update(state)
         arrivals, prompts = state.classes.arrivals_per_s, state.classes.arrived_prompt_tokens_per_s
         seen = ~np.isnan(arrivals) & ~np.isnan(prompts) & bool(state.window_s > 0)
-        work = demand.replicas(0)
+        work = overflow(self.spec, demand.replicas(0), self.utilisation * self.spec.max_replicas)
         for pool, samples in enumerate(self._work):
             if np.all(seen[demand.primary_pool == pool]) and state.window_s > 0:
                 samples.add(now_s, float(work[pool]))

@@ -9,9 +9,10 @@ Relative to measured demand, so that 0 already scales sensibly.
 | pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 
-A pool that is no class's first choice (see fleet/demand.py) has no demand of its own; its replicas follow the demand of
-the classes it may serve. Without any demand measured yet, what is asked for now is held. The floor is what a policy
-keeps ready for a burst that comes back sooner than a replica starts: no multiple of a demand near zero does.
+A pool that is no class's first choice (see fleet/demand.py) has no demand of its own: it gets what the pools beside it
+may not hold, and stays at its minimum otherwise. Without any demand measured yet, what is asked for now is held. The
+floor is what a policy keeps ready for a burst that comes back sooner than a replica starts: no multiple of a demand
+near zero does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.envs.schema import CLASS_ACTIONS, POOL_ACTIONS
+from rl_autoscale.fleet.demand import overflow
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 
@@ -63,7 +65,7 @@ class ActionDecoder:
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * headroom_action)
         base = np.where(base_replicas > 0, base_replicas, 0.0)
         floor = 0.5 * (1.0 + floor_action) * peak_replicas
-        wanted = np.ceil(np.maximum(headroom * base, floor) - 1e-9)
+        wanted = np.ceil(overflow(spec, np.maximum(headroom * base, floor)) - 1e-9)
         held = np.fmax(state.pools.asked_for, 0.0)
         unmeasured = base.sum(axis=-1, keepdims=True) <= 0
         target = np.where(unmeasured, held, wanted)

@@ -16,7 +16,7 @@ from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.foresight import Foresight
 from rl_autoscale.envs.observation import ObservationEncoder
 from rl_autoscale.envs.reward import Reward, step_reward
-from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.demand import DemandEstimator, overflow
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.shield import Shield
 from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
@@ -148,8 +148,8 @@ class FleetMdp:
         initial = None
         if setup.initial_headroom is not None:
             opening = int(np.searchsorted(workload.arrival_s, _OPENING_S))
-            wanted = np.ceil(setup.initial_headroom * setup.speed * self._work_s(workload, opening) / _OPENING_S)
-            initial = np.clip(wanted, spec.min_replicas, spec.max_replicas).astype(np.int64)
+            wanted = setup.initial_headroom * setup.speed * self._work_s(workload, opening) / _OPENING_S
+            initial = np.clip(np.ceil(overflow(spec, wanted)), spec.min_replicas, spec.max_replicas).astype(np.int64)
         self._batch.load(
             e,
             workload,

@@ -6,9 +6,14 @@ A request costs a replica ``prompt_tokens * prefill_s_per_token + output_tokens 
 batches are full. Multiplied by the arrival rate this is the *demand* in replicas at full utilisation; a headroom
 factor on top is what rules tune by hand and the learned policy decides anew each step. The final output length of a
 request in flight is unknown, so the mean over finished requests stands in (a live gateway counts the same).
+
+A class's demand is planned on one pool, its first choice: of the pools of its preferred role the one whose work is
+cheapest (`FleetSpec.first_choice`). What that pool may not hold goes to the next cheapest beside it (`overflow`).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +27,31 @@ PRIOR_OUTPUT_TOKENS = float(TYPICAL_OUTPUT_TOKENS)
 """Mean output length assumed until the first requests finish."""
 
 _OUTPUT_TIME_CONSTANT_S = 300.0
+
+
+def overflow(
+    spec: FleetSpec, replicas: npt.NDArray[np.floating], most: npt.NDArray[np.floating] | None = None
+) -> FloatArray:
+    """Hand what exceeds a pool's largest size on to the next cheapest pool of its role, as work for that hardware.
+
+    Args:
+        spec: the fleet.
+        replicas: wanted in each pool, shape (..., num_pools), >= 0.
+        most: what each pool may hold, shape (num_pools,); default ``max_replicas``.
+
+    Returns:
+        Shape (..., num_pools). The last pool of a role keeps what nobody may hold; one alone in its role is unchanged.
+    """
+    limits = spec.max_replicas if most is None else most
+    placed = np.array(replicas, dtype=np.float64)
+    for pools in spec.cheapest_first:
+        for full, following in pairwise(pools):
+            excess = np.maximum(placed[..., full] - limits[full], 0.0)
+            placed[..., full] -= excess
+            placed[..., following] += excess * (
+                spec.pools[following].typical_request_s / spec.pools[full].typical_request_s
+            )
+    return placed
 
 
 class DemandEstimator:
@@ -42,7 +72,7 @@ class DemandEstimator:
         self.spec = spec
         self.time_constants_s = time_constants_s
         self._batch_shape = batch_shape
-        self.primary_pool = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])
+        self.primary_pool = spec.first_choice
         self._is_primary: FloatArray = (self.primary_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
         # A time constant of 0 becomes one so short that the last window replaces everything before it.
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)

@@ -315,6 +315,25 @@ class FleetSpec(Config):
         """Shape (num_pools,): each pool's ``max_num_seqs``."""
         return np.array([pool.batch_limit for pool in self.pools], dtype=np.int64)
 
+    @cached_property
+    def cheapest_first(self) -> tuple[tuple[int, ...], ...]:
+        """Pools of one role stand beside each other: for each role, its pools by the price of a typical request."""
+
+        def request_usd(p: int) -> float:
+            pool = self.pools[p]
+            return pool.price_usd_per_gpu_hour * pool.hardware.gpus_per_replica * pool.typical_request_s / 3600.0
+
+        roles = dict.fromkeys(pool.role for pool in self.pools)
+        beside = ([p for p, pool in enumerate(self.pools) if pool.role == role] for role in roles)
+        return tuple(tuple(sorted(pools, key=request_usd)) for pools in beside)
+
+    @cached_property
+    def first_choice(self) -> IntArray:
+        """Shape (num_classes,): the pool a class's demand is planned on, the cheapest of its preferred role."""
+        cheapest = {pool: pools[0] for pools in self.cheapest_first for pool in pools}
+        preferred = [self.pools_serving(c)[0] for c in range(len(self.classes))]
+        return np.array([cheapest[p] for p in preferred], dtype=np.int64)
+
     def pools_serving(self, class_index: int) -> tuple[int, ...]:
         """Indices of the pools that may serve a class, preferred first."""
         roles = ROLES_SERVING[self.classes[class_index].kind]

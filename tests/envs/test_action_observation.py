@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,11 @@ from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import ObservationEncoder
 from rl_autoscale.envs.schema import Schema
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from tests.envs.toy import SHIELD, sampler, toy_spec
+
+PRICES = (("dear", 3.0), ("cheap", 1.0))
 
 
 def observed(num_steps: int = 4, **changes: object) -> tuple[FleetMdp, FleetState]:
@@ -42,6 +47,21 @@ def test_neutral_action_is_headroom_times_demand():
     assert decision.target_replicas[0, 0] == int(np.ceil(NEUTRAL_HEADROOM * base[0, 0]))
     assert decision.max_batch_size[0, 0] == 16
     assert decision.admission[0, 0] == 1.0
+
+
+def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
+    spec = toy_spec()
+    pools = [{**spec.pools[0].model_dump(), "name": name, "price_usd_per_gpu_hour": usd} for name, usd in PRICES]
+    two = FleetSpec.from_dict({**spec.model_dump(), "pools": pools})
+    _, state = observed()
+    pools_state = PoolTelemetry(*(np.repeat(getattr(state.pools, f.name), 2, axis=-1) for f in fields(PoolTelemetry)))
+    both = FleetState(state.time_s, state.window_s, pools_state, state.classes)
+    demand = np.array([[0.0, 5.0]])
+    decoder, nothing = ActionDecoder(two), np.zeros((1, 2))
+    neutral, most = (np.full((1, decoder.num_actions), value) for value in (0.0, 1.0))
+    assert decoder.decode(neutral, demand, nothing, both).target_replicas[0].tolist() == [1, 7]  # 1.4 x 5
+    assert decoder.decode(most, demand, nothing, both).target_replicas[0].tolist() == [6, 8]  # 2.8 x 5, of which 8 fit
+    assert decoder.decode(most, demand, 3.0 * demand, both).target_replicas[0].tolist() == [7, 8]  # the peak, 15
 
 
 @pytest.mark.parametrize(("action", "admission"), [(1.0, np.inf), (0.5, 2.0), (0.0, 1.0), (-1.0, 0.25)])

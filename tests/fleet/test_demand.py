@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rl_autoscale.fleet.demand import PRIOR_OUTPUT_TOKENS, DemandEstimator
+from rl_autoscale.fleet.demand import PRIOR_OUTPUT_TOKENS, DemandEstimator, overflow
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState
 
 
@@ -82,3 +85,42 @@ def test_a_batch_is_estimated_like_its_members(a_spec: Any, a_state: Any) -> Non
     together.reset(np.array([False, True, False]))
     assert together.replicas(0)[1].tolist() == [0.0]
     assert together.replicas(0)[0].tolist() == alone[0].replicas(0).tolist()
+
+
+KINDS = ("llama-3.1-8b_a100_tp1", "llama-3.1-8b_h100_tp1", "llama-3.1-8b_l40s_tp1")
+
+
+def three_kinds(*prices: float) -> FleetSpec:
+    """Three kinds of GPU for both classes, and a pool of another role."""
+    pools = [
+        {"name": kind, "profile": kind, "max_replicas": 10, "price_usd_per_gpu_hour": price}
+        for kind, price in zip(KINDS, prices or (1.8, 3.0, 0.9), strict=True)
+    ]
+    alone = {**pools[0], "name": "alone", "role": "interactive"}
+    classes = [{"name": kind, "kind": kind, "ttft_slo_s": 1.0, "tpot_slo_s": 0.1} for kind in ("interactive", "batch")]
+    return FleetSpec.from_dict({"pools": [*pools, alone], "classes": classes})
+
+
+def test_of_pools_beside_each_other_the_cheapest_work_comes_first() -> None:
+    """An H100 costs more per hour than an A100 or an L40S, and less per request."""
+    spec = three_kinds()
+    assert spec.cheapest_first == ((1, 2, 0), (3,))
+    assert spec.first_choice.tolist() == [3, 1]  # the interactive class prefers its own role whatever it costs
+    assert three_kinds(1.0, 9.0, 9.0).first_choice.tolist() == [3, 0]
+    assert three_kinds(0.0, 0.0, 0.0).cheapest_first[0] == (0, 1, 2)
+
+
+@given(st.lists(st.floats(0.0, 60.0), min_size=4, max_size=4))
+def test_overflow_keeps_the_work_and_fills_the_cheapest(replicas: list[float]) -> None:
+    spec = three_kinds()
+    wanted = np.array(replicas)
+    placed = overflow(spec, wanted)
+    requests_per_s = np.array([1.0 / item.typical_request_s for item in spec.pools])
+    assert placed @ requests_per_s == pytest.approx(wanted @ requests_per_s)
+    assert (placed[[1, 2]] <= spec.max_replicas[[1, 2]] + 1e-9).all()
+    assert placed[3] == wanted[3]  # nobody stands beside it
+    for full, following in ((1, 2), (2, 0)):
+        if placed[following] > wanted[following]:
+            assert placed[full] == pytest.approx(spec.max_replicas[full])
+    if (wanted <= spec.max_replicas).all():
+        assert placed.tolist() == wanted.tolist()
