@@ -21,9 +21,8 @@ def coefficient_of_variation(values: FloatArray) -> float:
 
 def pools_used(spec: FleetSpec, requests: RecordArray, pools: RecordArray) -> IntArray:
     """The pool each request was last sent to, else its class's first choice; shape (num_requests,)."""
-    first_choice = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])
     sent = np.searchsorted(pools["base"], requests["replica"], side="right") - 1
-    return np.where(np.isnan(requests["dispatched_s"]), first_choice[requests["class_index"]], sent)
+    return np.where(np.isnan(requests["dispatched_s"]), spec.first_choice[requests["class_index"]], sent)
 
 
 def busy_replica_s(requests: RecordArray, pools: RecordArray) -> FloatArray:
