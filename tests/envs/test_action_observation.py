@@ -53,9 +53,10 @@ def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
     spec = toy_spec()
     pools = [{**spec.pools[0].model_dump(), "name": name, "price_usd_per_gpu_hour": usd} for name, usd in PRICES]
     two = FleetSpec.from_dict({**spec.model_dump(), "pools": pools})
-    _, state = observed()
-    pools_state = PoolTelemetry(*(np.repeat(getattr(state.pools, f.name), 2, axis=-1) for f in fields(PoolTelemetry)))
-    both = FleetState(state.time_s, state.window_s, pools_state, state.classes)
+    rows = np.zeros((1, 2, len(fields(PoolTelemetry)))), np.zeros((1, 1, len(fields(ClassTelemetry))))
+    both = FleetState(
+        np.zeros(1), np.full(1, 5.0), PoolTelemetry.from_matrix(rows[0]), ClassTelemetry.from_matrix(rows[1])
+    )
     demand = np.array([[0.0, 5.0]])
     decoder, nothing = ActionDecoder(two), np.zeros((1, 2))
     neutral, most = (np.full((1, decoder.num_actions), value) for value in (0.0, 1.0))
