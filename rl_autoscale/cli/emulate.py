@@ -24,6 +24,7 @@ def command(
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Token budget; default the profile's.")] = None,
     kv_blocks: Annotated[int | None, typer.Option(help="KV blocks of 16 tokens; default the profile's.")] = None,
     scheduler: Annotated[str, typer.Option(help="vllm or vllm-priority.")] = "vllm",
+    prefix_caching: Annotated[bool, typer.Option(help="Find equal beginnings of prompts again; vLLM: on.")] = False,
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt and output; default what the KV cache holds.")
     ] = None,
@@ -51,6 +52,7 @@ def command(
         "max_num_batched_tokens": max_num_batched_tokens,
         "kv_blocks": kv_blocks,
         "scheduler": scheduler,
+        "prefix_caching": prefix_caching,
     }
     config = EmulatorConfig.from_dict(
         {

@@ -38,12 +38,14 @@ class Engine:
 
     Attributes:
         books: the scheduler counts its look-ups in the prefix cache there.
+        cached_tokens: of requests without a token so far: what the cache held when they were first scheduled.
     """
 
     def __init__(self, pool: PoolSpec) -> None:
         self.pool = pool
         self.num_preemptions = 0
         self.books = PoolBooks()
+        self.cached_tokens: dict[Request, int] = {}
         self._scheduler = Scheduler(pool, self.books)
         self._iteration: Iteration | None = None
 
@@ -78,6 +80,7 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """Take a request out, wherever it is; harmless for one that has left."""
+        self.cached_tokens.pop(request, None)
         if request in self._scheduler.running or request in self._scheduler.waiting:
             self._scheduler.remove(request)
 
@@ -92,6 +95,9 @@ class Engine:
         if self._iteration is None:
             return None
         self.num_preemptions += self._iteration.num_preempted
+        for request, _ in self._iteration.chunks:
+            if not request.has_begun:
+                self.cached_tokens.setdefault(request, request.computed_tokens)
         return self._iteration.duration_s(self.pool.hardware)
 
     def end(self) -> Step:

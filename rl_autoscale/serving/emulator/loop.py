@@ -26,6 +26,7 @@ class Job:
         cut_short: whether it ends because of that, not by itself.
         aborted: whether the engine gave it up.
         last_token_s: when its newest token came.
+        cached_tokens: of its prompt, that the prefix cache held; known from the first token on.
     """
 
     request: Request
@@ -33,6 +34,7 @@ class Job:
     cut_short: bool
     aborted: bool = False
     last_token_s: float = 0.0
+    cached_tokens: int = 0
     _unfetched: int = 0
     _waiter: asyncio.Future[None] | None = field(default=None, repr=False)
 
@@ -155,6 +157,7 @@ class EngineLoop:
             gap_s = now_s - job.last_token_s if request.has_begun else None
             if gap_s is None:
                 request.first_token_s = now_s
+                job.cached_tokens = self.engine.cached_tokens.pop(request, 0)
             job.deliver(now_s)
             self._observer.on_token(job, gap_s, now_s)
             if request in step.finished:

@@ -93,7 +93,7 @@ class EngineMetrics:
         self._engine = engine
         self._model = model
         self._seen_preemptions = 0
-        self._seen_queries = 0
+        self._seen_queries = self._seen_hits = 0
         self._registry = CollectorRegistry()
         self._gauges = {name: self._own(self._gauge(name, text)) for name, text in GAUGES.items()}
         self._counters = {name: self._own(self._counter(name, text)) for name, text in COUNTERS.items()}
@@ -122,7 +122,9 @@ class EngineMetrics:
         self._counters["num_preemptions"].inc(self._engine.num_preemptions - self._seen_preemptions)
         self._seen_preemptions = self._engine.num_preemptions
         self._counters["prefix_cache_queries"].inc(self._engine.books.prefix_queried_tokens - self._seen_queries)
+        self._counters["prefix_cache_hits"].inc(self._engine.books.prefix_hit_tokens - self._seen_hits)
         self._seen_queries = self._engine.books.prefix_queried_tokens
+        self._seen_hits = self._engine.books.prefix_hit_tokens
 
     def on_token(self, job: Job, gap_s: float | None, now_s: float) -> None:
         """Count a token; a prompt is counted whole when its first token comes out."""
@@ -132,7 +134,10 @@ class EngineMetrics:
         prompt_tokens = job.request.prompt_tokens
         self._histograms["time_to_first_token_seconds"].observe(now_s - job.request.arrival_s)
         self._counters["prompt_tokens"].inc(prompt_tokens)
-        self._by_label["prompt_tokens_by_source"]["local_compute"].inc(prompt_tokens)
+        self._by_label["prompt_tokens_by_source"]["local_compute"].inc(prompt_tokens - job.cached_tokens)
+        self._by_label["prompt_tokens_by_source"]["local_cache_hit"].inc(job.cached_tokens)
+        self._by_label["prompt_tokens_cached_by_source"]["device"].inc(job.cached_tokens)
+        self._counters["prompt_tokens_cached"].inc(job.cached_tokens)
 
     def on_finish(self, job: Job, now_s: float) -> None:
         """Count a request and its phases."""
@@ -146,7 +151,7 @@ class EngineMetrics:
             "request_params_n": 1,
             "request_params_max_tokens": job.max_tokens,
             "request_num_preemptions": request.num_preemptions,
-            "request_prefill_kv_computed_tokens": request.prompt_tokens,
+            "request_prefill_kv_computed_tokens": request.prompt_tokens - job.cached_tokens,
             "e2e_request_latency_seconds": now_s - request.arrival_s,
             "request_queue_time_seconds": request.scheduled_s - request.arrival_s,
             "request_prefill_time_seconds": request.first_token_s - request.scheduled_s,
@@ -198,7 +203,7 @@ class EngineMetrics:
             "engine": "0",
             "block_size": str(BLOCK_SIZE_TOKENS),
             "num_gpu_blocks": str(self._engine.pool.num_kv_blocks),
-            "enable_prefix_caching": "False",
+            "enable_prefix_caching": str(self._engine.pool.prefix_caching),
         }
         text = "Information of the LLMEngine CacheConfig"
         Gauge("vllm:cache_config_info", text, list(config), registry=self._registry).labels(**config).set(1)

@@ -10,11 +10,9 @@ import numpy as np
 
 from rl_autoscale.fleet.spec import ServiceClass
 from rl_autoscale.serving.emulator.loop import Job
+from rl_autoscale.serving.emulator.prompts import TEXT_BYTES_PER_TOKEN, block_keys
 from rl_autoscale.serving.gateway.completion import BadRequestError, Completion
 from rl_autoscale.sim.reference.request import Request
-
-BYTES_PER_TOKEN = 4.0
-"""Text prompts have no tokenizer here; token ids are counted exactly."""
 
 _COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's and vLLM's default for /v1/completions
 
@@ -44,9 +42,13 @@ class JobMaker:
         max_model_len: prompt and output together.
         lengths: of answers.
         rng: stream of the lengths.
+        caching: whether equal beginnings of prompts are to be found again.
     """
 
-    def __init__(self, max_model_len: int, lengths: OutputLengths, rng: np.random.Generator) -> None:
+    def __init__(
+        self, max_model_len: int, lengths: OutputLengths, rng: np.random.Generator, *, caching: bool = False
+    ) -> None:
+        self._caching = caching
         self._max_model_len = max_model_len
         self._lengths = lengths
         self._rng = rng
@@ -62,7 +64,7 @@ class JobMaker:
         body = completion.body
         if _whole(body, "n", 1) != 1:
             raise BadRequestError("the emulator gives one answer per request; set n to 1")
-        prompt_tokens = completion.size.known_tokens + round(completion.size.text_bytes / BYTES_PER_TOKEN)
+        prompt_tokens = completion.size.known_tokens + round(completion.size.text_bytes / TEXT_BYTES_PER_TOKEN)
         prompt_tokens = max(prompt_tokens, 1)
         room = self._max_model_len - prompt_tokens
         if room < 1:
@@ -72,7 +74,10 @@ class JobMaker:
         max_tokens = min(self._max_tokens(completion), room)  # cut silently, as vLLM does
         natural = max_tokens if body.get("ignore_eos") is True else self._lengths.draw(self._rng)
         priority = _whole(body, "priority", 0)
-        request = Request(next(self._numbers), 0, self._class(priority), 0.0, prompt_tokens, min(natural, max_tokens))
+        keys = block_keys(body, prompt_tokens) if self._caching else ()
+        request = Request(
+            next(self._numbers), 0, self._class(priority), 0.0, prompt_tokens, min(natural, max_tokens), (), keys
+        )
         return Job(request, max_tokens, natural >= max_tokens)
 
     def _max_tokens(self, completion: Completion) -> int:

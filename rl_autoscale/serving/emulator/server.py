@@ -64,7 +64,9 @@ class Emulator:
         self._max_model_len = min(config.max_model_len or longest, longest)
         self.metrics = EngineMetrics(self.engine, config.model, self._max_model_len)
         lengths = OutputLengths(config.mean_output_tokens, config.output_cv)
-        self._maker = JobMaker(self._max_model_len, lengths, stream(config.seed, "lengths"))
+        self._maker = JobMaker(
+            self._max_model_len, lengths, stream(config.seed, "lengths"), caching=config.engine.prefix_caching
+        )
         self.draining = False
 
     async def __aenter__(self) -> Self:

@@ -214,6 +214,30 @@ def test_priority_goes_first() -> None:
     run(test())
 
 
+def test_a_prompt_that_begins_as_another_is_partly_cached() -> None:
+    async def test():
+        engine = {**ENGINE, "prefix_caching": True}
+        async with emulating(engine=engine) as stand:
+            for prompt in ([1] * 100, [1] * 100, [1] * 50 + [2] * 50, [3] * 100):
+                await stand.post({"prompt": prompt, "max_tokens": 3, "ignore_eos": True})
+            hits = 6 * 16 + 3 * 16  # six full blocks of the same prompt, three of the one that differs after 50 tokens
+            for name, found in {
+                "vllm:prefix_cache_queries_total": 400,
+                "vllm:prefix_cache_hits_total": hits,
+                "vllm:prompt_tokens_total": 400,
+                "vllm:prompt_tokens_cached_total": hits,
+                "vllm:request_prefill_kv_computed_tokens_sum": 400 - hits,
+            }.items():
+                assert await stand.value(name) == found, name
+            assert await stand.value("vllm:prompt_tokens_by_source_total", source="local_compute") == 400 - hits
+            assert await stand.value("vllm:prompt_tokens_cached_by_source_total", source="device") == hits
+            assert await stand.value("vllm:cache_config_info", enable_prefix_caching="True") == 1
+            assert await stand.value("vllm:kv_cache_usage_perc") == 0
+            assert stand.emulator.engine.cached_tokens == {}
+
+    run(test())
+
+
 def test_through_the_gateway() -> None:
     async def test():
         async with emulating() as stand, gateway_for(stand.emulator.url) as gate:
