@@ -97,6 +97,22 @@ def test_selectors_choose_the_pods_they_mean(base: list[Json]) -> None:
             assert (spec.get("podSelector") or spec["selector"])["matchLabels"] in labels
 
 
+def test_every_pods_ports_are_behind_a_policy_that_names_them(deploy: Path, base: list[Json]) -> None:
+    policies = [obj["spec"] for obj in base if obj["kind"] == "NetworkPolicy"]
+    for obj in base:
+        if obj["kind"] != "Deployment":
+            continue
+        template = obj["spec"]["template"]
+        guarding = [spec for spec in policies if spec["podSelector"]["matchLabels"] == template["metadata"]["labels"]]
+        allowed = {port["port"] for spec in guarding for rule in spec["ingress"] for port in rule["ports"]}
+        listening = {port["containerPort"] for item in template["spec"]["containers"] for port in item["ports"]}
+        assert listening == allowed, obj["metadata"]["name"]
+    (config,) = documents(deploy / "keda" / "controller.yaml")
+    (policy,) = documents(deploy / "keda" / "network-policy.yaml")
+    (port,) = policy["spec"]["ingress"][0]["ports"]
+    assert config["backends"]["chat"]["keda"]["address"].endswith(f":{port['port']}")
+
+
 def test_the_role_is_bound_to_the_controllers_account(base: list[Json]) -> None:
     binding = named(base, "RoleBinding", "rl-autoscale-controller")
     named(base, "Role", binding["roleRef"]["name"])
