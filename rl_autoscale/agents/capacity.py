@@ -24,7 +24,13 @@ from rl_autoscale.fleet.spec import PoolSpec
 
 
 def replica_requests_per_s(
-    pool: PoolSpec, *, prompt_tokens: float, output_tokens: float, ttft_slo_s: float, itl_slo_s: float
+    pool: PoolSpec,
+    *,
+    prompt_tokens: float,
+    output_tokens: float,
+    ttft_slo_s: float,
+    itl_slo_s: float,
+    strict: bool = False,
 ) -> float:
     """The largest steady rate of one replica within both SLOs.
 
@@ -34,9 +40,10 @@ def replica_requests_per_s(
         output_tokens: mean, >= 1.
         ttft_slo_s: of the mean request without queueing.
         itl_slo_s: of the iteration.
+        strict: 0 where no batch keeps the SLOs.
 
     Returns:
-        Requests per second, > 0; where no batch keeps the SLOs, the rate of the batch that exceeds them least.
+        Requests per second; where no batch keeps the SLOs, the rate of the batch that exceeds them least, or 0.
     """
     hardware, budget = pool.hardware, pool.token_budget
     batch = np.arange(1, pool.batch_limit + 1, dtype=np.float64)
@@ -58,5 +65,7 @@ def replica_requests_per_s(
     fits[0] = True  # one request at a time is always possible, if slowly
     excess = np.maximum(np.maximum(iteration_s / itl_slo_s, ttft_s / ttft_slo_s), 1.0)
     excess = np.where(fits, excess, np.inf)
+    if strict and excess.min() > 1.0:
+        return 0.0
     best = excess <= excess.min() * (1.0 + 1e-12)
     return float((batch / (output_tokens * iteration_s))[best].max())

@@ -13,12 +13,14 @@ The arithmetic and its sources are in `rl_autoscale.agents.chiron_groups`. Here,
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
 
 from rl_autoscale.agents.chiron_groups import BatchPlan, QueuedBatch, form_groups, plan_batch, queued_arrivals
 from rl_autoscale.agents.chiron_local import BoolArray, full_pools
+from rl_autoscale.agents.tiers import Tier
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
@@ -32,6 +34,8 @@ PROMPT_WEIGHT = 0.1
 """Weight of the newest window in the mean prompt length."""
 PRIOR_PROMPT_TOKENS = 1024.0
 """Mean prompt length assumed until the first arrivals."""
+PRIOR_REQUESTS, FORGET_S = 20.0, 600.0
+"""Of the counted mean output length: requests that the prior counts for, and how long a request counts; ours."""
 
 
 def instance_tokens_per_s(pool: PoolSpec, batch_cap: float, prompt_tokens: float, output_tokens: float) -> float:
@@ -55,13 +59,21 @@ class BatchLoop:
         spec: the fleet.
         z: normal quantile of the waiting-time bound.
         output_cv: standard deviation over mean of output lengths, which telemetry does not give.
+        tier: whose queue and pools (QLM); None: batch classes on batch pools and on what mixed pools lend (Chiron). The
+            pools of a tier are all its own, and its mean output length counts requests instead of averaging windows.
     """
 
-    def __init__(self, spec: FleetSpec, *, z: float, output_cv: float) -> None:
+    def __init__(self, spec: FleetSpec, *, z: float, output_cv: float, tier: Tier | None = None) -> None:
         self._spec, self._z, self._output_cv = spec, z, output_cv
-        self.classes = [c for c, service_class in enumerate(spec.classes) if service_class.kind == "batch"]
+        self._lending = tier is None
+        if tier is None:
+            pools = tuple(p for p, pool in enumerate(spec.pools) if pool.role != "interactive")
+            tier = Tier(pools, tuple(c for c, item in enumerate(spec.classes) if item.kind == "batch"))
+        self._pools, self.classes = tier.pools, list(tier.classes)
         self._history: dict[int, deque[tuple[float, float]]] = {c: deque() for c in self.classes}
         self._demand = DemandEstimator(spec, (0.0,))
+        self._finished = np.full(len(spec.classes), PRIOR_REQUESTS)
+        self._output_tokens = self._demand.mean_output_tokens
         self._prompt_tokens = np.full(len(spec.classes), PRIOR_PROMPT_TOKENS)
         self._rate_correction = np.ones(len(spec.pools))
 
@@ -71,6 +83,7 @@ class BatchLoop:
             return
         self._demand.update(state)
         classes, window_s = state.classes, float(state.window_s)
+        self._output_tokens = self._demand.mean_output_tokens if self._lending else self._counted_lengths(state)
         with np.errstate(divide="ignore", invalid="ignore"):
             prompt_tokens = classes.arrived_prompt_tokens_per_s / classes.arrivals_per_s
         moved = self._prompt_tokens + PROMPT_WEIGHT * (prompt_tokens - self._prompt_tokens)
@@ -87,7 +100,7 @@ class BatchLoop:
         return all(state.classes.queue_length[c] == 0 and state.classes.in_flight[c] == 0 for c in self.classes)
 
     def plan(
-        self, state: FleetState, batch_cap: FloatArray, pool: int, *, load_time_s: float, loading: int
+        self, state: FleetState, batch_cap: FloatArray, pool: int, *, load_time_s: float, loading: int, fewer: int = 0
     ) -> BatchPlan:
         """How many instances to add to a pool so that the queue's deadlines hold.
 
@@ -97,18 +110,32 @@ class BatchLoop:
             pool: where batch instances are added.
             load_time_s: their start-up time.
             loading: instances of that pool already starting or about to.
+            fewer: plan as if so many of its ready instances were gone.
         """
+        instance_rate = self.instance_rate(pool, float(batch_cap[pool]))
         now_s = float(state.time_s)
         queue = [item for c in self.classes for item in self._queue(c, state, now_s)]
         return plan_batch(
             form_groups(queue, now_s),
             now_s=now_s,
-            tokens_per_s=self._rate_for_batch(state, batch_cap),
-            instance_tokens_per_s=self._instance_rate(pool, float(batch_cap[pool])),
+            tokens_per_s=self.tokens_per_s(state, batch_cap) - fewer * instance_rate,
+            instance_tokens_per_s=instance_rate,
             load_time_s=load_time_s,
             loading=loading,
             z=self._z,
         )
+
+    def waiting_time_s(self, state: FleetState, batch_cap: FloatArray) -> tuple[float, float]:
+        """QLM's estimate of the wait of a request that joins the end of the queue now: mean and standard deviation.
+
+        Infinite when nothing serves.
+        """
+        groups = form_groups([item for c in self.classes for item in self._queue(c, state, float(state.time_s))], 0.0)
+        rate = self.tokens_per_s(state, batch_cap)
+        if not rate > 0:
+            return math.inf, math.inf
+        variance = sum(group.work_variance for group in groups)
+        return sum(group.work_tokens for group in groups) / rate, math.sqrt(variance) / rate
 
     def _queue(self, class_index: int, state: FleetState, now_s: float) -> list[QueuedBatch]:
         """One class's queue as arrival batches with deadlines; forgets history that the queue has passed."""
@@ -119,7 +146,7 @@ class BatchLoop:
         arrivals = queued_arrivals(history, float(length), now_s - float(wait_s))
         while history and (not arrivals or history[0][0] < arrivals[0][0]):
             history.popleft()
-        mean = float(self._demand.mean_output_tokens[class_index])
+        mean = float(self._output_tokens[class_index])
         allowed_s = self._allowed_wait_s(class_index, mean)
         return [QueuedBatch(arrived + allowed_s, n, mean, self._output_cv * mean) for arrived, n in arrivals]
 
@@ -130,35 +157,48 @@ class BatchLoop:
         decode_s = output_tokens * service_class.tpot_slo_s
         return max(0.0, min(service_class.ttft_slo_s, service_class.deadline_s - decode_s))
 
-    def _rate_for_batch(self, state: FleetState, batch_cap: FloatArray) -> float:
-        """Tokens per second that ready instances can give to batch work."""
+    def tokens_per_s(self, state: FleetState, batch_cap: FloatArray) -> float:
+        """Tokens per second that ready instances can give to these classes."""
         total = 0.0
-        for p, pool in enumerate(self._spec.pools):
+        for p in self._pools:
             ready = float(np.nan_to_num(state.pools.ready[p]))
-            if pool.role == "interactive" or ready <= 0:
+            if ready <= 0:
                 continue
-            interactive = state.pools.in_flight_interactive[p] / ready
-            # An unreadable mixed pool lends nothing: missing is not idle.
-            share = 1.0 if pool.role == "batch" else np.nan_to_num(1.0 - interactive / batch_cap[p])
-            total += ready * self._instance_rate(p, float(batch_cap[p])) * float(np.clip(share, 0.0, 1.0))
+            share = 1.0
+            if self._lending and self._spec.pools[p].role == "mixed":
+                interactive = state.pools.in_flight_interactive[p] / ready
+                # An unreadable mixed pool lends nothing: missing is not idle.
+                share = float(np.clip(np.nan_to_num(1.0 - interactive / batch_cap[p]), 0.0, 1.0))
+            total += ready * self.instance_rate(p, float(batch_cap[p])) * share
         return total
 
-    def _instance_rate(self, pool: int, batch_cap: float) -> float:
+    def instance_rate(self, pool: int, batch_cap: float) -> float:
+        """Output tokens per second of one busy instance, as learned."""
         lengths = self._batch_lengths()
         return float(self._rate_correction[pool]) * instance_tokens_per_s(self._spec.pools[pool], batch_cap, *lengths)
 
+    def _counted_lengths(self, state: FleetState) -> FloatArray:
+        """Mean output tokens of the requests finished so far, forgotten over `FORGET_S`."""
+        window_s = float(state.window_s)
+        finished = np.nan_to_num(state.classes.finished_per_s) * window_s
+        length = np.where(np.isnan(state.classes.mean_output_tokens), 0.0, state.classes.mean_output_tokens)
+        finished = np.where(length > 0, finished, 0.0)
+        kept = self._finished * np.exp(-window_s / FORGET_S)
+        self._finished = kept + finished
+        return np.asarray((kept * self._output_tokens + finished * length) / self._finished)
+
     def _batch_lengths(self) -> tuple[float, float]:
-        """Mean prompt and output tokens over batch classes, weighed by nothing: their mix in the queue is not known."""
+        """Mean prompt and output tokens over the classes, weighed by nothing: their mix in the queue is not known."""
         prompt = float(self._prompt_tokens[self.classes].mean())
-        return prompt, float(self._demand.mean_output_tokens[self.classes].mean())
+        return prompt, float(self._output_tokens[self.classes].mean())
 
     def _learn_rates(self, state: FleetState, batch_cap: FloatArray, readable: BoolArray) -> None:
         """Correct the profile by measured tokens per second; a pool that is not full shows its load, not its rate."""
         full = full_pools(state, batch_cap) & readable
-        for p, pool in enumerate(self._spec.pools):
-            ready = state.pools.ready[p]
+        for p in self._pools:
+            pool, ready = self._spec.pools[p], state.pools.ready[p]
             measured = state.pools.generation_tokens_per_s[p]
-            if pool.role == "interactive" or not full[p] or not measured > 0:
+            if not full[p] or not measured > 0:
                 continue
             expected = float(ready) * instance_tokens_per_s(pool, float(batch_cap[p]), *self._batch_lengths())
             ratio = np.clip(measured / expected, *RATE_CORRECTION_BOUNDS)

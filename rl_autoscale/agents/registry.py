@@ -11,11 +11,14 @@ from typing import Any
 from rl_autoscale.agents.apa import ApaPolicy
 from rl_autoscale.agents.base import RegisteredPolicy
 from rl_autoscale.agents.chiron import ChironLiteralPolicy, ChironRobustPolicy, ChironTunedPolicy
+from rl_autoscale.agents.clipper import ClipperPolicy
+from rl_autoscale.agents.cocktail import CocktailPolicy
 from rl_autoscale.agents.dynamo import DynamoPolicy
 from rl_autoscale.agents.headroom import HeadroomPolicy
 from rl_autoscale.agents.headroom_budget import HeadroomBudgetPolicy
 from rl_autoscale.agents.headroom_forecast import HeadroomForecastPolicy
 from rl_autoscale.agents.hpa import HpaPolicy
+from rl_autoscale.agents.infaas import InfaasPolicy
 from rl_autoscale.agents.inferline import InferlinePolicy
 from rl_autoscale.agents.keda import KedaPolicy
 from rl_autoscale.agents.kpa import KpaPolicy
@@ -24,6 +27,7 @@ from rl_autoscale.agents.llm_d import LlmdPolicy
 from rl_autoscale.agents.llumnix import LlumnixPolicy
 from rl_autoscale.agents.oracle import OraclePolicy
 from rl_autoscale.agents.pretrained import is_pretrained
+from rl_autoscale.agents.qlm import QlmPolicy
 from rl_autoscale.agents.ray_serve import RayServePolicy
 from rl_autoscale.agents.static import StaticPolicy
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError, did_you_mean
@@ -34,6 +38,10 @@ POLICIES: dict[str, type[RegisteredPolicy]] = {
     "headroom-budget": HeadroomBudgetPolicy,
     "headroom-forecast": HeadroomForecastPolicy,
     "inferline": InferlinePolicy,
+    "clipper": ClipperPolicy,
+    "infaas": InfaasPolicy,
+    "cocktail": CocktailPolicy,
+    "qlm": QlmPolicy,
     "hpa": HpaPolicy,
     "keda": KedaPolicy,
     "kpa": KpaPolicy,

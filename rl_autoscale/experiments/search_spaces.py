@@ -86,6 +86,31 @@ SEARCH_SPACES: dict[str, SearchSpace] = {
         Dimension("window_down_s", 10.0, 120.0, 20.0, log=True),
         Dimension("look_back_down_s", 10.0, 900.0, 80.0, log=True),
     ),
+    "clipper-tuned": _space(
+        "clipper",
+        Dimension("headroom", 0.9, 4.0, 1.5, log=True),
+        Dimension("increase", 0.5, 32.0, 4.0, log=True),
+        Dimension("backoff", 0.5, 0.98, 0.9),
+        Dimension("initial_batch", 1.0, 256.0, 64.0, log=True),
+    ),
+    "infaas-tuned": _space(
+        "infaas",
+        Dimension("slack", 0.0, 3.0, 0.2),
+        Dimension("down_wait_s", 0.0, 300.0, 20.0),
+        Dimension("window_s", 10.0, 180.0, 30.0, log=True),
+    ),
+    "cocktail-tuned": _space(
+        "cocktail",
+        Dimension("headroom", 0.8, 4.0, 1.2, log=True),
+        Dimension("interval_s", 10.0, 120.0, 60.0, log=True),
+        Dimension("trend_weight", 0.0, 1.0, 0.3),
+    ),
+    "qlm-tuned": _space(
+        "qlm",
+        Dimension("load_share", 0.1, 1.2, 0.8, log=True),
+        Dimension("z", 0.0, 3.0, 1.645),
+        Dimension("window_s", 10.0, 300.0, 30.0, log=True),
+    ),
     "hpa-tuned": _space(
         "hpa",
         _load_target("target", 40.0),

@@ -206,7 +206,7 @@ class TestBatchLoop:
         whole = instance_tokens_per_s(spec.pools[0], 64.0, 1024.0, 200.0)
 
         def lent(interactive: float) -> float:
-            return loop._rate_for_batch(make_state(spec, ready=2, in_flight_interactive=interactive), cap)
+            return loop.tokens_per_s(make_state(spec, ready=2, in_flight_interactive=interactive), cap)
 
         assert lent(0) == pytest.approx(2 * whole)
         assert lent(32) == pytest.approx(2 * whole * 0.75)
@@ -222,7 +222,7 @@ class TestBatchLoop:
             loop = BatchLoop(spec, z=0.0, output_cv=1.0)
             for _ in range(40):
                 loop.observe(make_state(spec, generation_tokens_per_s=0.5 * whole, **given), cap, readable)
-            return loop._rate_for_batch(make_state(spec), cap)
+            return loop.tokens_per_s(make_state(spec), cap)
 
         assert rate_after(in_flight=60) == pytest.approx(0.5 * whole, rel=1e-3)
         assert rate_after(in_flight=10, queue_length=5) == pytest.approx(whole)
