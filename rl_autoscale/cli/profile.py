@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rl_autoscale.cli import roofline
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.profile import LatencyProfile, load_profile, shipped_profile_names
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 app = typer.Typer(
     help="Latency profiles: how fast a model runs on a GPU, and how much KV cache it has.", no_args_is_help=True
 )
+
+app.command("roofline")(roofline.command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

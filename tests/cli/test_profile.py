@@ -14,6 +14,7 @@ from rl_autoscale.cli.profile import app, default_name
 from rl_autoscale.fleet.errors import MissingExtraError, SpecError, UnknownNameError
 from rl_autoscale.fleet.profile import LatencyProfile, load_profile, shipped_profile_names
 from rl_autoscale.sim.iteration_table import REQUIRED_COLUMNS
+from rl_autoscale.sim.roofline import MODELS
 
 TRUTH = "llama-3.1-8b_h100_tp1"
 ENGINE = ["--gpu", "H100", "--kv-blocks", "27881"]
@@ -141,3 +142,26 @@ def test_fit_from_aiconfigurator_refuses_an_unknown_system() -> None:
 )
 def test_default_names(model: str, gpu: str, tensor_parallel: int, name: str) -> None:
     assert default_name(model, gpu, tensor_parallel) == name
+
+
+def test_roofline_writes_a_profile_and_its_error_where_there_is_a_measured_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    arguments = ("roofline", "--model", "llama-3.1-8b", "--gpu", "A100", "--chunk-tokens", "512", "--out", path)
+    found = parsed(call(*arguments, "--json"))
+    assert isinstance(found, dict)
+    assert 0.05 < found["error"]["decode"]["mean"] < 0.2
+    profile = load_profile(str(path))
+    assert (profile.kv_blocks, profile.max_num_batched_tokens) == (found["kv_blocks"], 512)
+    assert "against the measured profile llama-3.1-8b_a100_tp1" in call(*arguments, "--overwrite").output
+
+
+def test_roofline_takes_shapes_from_files_and_suggests_names(tmp_path: Path) -> None:
+    shape, path = tmp_path / "shape.yaml", tmp_path / "mine.yaml"
+    shape.write_text(json.dumps(MODELS["mistral-7b"].model_dump() | {"name": "mine", "layers": 16}))
+    found = parsed(call("roofline", "--model", shape, "--gpu", "H100", "--out", path, "--json"))
+    assert isinstance(found, dict)
+    assert found["error"] == {}
+    assert load_profile(str(path)).name == "mine_h100_tp1_roofline"
+    refused = call("roofline", "--model", "llama-3.1-8", "--gpu", "A100")
+    assert isinstance(refused.exception, UnknownNameError)
+    assert "did you mean 'llama-3.1-8b'" in str(refused.exception)
