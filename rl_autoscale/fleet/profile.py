@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import UnknownNameError
@@ -51,6 +51,9 @@ class LatencyProfile(Config):
     gpu: str
     gpus_per_replica: PositiveInt
     kv_blocks: PositiveInt = Field(description="KV blocks of 16 tokens in one replica")
+    kv_bytes_per_token: PositiveFloat | None = Field(
+        default=None, description="keys and values of one token over all layers and GPUs of a replica; for KV transfer"
+    )
     max_num_seqs: PositiveInt = Field(description="vLLM's default for this device")
     max_num_batched_tokens: PositiveInt = Field(description="vLLM's default token budget for this device")
     token_knots: tuple[int, ...] = Field(

@@ -7,9 +7,10 @@ In order, per control step:
    ``down_stabilisation_s`` (Kubernetes HPA v2 semantics), never above what is asked for now;
 3. largest step up and down, measured from what is asked for now;
 4. pending-start guard: no growth that would leave more than ``max_pending_starts`` replicas of a pool starting at once;
-5. GPU budget: growth is cut, interactive pools first served, then mixed, then batch; draining replicas still hold
-   their GPUs;
-6. the last ready replica that can serve a class is never drained, even while others are starting.
+5. GPU budget: growth is cut, interactive (prefill, decode) pools first served, then mixed, then batch; draining
+   replicas still hold their GPUs;
+6. the last ready replica that can serve a class is never drained, even while others are starting, nor the last ready
+   one that can decode what prefill replicas have begun.
 
 All steps are pure array arithmetic with optional leading dimensions, so the same code clips one live fleet and a
 batch of simulated ones.
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from rl_autoscale.fleet.spec import FleetSpec, IntArray, ShieldSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 
-_ROLE_ORDER = {"interactive": 0, "mixed": 1, "batch": 2}
+_ROLE_ORDER = {"interactive": 0, "prefill": 0, "decode": 0, "mixed": 1, "batch": 2}
 
 
 class Shield:
@@ -44,6 +45,8 @@ class Shield:
         self._last: IntArray = np.broadcast_to(spec.initial_replicas, shape[1:]).copy()
         self._pool_order = sorted(range(len(spec.pools)), key=lambda p: _ROLE_ORDER[spec.pools[p].role])
         self._pools_serving = [list(spec.pools_serving(c)) for c in range(len(spec.classes))]
+        if spec.decode_pools:
+            self._pools_serving.append(list(spec.decode_pools))
 
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
         """Forget recommendations, for all fleets or those selected by a boolean array of shape ``batch_shape``."""

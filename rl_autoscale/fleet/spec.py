@@ -13,11 +13,18 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS, LatencyProfile, load_profile
+from rl_autoscale.fleet.profile import (
+    BLOCK_SIZE_TOKENS,
+    TYPICAL_OUTPUT_TOKENS,
+    TYPICAL_PROMPT_TOKENS,
+    LatencyProfile,
+    load_profile,
+)
+from rl_autoscale.fleet.stages import KvTransferSpec, PostprocessSpec
 
 IntArray = npt.NDArray[np.int64]
 ClassKind = Literal["interactive", "batch"]
-Role = Literal["interactive", "mixed", "batch"]
+Role = Literal["interactive", "mixed", "batch", "prefill", "decode"]
 SchedulerName = Literal["vllm", "vllm-priority"]
 Router = Literal["round_robin", "least_loaded", "power_of_two", "packing", "prefix_affinity"]
 
@@ -25,7 +32,10 @@ ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
     "interactive": ("interactive", "mixed"),
     "batch": ("batch", "mixed"),
 }
-"""Roles that may serve a class kind, in the order in which the router tries them (Chiron's preferential routing)."""
+"""Roles that may serve a class kind, in the order in which the router tries them (Chiron's preferential routing).
+
+A fleet of prefill and decode pools has no others: every class goes to the prefill pools.
+"""
 
 
 class ServiceClass(Config):
@@ -129,6 +139,12 @@ class PoolSpec(Config):
             )
         if self.sleep is not None and self.spot is not None:
             raise ValueError("sleep and spot exclude each other: a sleeper would not survive its notice; drop one")
+        if self.role == "decode" and self.prefix_caching:
+            raise ValueError(
+                "prefix_caching is for pools that compute prompts; a decode pool is sent their KV: drop it"
+            )
+        if self.role == "prefill" and self.speculation is not None:
+            raise ValueError("speculation is for pools that decode; drop it from the prefill pool")
         hardware = self.hardware  # an unknown profile is refused here, not at the first iteration
         if self.batch_limit > self.token_budget:
             raise ValueError(
@@ -164,6 +180,11 @@ class PoolSpec(Config):
         return self.kv_blocks or self.hardware.kv_blocks
 
     @property
+    def longest_request_tokens(self) -> int:
+        """KV tokens of the longest request that a replica can hold; a last iteration may compute beyond its output."""
+        return self.num_kv_blocks * BLOCK_SIZE_TOKENS - self.verified_tokens + 1
+
+    @property
     def verified_tokens(self) -> int:
         """Tokens that an iteration computes for a decode sequence: its next one and the drafts."""
         return 1 if self.speculation is None else 1 + self.speculation.draft_tokens
@@ -192,17 +213,26 @@ class PoolSpec(Config):
         return verified_s + self.draft_s / (batch_size * kept_tokens)
 
     def full_batch_decode_s(self, prompt_tokens: float, output_tokens: float) -> float:
-        """Seconds of one replica per generated token of such requests, in batches that compute prompts as well."""
+        """Seconds of one replica per generated token of such requests, in full batches.
+
+        Batches compute prompts as well, and then weights are read for them anyway; but not those of a decode pool.
+        """
+        if self.role == "decode":
+            context_tokens = prompt_tokens + output_tokens / 2.0
+            batch_size = min(self.batch_limit, int(self.num_kv_blocks * BLOCK_SIZE_TOKENS // context_tokens))
+            return self.decode_s_per_token(max(batch_size, 1), context_tokens)
         return self.hardware.full_batch_decode_s(
             prompt_tokens, output_tokens, verified_tokens=self.verified_tokens, kept_tokens=self.tokens_per_iteration
         )
 
     @cached_property
     def typical_request_s(self) -> float:
-        """Seconds of one replica for a typical request; what a router weighs different hardware by."""
+        """Seconds of one replica for its part of a typical request; what a router weighs different hardware by."""
         prefill_s = TYPICAL_PROMPT_TOKENS * self.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
-        decode_s = self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
-        return prefill_s + TYPICAL_OUTPUT_TOKENS * decode_s
+        if self.role == "prefill":
+            return prefill_s
+        decode_s = TYPICAL_OUTPUT_TOKENS * self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
+        return decode_s if self.role == "decode" else prefill_s + decode_s
 
     @property
     def initial(self) -> int:
@@ -255,6 +285,8 @@ class FleetSpec(Config):
     telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")
     gpu_budget: PositiveInt | None = None
     evict_batch: bool = Field(default=True, description="interactive requests may evict batch work from mixed replicas")
+    kv_transfer: KvTransferSpec | None = Field(default=None, description="between prefill and decode pools")
+    postprocess: PostprocessSpec | None = Field(default=None, description="CPU work after the last token")
 
     @model_validator(mode="after")
     def _check(self) -> FleetSpec:
@@ -268,8 +300,9 @@ class FleetSpec(Config):
             raise ValueError(
                 f"telemetry_age_s={self.telemetry_age_s} exceeds control_interval_s={self.control_interval_s}"
             )
-        for service_class in self.classes:
-            if not any(pool.role in ROLES_SERVING[service_class.kind] for pool in self.pools):
+        self._check_disaggregation()
+        for c, service_class in enumerate(self.classes):
+            if not self.pools_serving(c):
                 raise ValueError(
                     f"no pool may serve class '{service_class.name}' ({service_class.kind}); "
                     f"add a pool with role {' or '.join(ROLES_SERVING[service_class.kind])}"
@@ -279,6 +312,31 @@ class FleetSpec(Config):
         if self.gpu_budget is not None and self.gpu_budget < int(self.gpus_per_replica @ self.initial_replicas):
             raise ValueError(f"gpu_budget={self.gpu_budget} cannot hold initial_replicas of every pool")
         return self
+
+    def _check_disaggregation(self) -> None:
+        roles = {pool.role for pool in self.pools}
+        if not roles & {"prefill", "decode"}:
+            if self.kv_transfer is not None:
+                raise ValueError("kv_transfer is for fleets of prefill and decode pools; drop it or set the roles")
+            return
+        if roles != {"prefill", "decode"}:
+            raise ValueError(
+                f"roles {', '.join(sorted(roles))}: prefill and decode pools come together and without other roles; "
+                "add what is missing, or give the other pools a fleet of their own"
+            )
+        if self.kv_transfer is None:
+            raise ValueError("prefill and decode pools need kv_transfer: {link_bytes_per_s: ..., bridge_limit: ...}")
+        for pool in self.pools:
+            if pool.hardware.kv_bytes_per_token is None:
+                raise ValueError(
+                    f"profile '{pool.hardware.name}' of pool '{pool.name}' lacks kv_bytes_per_token; add it: "
+                    "2 x layers x KV heads x head size x bytes per value"
+                )
+        models = {(pool.hardware.model, pool.hardware.kv_bytes_per_token) for pool in self.pools}
+        if len(models) > 1:
+            raise ValueError(
+                f"prefill and decode pools must run one model with one KV format; got {sorted(map(str, models))}"
+            )
 
     @property
     def pool_names(self) -> tuple[str, ...]:
@@ -335,6 +393,28 @@ class FleetSpec(Config):
         return np.array([cheapest[p] for p in preferred], dtype=np.int64)
 
     def pools_serving(self, class_index: int) -> tuple[int, ...]:
-        """Indices of the pools that may serve a class, preferred first."""
-        roles = ROLES_SERVING[self.classes[class_index].kind]
+        """Indices of the pools that the gateway may send a class to, preferred first."""
+        roles = (*ROLES_SERVING[self.classes[class_index].kind], "prefill")
         return tuple(p for role in roles for p, pool in enumerate(self.pools) if pool.role == role)
+
+    @cached_property
+    def decode_pools(self) -> tuple[int, ...]:
+        """Indices of the pools that go on with what prefill pools began; none in a fleet that is not disaggregated."""
+        return tuple(p for p, pool in enumerate(self.pools) if pool.role == "decode")
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether requests pass a bridge or post-processing."""
+        return self.kv_transfer is not None or self.postprocess is not None
+
+    def transfer_s(self, pool_index: int, num_blocks: int) -> float:
+        """Seconds in which a prefill replica of a pool sends so many KV blocks to the bridge, the link being free."""
+        assert self.kv_transfer is not None  # validated
+        return self.kv_transfer.latency_s + num_blocks * self.transfer_block_s(pool_index)
+
+    def transfer_block_s(self, pool_index: int) -> float:
+        """Seconds that one KV block takes on the link of a pool's replica; 0 where nothing is transferred."""
+        bytes_per_token = self.pools[pool_index].hardware.kv_bytes_per_token
+        if self.kv_transfer is None or bytes_per_token is None:
+            return 0.0
+        return BLOCK_SIZE_TOKENS * bytes_per_token / self.kv_transfer.link_bytes_per_s

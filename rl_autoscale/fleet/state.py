@@ -96,6 +96,20 @@ class ClassTelemetry(_Telemetry):
 
 
 @dataclass(frozen=True, slots=True)
+class StageTelemetry(_Telemetry):
+    """What waits between and behind the engines, of a fleet with prefill and decode pools or with post-processing."""
+
+    held_prompts: FloatArray  # computed, KV still on a prefill replica                    G
+    transfers: FloatArray  # of KV, under way                                              G
+    bridge_queue: FloatArray  # KV in the bridge, sent to no decode replica yet            G
+    bridge_used: FloatArray  # places: transfers, queue, and those waiting for KV blocks   G
+    postprocess_running: FloatArray  # requests on workers                                 the stage itself
+    postprocess_queue: FloatArray  # requests that wait for a worker                       the stage itself
+    held_streams: FloatArray  # finished, but on their replica until post-processing has room
+    age_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class FleetState:
     """One observation of a fleet (or of a batch of fleets).
 
@@ -104,12 +118,14 @@ class FleetState:
         window_s: length of the window the rates refer to; same shape.
         pools: arrays of shape (..., num_pools).
         classes: arrays of shape (..., num_classes).
+        stages: arrays of the shape of ``time_s``; None for a fleet without such stages, or where they are not measured.
     """
 
     time_s: FloatArray
     window_s: FloatArray
     pools: PoolTelemetry
     classes: ClassTelemetry
+    stages: StageTelemetry | None = None
 
     def __getitem__(self, index: int | npt.NDArray[np.bool_]) -> FleetState:
         """One fleet of a batch, or those selected by a boolean array."""
@@ -118,6 +134,7 @@ class FleetState:
             self.window_s[index],
             self.pools[index],
             self.classes[index],
+            None if self.stages is None else self.stages[index],
         )
 
 

@@ -1,7 +1,8 @@
 """Kernel, the fleet as a whole: events in time order, and the entry point.
 
-`run_until` is the compiled engine's event loop. At equal times replica events come before arrivals, and among replicas
-the lowest slot is first. `advance` at the bottom is the only function called from Python.
+`run_until` is the compiled engine's event loop. At equal times replica events come first, the lowest slot before the
+others, then transfers and post-processing, then arrivals. `advance` at the bottom is the only function called from
+Python.
 """
 
 from __future__ import annotations
@@ -11,40 +12,43 @@ import math
 from pathlib import Path
 
 from rl_autoscale.fleet.jit import cached_njit, hot, njit
-from rl_autoscale.sim.gateway import (
-    arrive,
-    complete_evictions,
-    count_seen,
-    dispatch_queued,
-    finish,
-    first_token,
-    purge_timeouts,
-    update_route,
-)
-from rl_autoscale.sim.kv_cache import free_blocks
-from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, STARTING, UNFINISHED, World
+from rl_autoscale.sim.bridge import end_transfer, hold_prompt, start_transfers
+from rl_autoscale.sim.class_queue import purge_timeouts
+from rl_autoscale.sim.endings import first_token
+from rl_autoscale.sim.estimate import count_seen
+from rl_autoscale.sim.eviction import complete_evictions
+from rl_autoscale.sim.gateway import arrive, dispatch_queued
+from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
 from rl_autoscale.sim.ordered import heap_remove, tree_argmin
+from rl_autoscale.sim.postprocess import end_work, finish
 from rl_autoscale.sim.replica import (
     batch_remove,
     book_until,
     clear_replica,
     commit_decode,
+    cut_leap,
     join_decode,
     leave_decode,
+    wake,
 )
+from rl_autoscale.sim.router import update_route
 from rl_autoscale.sim.schedulers.plan import plan
 from rl_autoscale.sim.snapshot import snapshot
 
 
 @hot
 def complete_prefills(w, r, now_s):
-    """Book the prompt chunks of the iteration that just ended; they are the batch's tail."""
+    """Book the prompt chunks of the iteration that just ended; behind the first are only what was admitted with it."""
     rep = w.rep[r]
     q = rep.batch_tail
-    for _ in range(rep.num_prefill - 1):
+    left = rep.num_prefill - (w.req[q].chunk_tokens > 0)
+    while left > 0:
         q = w.req[q].prev
+        left -= w.req[q].chunk_tokens > 0
     for _ in range(rep.num_prefill):
+        while w.req[q].chunk_tokens == 0:  # its KV came over the bridge
+            q = w.req[q].next
         request = w.req[q]
         after = request.next
         request.computed_tokens += request.chunk_tokens
@@ -56,13 +60,16 @@ def complete_prefills(w, r, now_s):
             w.pool[rep.pool].generation_units += 1 << w.pool[rep.pool].token_shift
             if not request.first_token_s >= 0.0:
                 first_token(w, r, q, now_s)
-            count_seen(w, r, q, now_s)
-            if request.generated_tokens < request.output_tokens:
-                join_decode(w, r, q)
+            going_on = request.generated_tokens < request.output_tokens
+            if going_on and w.pool[rep.pool].role == PREFILL:
+                hold_prompt(w, r, q, now_s)
             else:
-                free_blocks(w, r, q, request.computed_tokens, True)
-                batch_remove(w, r, q)
-                finish(w, r, q, now_s)
+                count_seen(w, r, q, now_s)
+                if going_on:
+                    join_decode(w, r, q)
+                else:
+                    batch_remove(w, r, q)
+                    finish(w, r, q, now_s)
         q = after
     rep.num_prefill = 0
 
@@ -77,7 +84,6 @@ def complete_decodes(w, r, now_s):
         heap_remove(heap, rep.heap_size, 0)
         rep.heap_size -= 1
         leave_decode(w, r, q)
-        free_blocks(w, r, q, w.req[q].computed_tokens, True)
         batch_remove(w, r, q)
         finish(w, r, q, now_s)
 
@@ -96,6 +102,26 @@ def end_iterations(w, r, now_s):
 
 
 @njit
+def end_stage(w, leaf, now_s):
+    """A transfer or a post-processing worker's request ends: the replica that it leaves may go on, or may go."""
+    r = leaf
+    if leaf < w.rep.shape[0]:
+        end_transfer(w, r, now_s)
+    else:
+        r = end_work(w, leaf - w.rep.shape[0], now_s)
+    if r < 0:
+        return
+    rep = w.rep[r]
+    if rep.state == DRAINING and rep.in_flight == 0:
+        retire(w, r, now_s)
+    elif rep.wait_head >= 0:
+        if rep.event_s == math.inf:
+            wake(w, r, now_s)
+        elif rep.cuttable:
+            cut_leap(w, r, now_s, NO_SLOT)
+
+
+@njit
 def run_until(w, until_s):
     """Handle every event at or before a time.
 
@@ -104,6 +130,7 @@ def run_until(w, until_s):
     """
     fleet = w.fleet[0]
     tree = w.event_tree
+    num_slots = w.rep.shape[0]
     size = fleet.event_tree_size
     num_requests = fleet.num_requests
     arrival_s = w.trace[fleet.next_arrival].arrival_s if fleet.next_arrival < num_requests else math.inf
@@ -123,6 +150,11 @@ def run_until(w, until_s):
         fleet.num_events += 1
         fleet.now_s = event_s
         r = tree_argmin(tree, size)
+        if r >= num_slots:
+            end_stage(w, r - num_slots, event_s)
+            if fleet.queued > 0:
+                dispatch_queued(w, event_s, NO_SLOT)
+            continue
         rep = w.rep[r]
         iterating = rep.state != STARTING and rep.event_s < rep.crash_s
         if iterating:
@@ -136,6 +168,8 @@ def run_until(w, until_s):
                 retire(w, r, event_s)
             else:
                 plan(w, r, event_s)
+        if fleet.num_blocked > 0:
+            start_transfers(w, event_s)
     if until_s < math.inf:
         fleet.now_s = until_s
 
@@ -211,6 +245,8 @@ def world_of(batch, e):
         batch.last_cls[e],
         batch.pool_state[e],
         batch.class_state[e],
+        batch.stage_state[e],
+        batch.worker[e],
         batch.kv[e],
         batch.prompt[e],
         batch.hash_ids[e],
@@ -225,7 +261,8 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 
 SCHEDULER_FILES = tuple(f"schedulers/{name}.py" for name in ("steps", "vllm", "plan"))
 KERNEL_FILES = (
-    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "replica.py", "gateway.py", "lifecycle.py", "snapshot.py",
+    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "replica.py", "router.py", "endings.py", "class_queue.py",
+    "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py", "lifecycle.py", "snapshot.py",
     "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 

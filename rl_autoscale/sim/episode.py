@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, StartupPhase
 from rl_autoscale.fleet.state import FleetState, FloatArray, ScalingDecision
@@ -66,14 +65,15 @@ def check_workload(spec: FleetSpec, workload: Workload) -> None:
         )
     tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens - 1
     for c in range(len(spec.classes)):
-        pools = [spec.pools[p] for p in spec.pools_serving(c)]
-        # What a last iteration computes beyond the output needs room as well.
-        limit = min(pool.num_kv_blocks * BLOCK_SIZE_TOKENS - pool.verified_tokens + 1 for pool in pools)
-        too_long = np.flatnonzero((workload.class_index == c) & (tokens > limit))
-        if len(too_long):
+        serving = spec.pools_serving(c)
+        for pools, needed in ((spec.decode_pools or serving, tokens), (serving, workload.prompt_tokens)):
+            limit = min(spec.pools[p].longest_request_tokens for p in pools)
+            too_long = np.flatnonzero((workload.class_index == c) & (needed > limit))
+            if not len(too_long):
+                continue
             q = int(too_long[0])
             raise SpecError(
-                f"request {q} needs {tokens[q]} KV tokens, a replica holds {limit}; "
+                f"request {q} needs {needed[q]} KV tokens, a replica holds {limit}; "
                 "clip the workload's lengths or use hardware with more KV blocks"
             )
 

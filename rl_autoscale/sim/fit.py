@@ -46,6 +46,7 @@ class Hardware:
         max_num_batched_tokens: vLLM's default for the device.
         source: where the times come from: tool, version, licence.
         notes: how the KV blocks were derived and what else a reader must know.
+        kv_bytes_per_token: keys and values of one token over all GPUs of a replica, where it is known.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Hardware:
     max_num_batched_tokens: int
     source: str
     notes: str = ""
+    kv_bytes_per_token: float | None = None
 
 
 def fit_profile(
@@ -91,6 +93,7 @@ def _assemble(
         gpu=hardware.gpu,
         gpus_per_replica=hardware.gpus_per_replica,
         kv_blocks=hardware.kv_blocks,
+        kv_bytes_per_token=hardware.kv_bytes_per_token,
         max_num_seqs=hardware.max_num_seqs,
         max_num_batched_tokens=hardware.max_num_batched_tokens,
         token_knots=tuple(int(knot) for knot in knots),

@@ -221,6 +221,7 @@ def fit_from_aic(
             f"system {system}, kernels measured under vLLM {source.system.kernel_version}, bf16"
         ),
         notes=" ".join(part for part in (f"{source.kv_capacity.derivation}.", HOST_NOTE, notes) if part),
+        kv_bytes_per_token=source.kv_capacity.bytes_per_token * tensor_parallel,
     )
     return fit_profile(train, test, hardware)
 

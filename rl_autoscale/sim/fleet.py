@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, Role
-from rl_autoscale.fleet.state import NEVER_REFUSE, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.state import (
+    NEVER_REFUSE,
+    ClassTelemetry,
+    FleetState,
+    PoolTelemetry,
+    ScalingDecision,
+    StageTelemetry,
+)
 from rl_autoscale.sim import engine
 from rl_autoscale.sim.episode import (
     NUM_DRAWS,
@@ -28,6 +35,7 @@ from rl_autoscale.sim.layout import (
     PROMPT,
     REPLICA,
     REQUEST,
+    ROLE_CODES,
     ROUTER_CODES,
     TPOT_EDGES_S,
     TRACE,
@@ -41,8 +49,6 @@ from rl_autoscale.sim.layout import (
 from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
 from rl_autoscale.workload.trace import Workload
-
-ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class FleetBatch:
@@ -77,10 +83,11 @@ class FleetBatch:
         slots = [2 * pool.max_replicas for pool in spec.pools]
         num_slots, num_pools, num_classes = sum(slots), len(spec.pools), len(spec.classes)
         tree_size = next_power_of_two(max(slots))
-        event_tree_size = next_power_of_two(num_slots)
-        class_pools = np.full((num_classes, num_pools), NONE, dtype=np.int64)
-        for c in range(num_classes):
-            serving = spec.pools_serving(c)
+        num_workers = 0 if spec.postprocess is None else spec.postprocess.num_workers
+        # Leaves: replicas, then their links, then post-processing workers.
+        event_tree_size = next_power_of_two(2 * num_slots + num_workers if spec.has_stages else num_slots)
+        class_pools = np.full((num_classes + 1, num_pools), NONE, dtype=np.int64)
+        for c, serving in enumerate([*(spec.pools_serving(c) for c in range(num_classes)), spec.decode_pools]):
             class_pools[c, : len(serving)] = serving
         world = World(
             trace=np.zeros((fleets, 1), dtype=TRACE),
@@ -105,6 +112,8 @@ class FleetBatch:
             last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
             pool_state=np.zeros((fleets, num_pools, 20)),
             class_state=np.zeros((fleets, num_classes, 18)),
+            stage_state=np.zeros((fleets, 8)),
+            worker=np.zeros((fleets, max(num_workers, 1)), dtype=np.int32),
             kv=np.zeros((fleets, num_slots, self._most_cached_blocks), dtype=KV_BLOCK),
             prompt=np.zeros((fleets, 1), dtype=PROMPT),
             hash_ids=np.zeros((fleets, 1), dtype=np.int64),
@@ -114,7 +123,7 @@ class FleetBatch:
         bases = np.cumsum([0, *slots[:-1]])
         for p in range(num_pools):
             world.rep["pool"][:, bases[p] : bases[p] + slots[p]] = p
-        world.fleet["event_tree_size"] = event_tree_size
+        self._fixed_fleet = _fleet_record(spec, event_tree_size)
         self._fixed_pool = _pool_records(spec, bases, slots, tree_size)
         self._fixed_class = _class_records(spec)
         return world
@@ -196,12 +205,9 @@ class FleetBatch:
             world.pool["target"][e] = initial_replicas
         world.cls[e] = self._fixed_class
         world.cls["admission"][e] = admission
-        event_tree_size = world.fleet["event_tree_size"][e, 0]
-        world.fleet[e] = np.zeros(1, dtype=FLEET)
-        world.fleet["event_tree_size"][e] = event_tree_size
+        world.fleet[e] = self._fixed_fleet
         world.fleet["num_requests"][e] = workload.num_requests
         world.fleet["speed"][e] = speed
-        world.fleet["evict_batch"][e] = spec.evict_batch
         if self._reads_hashes:
             self._load_prefixes(e, workload)
             world = self._world
@@ -228,6 +234,7 @@ class FleetBatch:
             window_s,
             PoolTelemetry.from_matrix(world.pool_state.copy()),
             ClassTelemetry.from_matrix(world.class_state.copy()),
+            StageTelemetry.from_matrix(world.stage_state.copy()) if self.spec.has_stages else None,
         )
 
     def step(self, decision: ScalingDecision) -> None:
@@ -328,6 +335,21 @@ def _units_per_block(pool: PoolSpec) -> int:
     return BLOCK_SIZE_TOKENS * pool.units_per_token
 
 
+def _fleet_record(spec: FleetSpec, event_tree_size: int) -> RecordArray:
+    record = np.zeros(1, dtype=FLEET)
+    record["event_tree_size"] = event_tree_size
+    record["evict_batch"] = spec.evict_batch
+    for name in ("bridge_head", "bridge_tail", "blocked_head", "blocked_tail", "post_head", "post_tail",
+                 "parked_head", "parked_tail"):  # fmt: skip
+        record[name] = NONE
+    if (transfer := spec.kv_transfer) is not None:
+        record["transfer_latency_s"], record["bridge_limit"] = transfer.latency_s, transfer.bridge_limit
+    if (stage := spec.postprocess) is not None:
+        record["num_workers"], record["post_limit"] = stage.num_workers, stage.queue_limit
+        record["post_request_s"], record["post_token_s"] = stage.request_s, stage.token_s
+    return record
+
+
 def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int) -> RecordArray:
     records = np.zeros(len(spec.pools), dtype=POOL)
     for p, pool in enumerate(spec.pools):
@@ -335,14 +357,15 @@ def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int)
         record["base"], record["num_slots"], record["tree_size"] = bases[p], slots[p], tree_size
         record["router"] = ROUTER_CODES[spec.router]
         record["priority_scheduling"] = pool.scheduler == "vllm-priority"
-        record["serves_interactive"] = pool.role in ("interactive", "mixed")
-        record["serves_batch"] = pool.role in ("batch", "mixed")
+        record["serves_interactive"] = pool.role in ("interactive", "mixed", "prefill")
+        record["serves_batch"] = pool.role in ("batch", "mixed", "prefill")
         record["batch_limit"] = record["cap"] = pool.batch_limit
         record["token_budget"] = pool.token_budget
         record["kv_blocks"] = pool.num_kv_blocks
         record["prefix_caching"] = pool.prefix_caching
         record["gpus"] = pool.hardware.gpus_per_replica
-        record["role"] = ROLES.index(pool.role)
+        record["role"] = ROLE_CODES[pool.role]
+        record["transfer_block_s"] = spec.transfer_block_s(p)
         record["token_shift"] = pool.units_per_token.bit_length() - 1
         record["step_units"] = round(pool.tokens_per_iteration * pool.units_per_token)
         record["phase_mask"] = _units_per_block(pool) - 1

@@ -27,7 +27,7 @@ class Outcome(IntEnum):
     REFUSED = 2  # refused at arrival: predicted to miss its TTFT SLO
     QUEUE_FULL = 3  # the gateway's queue was full
     TIMED_OUT = 4  # waited in the gateway's queue longer than the class allows
-    FAILED = 5  # its replica crashed after the stream had begun
+    FAILED = 5  # its replica crashed after the stream had begun, with the stream's KV cache
     UNFINISHED = 6  # still in the system when the episode was cut off
 
 
@@ -48,6 +48,9 @@ ROUTER_CODES = {
 }
 VLLM, VLLM_PRIORITY = 0, 1
 SCHEDULER_CODES = {"vllm": VLLM, "vllm-priority": VLLM_PRIORITY}
+INTERACTIVE, MIXED, BATCH, PREFILL, DECODE = 0, 1, 2, 3, 4
+ROLE_CODES = {"interactive": INTERACTIVE, "mixed": MIXED, "batch": BATCH, "prefill": PREFILL, "decode": DECODE}
+
 NONE = -1
 NO_ROOM = 1 << 40
 """Routing key of a replica that may not take a request."""
@@ -71,7 +74,8 @@ REQUEST = np.dtype(
         ("dispatched_s", _f),  # last dispatch; NaN before the first
         ("scheduled_s", _f),  # first time in an engine batch; NaN before
         ("first_token_s", _f),
-        ("end_s", _f),  # last token, refusal, drop or failure
+        ("last_token_s", _f),  # NaN before
+        ("end_s", _f),  # last token, end of post-processing, refusal, drop or failure
         ("finish_iteration", np.int64),  # replica's iteration counter after which it finishes; 0 while not decoding
         ("prompt_tokens", _i),
         ("output_tokens", _i),
@@ -82,7 +86,7 @@ REQUEST = np.dtype(
         ("replica", _i),  # last replica it was dispatched to
         ("outcome", _i),
         ("slo_met", _i),
-        ("next", _i),  # linked list: gateway queue, engine waiting queue or engine batch
+        ("next", _i),  # linked list: the queue or batch in which it is
         ("prev", _i),
         ("in_batch", _i),  # 1 while in an engine batch
         ("awaited", _i),  # 1 from dispatch until its prefill is done: the gateway waits for a token
@@ -90,6 +94,7 @@ REQUEST = np.dtype(
         ("num_preemptions", _i),
         ("num_evictions", _i),
         ("table_blocks", _i),  # prefix caching: blocks in its table; further ones are anonymous
+        ("kv_in_bridge", _i),  # 1 from the end of its transfer until a decode replica has blocks for it
     ],
     align=True,
 )
@@ -133,6 +138,15 @@ REPLICA = np.dtype(
         ("doomed", _i),  # 1 after the notice
         ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
         ("generation", _i),  # replicas that have been ready in this slot
+        # Prefill replicas, see bridge.py:
+        ("num_held", _i),  # computed prompts whose KV is still here
+        ("held_head", _i),  # the one that is sent next, or now
+        ("held_tail", _i),
+        ("sending", _i),  # 1 while a transfer is under way
+        ("blocked_next", _i),  # linked list: replicas that wait for a place in the bridge
+        # Finished streams that post-processing has no room for, see postprocess.py:
+        ("num_parked", _i),
+        ("num_parked_batch", _i),
         # Prefix caching, see kv_cache.py:
         ("num_fresh", _i),  # blocks 0..num_fresh-1 have been used
         ("blank_head", _i),  # free blocks without content that could be found
@@ -190,6 +204,7 @@ POOL = np.dtype(
         ("draft_s", _f),
         ("gpus", _i),
         ("role", _i),
+        ("transfer_block_s", _f),  # a KV block on the link
         ("request_s", _f),  # PoolSpec.typical_request_s
         ("startup_mean_s", _f),  # as the spec promises, not as drawn
         ("wake_mean_s", _f),
@@ -282,6 +297,31 @@ FLEET = np.dtype(
         ("evict_batch", _i),
         ("blocks_per_hash", np.int64),
         ("num_events", np.int64),
+        # The bridge between prefill and decode, see bridge.py:
+        ("transfer_latency_s", _f),
+        ("bridge_limit", _i),
+        ("bridge_used", _i),  # places: transfers, bridge_length, and those waiting in decode engines
+        ("bridge_length", _i),  # of the queue of those that have been sent to no decode replica yet
+        ("bridge_head", _i),
+        ("bridge_tail", _i),
+        ("num_transfers", _i),  # under way
+        ("num_blocked", _i),  # replicas
+        ("blocked_head", _i),
+        ("blocked_tail", _i),
+        ("num_blockings", np.int64),  # so far
+        # Post-processing, see postprocess.py:
+        ("post_request_s", _f),
+        ("post_token_s", _f),
+        ("num_workers", _i),  # 0 without the stage
+        ("num_working", _i),
+        ("post_limit", _i),
+        ("post_length", _i),
+        ("post_head", _i),
+        ("post_tail", _i),
+        ("num_parked", _i),
+        ("parked_head", _i),
+        ("parked_tail", _i),
+        ("num_parkings", np.int64),  # so far
     ],
     align=True,
 )
@@ -302,11 +342,13 @@ class World(NamedTuple):
     fleet: Any  # (1,) FLEET
     heap: Any  # (num_slots, max_num_seqs) int64: finish iteration << 32 | request, a binary heap per replica
     residue: Any  # (num_slots, units in a KV block) int32: decode sequences per replica.phase_column
-    event_tree: Any  # (2 * event_tree_size,) float64: minimum of the next events
+    event_tree: Any  # (2 * event_tree_size,) float64: minimum of the next events, of replicas, then links and workers
     route_tree: Any  # (num_pools, 2 * tree_size) int64: minimum of the routing keys
     token_time: Any  # (num_pools, max token budget + 1) float64 seconds
     coefficients: Any  # (num_pools, 5) float64, LatencyProfile.attention_coefficients_s
-    class_pools: Any  # (num_classes, num_pools) int64: pools that may serve, preferred first, then NONE
+    class_pools: (
+        Any  # (num_classes + 1, num_pools) int64: pools that may serve, preferred first, then NONE; decode pools
+    )
     class_order: Any  # (num_classes,) int64: by priority
     draws: Any  # (num_pools, 4, num_draws) float64, see episode.draw_replica_times; the j-th start takes column j
     route_u: Any  # (num_requests or 1,) float64 in [0, 1): the router's random numbers
@@ -316,6 +358,8 @@ class World(NamedTuple):
     last_cls: Any  # (num_classes,) CLASS as of the last snapshot
     pool_state: Any  # (num_pools, PoolTelemetry fields) float64: the last snapshot
     class_state: Any  # (num_classes, ClassTelemetry fields) float64
+    stage_state: Any  # (StageTelemetry fields,) float64
+    worker: Any  # (num_workers or 1,) int32: the request that each has
     # Prefix caching and prefix_affinity; one element each where a fleet has neither.
     kv: Any  # (num_slots, most kv_blocks) KV_BLOCK
     prompt: Any  # (num_requests,) PROMPT

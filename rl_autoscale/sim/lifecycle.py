@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 
 from rl_autoscale.fleet.jit import njit
+from rl_autoscale.sim.bridge import lose_held
+from rl_autoscale.sim.class_queue import requeue
 from rl_autoscale.sim.drafts import fraction_units
-from rl_autoscale.sim.gateway import drop, leave_replica, requeue, update_route
+from rl_autoscale.sim.endings import drop
+from rl_autoscale.sim.estimate import leave_replica
 from rl_autoscale.sim.kv_cache import empty_cache
 from rl_autoscale.sim.layout import COLD, DRAINING, FAILED, LIFE, NONE, OFF, READY, SLEEPING, SPOT, STARTING, WAKE
+from rl_autoscale.sim.postprocess import lose_parked
 from rl_autoscale.sim.replica import book_until, clear_replica, schedule_event
+from rl_autoscale.sim.router import update_route
 
 
 @njit
@@ -184,6 +189,8 @@ def lose_request(w, r, q, now_s):
     request.computed_tokens = 0
     request.chunk_tokens = 0
     request.finish_iteration = 0
+    w.fleet[0].bridge_used -= request.kv_in_bridge
+    request.kv_in_bridge = 0
     leave_replica(w, r, q, now_s)
     if request.first_token_s >= 0.0:
         drop(w, q, FAILED, now_s)
@@ -219,6 +226,9 @@ def crash(w, r, now_s):
             before = w.req[q].prev
             lose_request(w, r, q, now_s)
             q = before
+    lose_held(w, r, now_s)
+    if rep.num_parked > 0:
+        lose_parked(w, r, now_s)
     clear_replica(w, r)
     update_route(w, r)
     reconcile(w, p, now_s)

@@ -28,14 +28,16 @@ def pools_used(spec: FleetSpec, requests: RecordArray, pools: RecordArray) -> In
 def busy_replica_s(requests: RecordArray, pools: RecordArray) -> FloatArray:
     """Time in which a replica had a request, summed over the replicas of each pool; shape (num_pools,).
 
-    An engine never idles with work, so this is the union of the requests' stays. A stay that ended in an eviction or a
-    crash is not in the records; it is missing where no other request was there.
+    Not for prefill and decode pools: the records tell only where a request was last. An engine never idles with work,
+    so this is the union of the requests' stays. A stay that ended in an eviction or a crash is not in the records; it is
+    missing where no other request was there.
     """
     outcome = requests["outcome"]
     stayed = (outcome == Outcome.FINISHED) | (outcome == Outcome.FAILED)
     stayed |= (outcome == Outcome.UNFINISHED) & (requests["num_evictions"] == 0)
     stayed &= ~np.isnan(requests["dispatched_s"])
     replica, since_s, until_s = (requests[name][stayed] for name in ("replica", "dispatched_s", "end_s"))
+    until_s = np.fmin(until_s, requests["last_token_s"][stayed])  # post-processing needs no replica
     order = np.lexsort((since_s, replica))
     busy_s = np.zeros(len(pools))
     for here in np.split(order, np.flatnonzero(np.diff(replica[order])) + 1):
@@ -48,10 +50,19 @@ def busy_replica_s(requests: RecordArray, pools: RecordArray) -> FloatArray:
 
 
 def work_gpu_s(spec: FleetSpec, requests: RecordArray, pool_index: IntArray) -> FloatArray:
-    """GPU-seconds that each request takes in full batches of its pool, shape (num_requests,); see fleet/demand.py."""
-    prompt_s, token_s = np.array([_prices_s(pool) for pool in spec.pools]).T
-    replica_s = requests["prompt_tokens"] * prompt_s[pool_index] + requests["output_tokens"] * token_s[pool_index]
-    return np.asarray(replica_s * spec.gpus_per_replica[pool_index])
+    """GPU-seconds that each request takes in full batches of its pool, shape (num_requests,); see fleet/demand.py.
+
+    Of prefill and decode pools the records hold the last; the other is the first choice.
+    """
+    prefill_index = decode_index = pool_index
+    if spec.decode_pools:
+        first_choice = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])[requests["class_index"]]
+        decodes = np.isin(pool_index, spec.decode_pools)
+        prefill_index = np.where(decodes, first_choice, pool_index)
+        decode_index = np.where(decodes, pool_index, spec.decode_pools[0])
+    prompt_s, token_s = (np.array([_prices_s(pool) for pool in spec.pools]) * spec.gpus_per_replica[:, None]).T
+    prompt_gpu_s = requests["prompt_tokens"] * prompt_s[prefill_index]
+    return np.asarray(prompt_gpu_s + requests["output_tokens"] * token_s[decode_index])
 
 
 def _prices_s(pool: PoolSpec) -> tuple[float, float]:
@@ -84,7 +95,7 @@ def token_rates(requests: RecordArray, step_s: float) -> FloatArray:
     A request's tokens after its first are spread evenly between its first and its last, since only these are kept.
     """
     done = requests["outcome"] == Outcome.FINISHED
-    first_s, end_s, tokens = (requests[name][done] for name in ("first_token_s", "end_s", "output_tokens"))
+    first_s, end_s, tokens = (requests[name][done] for name in ("first_token_s", "last_token_s", "output_tokens"))
     edges_s = np.arange(0.0, float(requests["arrival_s"].max(initial=0.0)), step_s)
     if len(edges_s) < 2 or not len(first_s):
         return np.zeros(0)
@@ -125,7 +136,7 @@ def quality_of_experience(requests: RecordArray, ttft_s: float, token_s: float) 
     """
     qoe = np.zeros(len(requests))
     finished = requests["outcome"] == Outcome.FINISHED
-    columns = ("arrival_s", "first_token_s", "end_s", "output_tokens")
+    columns = ("arrival_s", "first_token_s", "last_token_s", "output_tokens")
     arrival_s, begun_s, ended_s, tokens = (requests[name][finished].astype(np.float64) for name in columns)
     first_s = begun_s - arrival_s
     gap_s = np.where(tokens > 1, (ended_s - begun_s) / np.maximum(tokens - 1, 1), 0.0)

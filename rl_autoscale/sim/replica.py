@@ -392,6 +392,13 @@ def clear_replica(w, r):
     rep.heap_size = 0
     rep.num_evict_marked = 0
     rep.cuttable = 0
+    rep.num_held = 0
+    rep.held_head = NONE
+    rep.held_tail = NONE
+    rep.sending = 0
+    rep.blocked_next = NONE
+    rep.num_parked = 0
+    rep.num_parked_batch = 0
     rep.num_fresh = 0
     rep.blank_head = NONE
     rep.queue_head = NONE

@@ -171,7 +171,7 @@ def class_result(service_class: ServiceClass, requests: RecordArray, blocked_s: 
     ttft_s = first[seen] - requests["arrival_s"][seen]
     finished = requests["outcome"] == Outcome.FINISHED
     done = finished & (requests["output_tokens"] > 1)
-    tpot_s = (requests["end_s"][done] - first[done]) / (requests["output_tokens"][done] - 1)
+    tpot_s = (requests["last_token_s"][done] - first[done]) / (requests["output_tokens"][done] - 1)
     latency_s = requests["end_s"][finished] - requests["arrival_s"][finished]
     qoe = measures.quality_of_experience(requests, service_class.ttft_slo_s, service_class.tpot_slo_s)
     read_along = qoe if service_class.kind == "interactive" else qoe[:0]
@@ -193,8 +193,9 @@ def usage(spec: FleetSpec, requests: RecordArray, pools: RecordArray, timeline: 
         step = (requests["arrival_s"] / spec.control_interval_s).astype(np.int64)
         needed = np.bincount(step, weights=work_gpu_s, minlength=len(held))[: len(held)] / spec.control_interval_s
         gap = measures.provisioning_gap(needed, held)
+    busy_gpu_s = float("nan") if spec.decode_pools else measures.busy_replica_s(requests, pools) @ pools["gpus"]
     return Usage(
-        float(measures.busy_replica_s(requests, pools) @ pools["gpus"]) / rented_gpu_s,
+        float(busy_gpu_s) / rented_gpu_s,
         float(work_gpu_s[requests["outcome"] == Outcome.FINISHED].sum()) / rented_gpu_s,
         *gap,
         measures.coefficient_of_variation(measures.token_rates(requests, spec.control_interval_s)),

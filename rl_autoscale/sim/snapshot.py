@@ -6,8 +6,8 @@ import math
 
 from rl_autoscale.fleet.histogram import compiled_histogram_quantile
 from rl_autoscale.fleet.jit import njit
+from rl_autoscale.sim.class_queue import purge_timeouts
 from rl_autoscale.sim.drafts import fraction_units
-from rl_autoscale.sim.gateway import purge_timeouts
 from rl_autoscale.sim.layout import OFF, READY, STARTING, TPOT_EDGES_S, TTFT_EDGES_S
 from rl_autoscale.sim.replica import iteration_blocks, sync
 
@@ -31,7 +31,7 @@ def snapshot_pool(w, p, now_s, per_s, age_s):
             newest_s = min(newest_s, now_s - rep.asked_s)
         elif rep.state != OFF:
             sync(w, r, now_s)
-            running += rep.num_decode + rep.num_prefill
+            running += rep.num_decode + rep.num_prefill + rep.num_parked
             waiting += rep.num_waiting
             pending += rep.pending_tokens
             if pool.token_shift > 0:
@@ -98,8 +98,25 @@ def snapshot_class(w, c, now_s, per_s, age_s):
 
 
 @njit
+def snapshot_stages(w, age_s):
+    """``stage_state``."""
+    fleet = w.fleet[0]
+    row = w.stage_state
+    row[0] = 0
+    for r in range(w.rep.shape[0]):
+        row[0] += w.rep[r].num_held
+    row[1] = fleet.num_transfers
+    row[2] = fleet.bridge_length
+    row[3] = fleet.bridge_used
+    row[4] = fleet.num_working
+    row[5] = fleet.post_length
+    row[6] = fleet.num_parked
+    row[7] = age_s
+
+
+@njit
 def snapshot(w, now_s, age_s):
-    """Fill ``pool_state`` and ``class_state``; columns are the fields of PoolTelemetry and ClassTelemetry in order."""
+    """Fill ``pool_state``, ``class_state`` and ``stage_state``; columns are the fields of their telemetry in order."""
     fleet = w.fleet[0]
     window_s = now_s - fleet.snapshot_s
     per_s = 1.0 / window_s if window_s > 0.0 else math.nan
@@ -107,6 +124,8 @@ def snapshot(w, now_s, age_s):
         snapshot_pool(w, p, now_s, per_s, age_s)
     for c in range(w.cls.shape[0]):
         snapshot_class(w, c, now_s, per_s, age_s)
+    if fleet.bridge_limit + fleet.num_workers > 0:
+        snapshot_stages(w, age_s)
     w.ttft_hist[:] = 0
     w.tpot_hist[:] = 0
     fleet.snapshot_s = now_s

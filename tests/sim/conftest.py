@@ -33,6 +33,9 @@ ROLES = (
     ["interactive", "batch"],
     ["interactive", "mixed", "batch"],
     ["interactive", "mixed", "interactive"],
+    ["prefill", "decode"],
+    ["decode", "prefill", "decode"],
+    ["prefill", "decode", "prefill"],
 )
 GRID_S = 2.0**-10
 STARTUP_GRID_S = 2.0**-20
@@ -46,6 +49,7 @@ model: toy
 gpu: toy
 gpus_per_replica: 2
 kv_blocks: 64
+kv_bytes_per_token: 1024
 max_num_seqs: 8
 max_num_batched_tokens: 64
 token_knots: [0, 16, 32, 96]
@@ -93,6 +97,22 @@ SPECULATIONS: list[dict[str, Any]] = [
     {"draft_tokens": 5, "acceptance": 0.97},
     {"draft_tokens": 4, "acceptance": 0.0, "draft_s": 2.0**-10},
     {"draft_tokens": 15, "acceptance": 1.0},
+]
+
+
+KV_TRANSFERS: list[dict[str, Any]] = [
+    {"link_bytes_per_s": 2.0**21, "latency_s": 0.0, "bridge_limit": 1},  # a block in 2^-7 s
+    {"link_bytes_per_s": 2.0**19, "latency_s": 2.0**-6, "bridge_limit": 2},
+    {"link_bytes_per_s": 2.0**17, "latency_s": 0.25, "bridge_limit": 3},
+    {"link_bytes_per_s": 2.0**23, "latency_s": 2.0**-8, "bridge_limit": 40},
+]
+
+
+POSTPROCESSES: list[dict[str, Any]] = [
+    {"num_workers": 1, "request_s": 0.0625, "token_s": 2.0**-8, "queue_limit": 0},
+    {"num_workers": 1, "request_s": 0.25, "token_s": 0.0, "queue_limit": 2},
+    {"num_workers": 3, "request_s": 0.0, "token_s": 2.0**-5, "queue_limit": 1},
+    {"num_workers": 8, "request_s": 2.0**-6, "token_s": 0.0, "queue_limit": 4},
 ]
 
 
@@ -252,6 +272,9 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
     roles = draw(st.sampled_from(ROLES))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
     for pool in pools:
+        if pool["role"] == "prefill":
+            pool["speculation"] = None
+        pool["prefix_caching"] &= pool["role"] != "decode"
         verified_tokens = 1 + (pool["speculation"] or {}).get("draft_tokens", 0)
         pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"] * verified_tokens)
     kinds = draw(st.sampled_from([["interactive"], ["interactive", "batch"], ["batch", "interactive", "interactive"]]))
@@ -264,6 +287,8 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
             "control_interval_s": interval_s,
             "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
             "evict_batch": draw(st.sampled_from([True, True, False])),
+            "kv_transfer": draw(st.sampled_from(KV_TRANSFERS)) if "prefill" in roles else None,
+            "postprocess": draw(st.sampled_from([None, None, None, *POSTPROCESSES])),
         }
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 from rl_autoscale.sim.fleet import SimFleet
-from rl_autoscale.sim.layout import Outcome
+from rl_autoscale.sim.layout import DECODE, PREFILL, Outcome
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.workload.trace import Workload
 
-TIMES = ("dispatched_s", "scheduled_s", "first_token_s", "end_s")
+TIMES = ("dispatched_s", "scheduled_s", "first_token_s", "last_token_s", "end_s")
 FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
 POOL_COUNTS = (
     "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens",
@@ -46,7 +46,8 @@ def run_both(case: Any) -> tuple[SimFleet, ReferenceFleet]:
 def assert_same_state(left: FleetState, right: FleetState) -> None:
     assert left.time_s == right.time_s
     assert left.window_s == right.window_s
-    for part in ("pools", "classes"):
+    assert (left.stages is None) == (right.stages is None)
+    for part in ("pools", "classes") if left.stages is None else ("pools", "classes", "stages"):
         for field in fields(getattr(left, part)):
             got, expected = getattr(getattr(left, part), field.name), getattr(getattr(right, part), field.name)
             np.testing.assert_allclose(
@@ -78,6 +79,8 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
     outcome = requests["outcome"]
     begun = ~np.isnan(requests["first_token_s"])
     which = np.searchsorted(pools["base"], requests["replica"], side="right") - 1
+    world = engine.batch._world
+    roles = np.where(requests["replica"] >= 0, pools["role"][which], -1)
     speculates = (requests["replica"] >= 0) & (pools["token_shift"][which] > 0)
     return Counter(
         {
@@ -107,6 +110,15 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "evicted between drafts": int((requests["num_evictions"] * speculates).sum()),
             "drafts beside a prefix cache": int((pools["prefix_hit_tokens"] * (pools["token_shift"] > 0)).sum()),
             "crashed between drafts": int(((outcome == Outcome.FAILED) & speculates).sum()),
+            "transferred": int((roles == DECODE).sum()),
+            "held by a full bridge": int(world.fleet["num_blockings"].sum()),
+            "held by full post-processing": int(world.fleet["num_parkings"].sum()),
+            "post-processed": int((case.spec.postprocess is not None) * (outcome == Outcome.FINISHED).sum()),
+            "preempted after a transfer": int(requests["num_preemptions"][roles == DECODE].sum()),
+            "drafts after a transfer": int(((roles == DECODE) & speculates).sum()),
+            "prefix found before a transfer": int((pools["prefix_hit_tokens"] * (pools["role"] == PREFILL)).sum()),
+            "lost with its prefill replica": int(((outcome == Outcome.FAILED) & (roles == PREFILL)).sum()),
+            "lost with its decode replica": int(((outcome == Outcome.FAILED) & (roles == DECODE)).sum()),
             "met": int(requests["slo_met"].sum()),
             "late": int((begun & (requests["slo_met"] == 0)).sum()),
         }

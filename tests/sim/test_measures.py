@@ -32,6 +32,7 @@ def records(*rows: dict[str, float]) -> np.ndarray:
         arrival_s = row.get("arrival_s", 0.0)
         usual = {"dispatched_s": arrival_s, "scheduled_s": arrival_s, "first_token_s": arrival_s + 1.0}
         usual |= {"end_s": arrival_s + 2.0, "output_tokens": 10, "prompt_tokens": 10, "outcome": Outcome.FINISHED}
+        usual["last_token_s"] = row.get("end_s", usual["end_s"])
         for name, value in {**usual, **row}.items():
             record[name] = value
     return found

@@ -1,7 +1,7 @@
 """SimPy's clock with a stated order of simultaneous events.
 
 At equal times: replicas first, lowest slot first, and of one replica its crash before its iteration's end; then
-arrivals in their order; then the control tick.
+transfers, lowest slot first; then post-processing workers; then arrivals in their order; then the control tick.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from simpy.events import EventPriority
 
 # SimPy uses priorities 0 and 1 for what it does itself (starting and ending processes).
 _FIRST_REPLICA = 2
+_FIRST_LINK = 1 << 38
+_FIRST_WORKER = 1 << 39
 ARRIVAL = 1 << 40
 TICK = ARRIVAL + 1
 
@@ -25,6 +27,16 @@ def crash_rank(slot: int) -> int:
 def replica_rank(slot: int) -> int:
     """Rank of every other event of the replica in a slot."""
     return _FIRST_REPLICA + 2 * slot + 1
+
+
+def link_rank(slot: int) -> int:
+    """Rank of the end of a transfer from the replica in a slot."""
+    return _FIRST_LINK + slot
+
+
+def worker_rank(worker: int) -> int:
+    """Rank of the end of a post-processing worker's request."""
+    return _FIRST_WORKER + worker
 
 
 class Clock(simpy.Environment):

@@ -21,8 +21,8 @@ from rl_autoscale.sim.result import EpisodeResult, episode_result
 from rl_autoscale.workload.trace import Workload
 
 _FATE = (
-    "arrival_s", "dispatched_s", "scheduled_s", "first_token_s", "end_s", "prompt_tokens", "output_tokens",
-    "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions",
+    "arrival_s", "dispatched_s", "scheduled_s", "first_token_s", "last_token_s", "end_s", "prompt_tokens",
+    "output_tokens", "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions",
 )  # fmt: skip
 _COUNTS = (
     "replica_s", "ready_s", "sleep_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",
@@ -89,7 +89,11 @@ class ReferenceFleet:
         """The newest telemetry."""
         window_s = self._spec.control_interval_s if self._time_s > 0 else 0.0
         return FleetState(
-            np.asarray(self._time_s), np.asarray(window_s), self._telemetry.pools, self._telemetry.classes
+            np.asarray(self._time_s),
+            np.asarray(window_s),
+            self._telemetry.pools,
+            self._telemetry.classes,
+            self._telemetry.stages,
         )
 
     def apply(self, decision: ScalingDecision) -> None:

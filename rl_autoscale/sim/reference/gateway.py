@@ -9,9 +9,11 @@ from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FloatArray
 from rl_autoscale.sim.layout import Outcome
 from rl_autoscale.sim.reference.books import ClassBooks
+from rl_autoscale.sim.reference.bridge import Bridge
 from rl_autoscale.sim.reference.clock import Clock
 from rl_autoscale.sim.reference.estimate import correct_clearing, estimate_ttft_s, expected_first_token_s
 from rl_autoscale.sim.reference.pool import Pool
+from rl_autoscale.sim.reference.postprocess import Postprocessor
 from rl_autoscale.sim.reference.replica import Replica, State
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.router import Router
@@ -35,6 +37,8 @@ class Gateway:
         self.admission = [float(NEVER_REFUSE) for _ in spec.classes]
         self.num_unresolved = 0
         self._router = Router(spec, routing_u)
+        self.bridge = Bridge(clock, spec, self)
+        self.postprocessor = None if spec.postprocess is None else Postprocessor(clock, spec.postprocess, self)
         self._class_order = sorted(range(len(spec.classes)), key=lambda c: spec.classes[c].priority)
 
     # -- arrivals --------------------------------------------------------------------------------------------------
@@ -90,7 +94,11 @@ class Gateway:
     # -- queues ----------------------------------------------------------------------------------------------------
 
     def dispatch_queued(self) -> None:
-        """Send held requests while there is room, classes by priority, first come first served within a class."""
+        """Send requests while there is room: the bridge's to decode replicas, then held ones to those that serve them.
+
+        Classes go by priority, first come first served within a class.
+        """
+        self._dispatch_bridge()
         for c in self._class_order:
             while True:
                 self.drop_impatient(c)
@@ -101,6 +109,17 @@ class Gateway:
                 if replica is None:
                     break
                 self._send(self.queues[c].pop(0), replica)
+
+    def _dispatch_bridge(self) -> None:
+        decode_pools = [self.pools[p] for p in self.spec.decode_pools]
+        while self.bridge.queue:
+            replica = self._router.pick_any(self.bridge.queue[0], decode_pools)
+            if replica is None:
+                return
+            request = self.bridge.queue.pop(0)
+            request.slot = replica.slot
+            self._router.on_send(replica)
+            replica.receive(request)
 
     def drop_impatient(self, c: int) -> None:
         """Drop requests whose patience has ended from the head of a queue, as of the moment when it ended.
@@ -131,7 +150,8 @@ class Gateway:
         request.slot = replica.slot
         request.awaited = True
         replica.clearing_s = expected_first_token_s(request, replica, self.clock.now)
-        self._router.on_send(request, replica)
+        self._router.on_send(replica)
+        self._router.remember(request, replica)
         replica.receive(request)
 
     # -- what comes back -------------------------------------------------------------------------------------------
@@ -144,7 +164,12 @@ class Gateway:
             request.awaited = False
             correct_clearing(replica, self.clock.now)
         if finished:
-            self._book_last_token(replica, request)
+            self._book_last_token(request)
+            if self.postprocessor is not None:
+                self.postprocessor.take(replica, request)
+            else:
+                self.release(replica, request)
+                self.complete(request)
 
     def _book_first_token(self, replica: Replica, request: Request) -> None:
         request.first_token_s = self.clock.now
@@ -153,29 +178,43 @@ class Gateway:
         books.ttft_s.append(self.clock.now - request.arrival_s)
         books.missed += request.first_token_late
 
-    def _book_last_token(self, replica: Replica, request: Request) -> None:
-        now_s = self.clock.now
+    def _book_last_token(self, request: Request) -> None:
+        request.last_token_s = self.clock.now
+        request.marked_for_eviction = False
+        if request.output_tokens > 1:
+            self.books[request.class_index].tpot_s.append(request.tpot_s)
+
+    def release(self, replica: Replica, request: Request) -> None:
+        """A finished stream leaves its replica."""
+        replica.scheduler.remove(request)
+        replica.in_flight.remove(request)
+        replica.pool.book_residence(self.clock.now - request.dispatched_s)
+
+    def complete(self, request: Request) -> None:
+        """A request has got all that it asked for, post-processing included."""
         books = self.books[request.class_index]
         books.finished += 1
         books.output_tokens += request.output_tokens
-        if request.output_tokens > 1:
-            books.tpot_s.append(request.tpot_s(now_s))
-        request.slo_met = request.meets_slos(now_s)
+        request.slo_met = request.meets_slos(self.clock.now)
         books.met += request.slo_met
         books.missed += not request.slo_met and not request.first_token_late  # a late first token is booked already
-        request.marked_for_eviction = False
-        replica.in_flight.remove(request)
-        replica.pool.book_residence(now_s - request.dispatched_s)
-        self._end(request, Outcome.FINISHED, now_s)
+        self._end(request, Outcome.FINISHED, self.clock.now)
 
     def lose(self, replica: Replica, request: Request) -> None:
         """A request's replica has crashed: a stream that has begun fails, another is held again."""
         replica.in_flight.remove(request)
         request.marked_for_eviction = False
+        request.kv_in_bridge = False
         if request.has_begun:
             self._drop(request, Outcome.FAILED)
         else:
             self._requeue(request)
+
+    def forget(self, replica: Replica) -> None:
+        """A replica has crashed: nothing of it is under way or waits any more."""
+        self.bridge.forget(replica)
+        if self.postprocessor is not None:
+            self.postprocessor.forget(replica)
 
     def take_back(self, replica: Replica, request: Request) -> None:
         """An evicted request, already off the engine, is held again; it keeps its tokens so far."""
@@ -219,10 +258,13 @@ class Gateway:
 
 def _most_evictable(pools: list[Pool]) -> Replica | None:
     """The ready replica with the most batch requests that may still be evicted; the first among equals."""
-    candidates = [replica for pool in pools for replica in pool.replicas(State.READY)]
+    candidates = [replica for pool in pools if pool.spec.role != "prefill" for replica in pool.replicas(State.READY)]
     best = max(candidates, key=_num_evictable, default=None)
     return best if best is not None and _num_evictable(best) > 0 else None
 
 
 def _num_evictable(replica: Replica) -> int:
-    return sum(not request.interactive and not request.marked_for_eviction for request in replica.in_flight)
+    return sum(
+        not request.interactive and not request.marked_for_eviction and request not in replica.scheduler.parked
+        for request in replica.in_flight
+    )

@@ -136,10 +136,12 @@ class Pool:
             self.books.taken_away += 1
         else:
             self.books.crashes += 1
-        lost = replica.scheduler.running + replica.scheduler.waiting
+        scheduler = replica.scheduler
+        lost = replica.held + scheduler.parked + scheduler.running + scheduler.waiting
         for request in reversed(lost):  # each goes in front of the younger ones
-            replica.scheduler.remove(request)
+            scheduler.remove(request)
             self.gateway.lose(replica, request)
+        self.gateway.forget(replica)
         self.reconcile()
 
     def _start(self, *, at_once: bool = False) -> bool:

@@ -58,7 +58,8 @@ class Replica:
         self.asked_s = clock.now
         self.state = state
         self.scheduler = Scheduler(pool.spec, pool.books)
-        self.in_flight: list[Request] = []  # what the gateway has sent and not seen end
+        self.in_flight: list[Request] = []  # what was sent here and has not left
+        self.held: list[Request] = []  # computed prompts whose KV has not been sent on; the first is the next
         self.clearing_s = 0.0  # when the prompts sent here should have their first tokens, see fleet/admission.py
         self.waking = False  # it starts from sleep
         self.doomed = False  # it will be taken away
@@ -92,8 +93,8 @@ class Replica:
 
     @property
     def streams(self) -> list[Request]:
-        """Requests in flight that have sent a token since they were dispatched."""
-        return [request for request in self.in_flight if not request.awaited]
+        """Requests in flight that have sent a token since they were dispatched, and go on."""
+        return [request for request in self.in_flight if not request.awaited and request not in self.held]
 
     @property
     def running(self) -> list[Request]:
@@ -104,9 +105,20 @@ class Replica:
         """Take a request; an engine in the middle of an iteration sees it when that ends."""
         self.in_flight.append(request)
         self.scheduler.add(request)
+        self.look_for_work()
+
+    def look_for_work(self) -> None:
+        """Let an idle engine see what it could run now."""
         if self._work is not None:
             self.clock.trigger(self._work, replica_rank(self.slot))
             self._work = None
+
+    def on_room(self) -> None:
+        """Something has left it outside of an iteration: it may go on, or may go."""
+        if self.state is State.DRAINING and not self.in_flight:
+            self.pool.on_drained(self)
+        elif self.scheduler.waiting:
+            self.look_for_work()
 
     # -- its processes ---------------------------------------------------------------------------------------------
 
@@ -121,13 +133,13 @@ class Replica:
             self.pool.gateway.dispatch_queued()
         while True:
             iteration = self.scheduler.schedule(self.clock.now)
+            self.pool.gateway.bridge.start_transfers()
             if iteration is None:
                 self._work = self.clock.event()
                 yield self._work
                 if self.is_gone:
                     return
                 continue
-            self.pool.books.preemptions += iteration.num_preempted
             duration_s = self._speed * iteration.duration_s(self.pool.spec.hardware)
             yield self.clock.wait(duration_s, rank)
             if self.is_gone:
@@ -145,9 +157,13 @@ class Replica:
         books.itl_count += len(iteration.decodes)
         for request in self.scheduler.complete(iteration):
             finished = request.generated_tokens == request.output_tokens
-            if finished:
-                self.scheduler.remove(request)
+            prefilled = self.pool.spec.role == "prefill" and not finished
+            if prefilled:
+                self.scheduler.hold(request)
+                self.held.append(request)
             self.pool.gateway.on_token(self, request, finished=finished)
+            if prefilled:
+                self.pool.gateway.bridge.on_held(self)
         for request in reversed(list(self.scheduler.running)):
             if request.marked_for_eviction:
                 self.scheduler.remove(request)
@@ -158,8 +174,12 @@ class Replica:
         yield self.clock.wait(startup_s, replica_rank(self.slot))
         yield self.clock.wait(life_s, crash_rank(self.slot))
         if not self.is_gone:
-            self.pool.on_crash(self)
-            self.pool.gateway.dispatch_queued()
+            self._crash()
+
+    def _crash(self) -> None:
+        self.pool.on_crash(self)
+        self.pool.gateway.dispatch_queued()
+        self.pool.gateway.bridge.start_transfers()
 
     def _be_taken_away(self, startup_s: float, spot_life_s: float) -> Process:
         """Get the notice, drain, and die when it ends, unless it has left before."""
@@ -171,5 +191,4 @@ class Replica:
         self.pool.gateway.dispatch_queued()
         yield self.clock.wait(self.pool.spec.spot.notice_s, crash_rank(self.slot))
         if not self.is_gone:
-            self.pool.on_crash(self)
-            self.pool.gateway.dispatch_queued()
+            self._crash()

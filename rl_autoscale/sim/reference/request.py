@@ -41,7 +41,8 @@ class Request:
     dispatched_s: float = math.nan  # last dispatch
     scheduled_s: float = math.nan  # first time in an engine batch
     first_token_s: float = math.nan
-    end_s: float = math.nan
+    last_token_s: float = math.nan
+    end_s: float = math.nan  # last token, or the end of post-processing
     outcome: Outcome = Outcome.PENDING
     slo_met: bool = False
     slot: int = -1  # replica slot of the last dispatch
@@ -51,6 +52,7 @@ class Request:
     block_table: list[Block] = field(default_factory=list)
     decoding: bool = False  # its prompt (and what it had generated before it lost its KV) is computed
     awaited: bool = False  # dispatched, and no token has come since
+    kv_in_bridge: bool = False  # from the end of its transfer until a decode replica has blocks for it
     marked_for_eviction: bool = False
     num_preemptions: int = 0
     num_evictions: int = 0
@@ -88,12 +90,13 @@ class Request:
         timeout_s = self.service_class.timeout_s
         return not self.has_begun and timeout_s is not None and self.arrival_s + timeout_s <= now_s
 
-    def tpot_s(self, now_s: float) -> float:
-        """Seconds per output token after the first, were it to end now; 0 for a single token."""
-        return (now_s - self.first_token_s) / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0
+    @property
+    def tpot_s(self) -> float:
+        """Seconds per output token after the first, once it has them all; 0 for a single token."""
+        return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0
 
     def meets_slos(self, now_s: float) -> bool:
-        """Whether all its SLOs hold when its last token comes now."""
+        """Whether all its SLOs hold when it ends now, its last token out."""
         promise = self.service_class
         in_time = promise.deadline_s is None or now_s - self.arrival_s <= promise.deadline_s
-        return not self.first_token_late and self.tpot_s(now_s) <= promise.tpot_slo_s and in_time
+        return not self.first_token_late and self.tpot_s <= promise.tpot_slo_s and in_time

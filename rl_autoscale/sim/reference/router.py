@@ -26,8 +26,11 @@ class Router:
 
     def pick(self, request: Request, pools: list[Pool]) -> Replica | None:
         """A replica with room in the pools of the first role that has one; None if all are full."""
-        if (preferred := self._affine(request, pools)) is not None:
-            return preferred
+        preferred = self._affine(request, pools)
+        return self.pick_any(request, pools) if preferred is None else preferred
+
+    def pick_any(self, request: Request, pools: list[Pool]) -> Replica | None:
+        """The same, wherever the prompt's prefix was sent before."""
         offers: list[Replica] = []
         for pool in pools:
             if candidates := [replica for replica in pool.ready if replica.has_room]:
@@ -50,10 +53,13 @@ class Router:
             return replica if replica.has_room and len(replica.in_flight) < share else None
         return None
 
-    def on_send(self, request: Request, replica: Replica) -> None:
-        """A request goes to this replica: round robin goes on behind it, prefix affinity remembers the prompt."""
+    def remember(self, request: Request, replica: Replica) -> None:
+        """Prefix affinity remembers to which replica a prompt was sent."""
         if self._rule == "prefix_affinity":
             self._last_sent.update(dict.fromkeys(request.hash_ids, replica))
+
+    def on_send(self, replica: Replica) -> None:
+        """A request goes to this replica: round robin goes on behind it."""
         pool = replica.pool
         self._next_place[pool.spec.name] = replica.slot - pool.base + 1
 

@@ -66,6 +66,7 @@ class Sequences:
         self.books = PoolBooks() if books is None else books
         self.running: list[Request] = []  # in the order of admission
         self.waiting: list[Request] = []
+        self.parked: list[Request] = []  # finished; they keep sequence and blocks until post-processing has room
         self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, self.books)
 
     @property
@@ -129,16 +130,33 @@ class Sequences:
 
     def remove(self, request: Request) -> None:
         """Take a request out, finished or not: its KV is lost, but for what the prefix cache keeps."""
-        (self.running if request in self.running else self.waiting).remove(request)
+        for requests in (self.running, self.waiting, self.parked):
+            if request in requests:
+                requests.remove(request)
         self.kv.free(request)
         request.computed_tokens = 0
         request.token_fraction = 0.0
+        request.decoding = False
+
+    def park(self, request: Request) -> None:
+        """A finished sequence must wait: it computes nothing more, but keeps its place in the batch and its blocks."""
+        self.running.remove(request)
+        self.parked.append(request)
+
+    def hold(self, request: Request) -> None:
+        """A computed prompt waits for its transfer: it leaves the batch, but its blocks are taken until `send_off`."""
+        self.running.remove(request)
+
+    def send_off(self, request: Request) -> None:
+        """The KV of a computed prompt is elsewhere now: free its blocks, keep what is known of it."""
+        self.kv.free(request)
         request.decoding = False
 
     def preempt(self, victim: Request) -> None:
         """Send a running sequence back to the front of the waiting queue; it keeps its tokens, not their KV."""
         self.remove(victim)
         victim.num_preemptions += 1
+        self.books.preemptions += 1
         if self.by_priority:
             insort(self.waiting, victim, key=urgency)
         else:

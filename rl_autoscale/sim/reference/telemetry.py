@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rl_autoscale.fleet.state import ClassTelemetry, PoolTelemetry
+from rl_autoscale.fleet.state import ClassTelemetry, PoolTelemetry, StageTelemetry
 from rl_autoscale.sim.layout import TPOT_EDGES_S, TTFT_EDGES_S, FloatArray
 from rl_autoscale.sim.reference.books import ClassBooks, PoolBooks
 from rl_autoscale.sim.reference.gateway import Gateway
@@ -71,6 +71,7 @@ class Telemetry:
                 ]
             )
         )
+        self.stages = _stages(gateway, age_s)
         self._last_look_s = now_s
         self._last_pool_books = [copy.deepcopy(pool.books) for pool in gateway.pools]
         self._last_class_books = [copy.deepcopy(books) for books in gateway.books]
@@ -93,7 +94,7 @@ def _pool_row(pool: Pool, last: PoolBooks, now_s: float, per_s: float) -> dict[s
         "asked_for": pool.target,
         "oldest_start_age_s": max(starts, default=0.0),
         "newest_start_age_s": min(starts, default=0.0),
-        "running": sum(len(replica.scheduler.running) for replica in serving),
+        "running": sum(len(replica.scheduler.running + replica.scheduler.parked) for replica in serving),
         "waiting": sum(len(replica.scheduler.waiting) for replica in serving),
         "in_flight": len(pool.in_flight),
         "in_flight_interactive": sum(request.interactive for request in pool.in_flight),
@@ -114,7 +115,10 @@ def _class_row(gateway: Gateway, c: int, last: ClassBooks, now_s: float, per_s: 
     ttft_s = books.ttft_s[len(last.ttft_s) :]
     tpot_s = books.tpot_s[len(last.tpot_s) :]
     finished = books.finished - last.finished
-    in_flight = sum(request.class_index == c for pool in gateway.pools for request in pool.in_flight)
+    stage = gateway.postprocessor
+    under_way = gateway.bridge.queue + (stage.requests if stage is not None else [])
+    under_way += [request for pool in gateway.pools for request in pool.in_flight]
+    in_flight = sum(request.class_index == c for request in under_way)
     return {
         "arrivals_per_s": (books.arrived - last.arrived) * per_s,
         "arrived_prompt_tokens_per_s": (books.arrived_tokens - last.arrived_tokens) * per_s,
@@ -134,3 +138,19 @@ def _class_row(gateway: Gateway, c: int, last: ClassBooks, now_s: float, per_s: 
         "dropped_per_s": (books.dropped - last.dropped) * per_s,
         "admission": gateway.admission[c],
     }
+
+
+def _stages(gateway: Gateway, age_s: float) -> StageTelemetry | None:
+    if not gateway.spec.has_stages:
+        return None
+    bridge, stage = gateway.bridge, gateway.postprocessor
+    return StageTelemetry(
+        held_prompts=np.array(float(sum(len(replica.held) for pool in gateway.pools for replica in pool.replicas()))),
+        transfers=np.array(float(len(bridge.sending))),
+        bridge_queue=np.array(float(len(bridge.queue))),
+        bridge_used=np.array(float(bridge.num_used)),
+        postprocess_running=np.array(float(0 if stage is None else len(stage.running))),
+        postprocess_queue=np.array(float(0 if stage is None else len(stage.queue))),
+        held_streams=np.array(float(0 if stage is None else len(stage.parked))),
+        age_s=np.array(age_s),
+    )

@@ -9,6 +9,7 @@ from rl_autoscale.sim.replica import (
     batch_append,
     iteration_blocks,
     iterations_until_full,
+    join_decode,
     unload,
     waiting_insert,
     waiting_remove,
@@ -76,7 +77,10 @@ def reserve_decodes(w, r, decode_need):
 
 @hot
 def give_chunk(w, r, q, done, chunk):
-    """A sequence computes so many prompt tokens in the next iteration; it must stand behind all that compute none."""
+    """A sequence computes so many prompt tokens in the next iteration.
+
+    It must stand behind all that compute none, but for those that are taken over in the same iteration.
+    """
     rep = w.rep[r]
     w.req[q].chunk_tokens = chunk
     rep.num_prefill += 1
@@ -143,6 +147,36 @@ def admit_head(w, r, now_s, tokens, num_hit, budget):
     if done + chunk < tokens:
         rep.partial = q
     return chunk
+
+
+@njit
+def take_over(w, r, free, budget):
+    """Let the head of the waiting queue decode, whose KV waits in the bridge: it has no prompt to compute.
+
+    Args:
+        w: the fleet.
+        r: its decode replica.
+        free: KV blocks.
+        budget: tokens left in this iteration.
+
+    Returns:
+        KV blocks that the iteration will fill with its tokens; -1 where it does not fit.
+    """
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    q = rep.wait_head
+    request = w.req[q]
+    held = blocks_of(request.computed_tokens)
+    needed = blocks_of(request.computed_tokens + (pool.step_units >> pool.token_shift))
+    if needed > free or pool.verified_tokens > budget:
+        return -1
+    waiting_remove(w, r, q)
+    batch_append(w, r, q)
+    rep.kv_used += held
+    request.kv_in_bridge = 0
+    w.fleet[0].bridge_used -= 1
+    join_decode(w, r, q)
+    return needed - held
 
 
 @hot

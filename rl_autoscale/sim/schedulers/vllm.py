@@ -8,6 +8,8 @@ Reference: vllm 0.33.0, v1/core/sched/scheduler.py; twin: sim/reference/schedule
 - When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is
   preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
   admitted in that iteration.
+- A request whose KV was transferred decodes as soon as its blocks fit. A finished stream that post-processing has no
+  room for is still one of ``max_num_seqs``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from rl_autoscale.sim.schedulers.steps import (
     head_blocks,
     make_room,
     reserve_decodes,
+    take_over,
 )
 
 
@@ -35,19 +38,27 @@ def schedule_vllm(w, r, now_s):
         preempted, chunk, decode_need = make_room(w, r)
     reserve_decodes(w, r, decode_need)
     budget = pool.token_budget - rep.num_decode * pool.verified_tokens
-    running = rep.num_decode
+    running = rep.num_decode + rep.num_parked
     if rep.partial >= 0:
         continue_prompt(w, r, chunk)
         budget -= chunk
         running += 1
-    if not preempted:
+    if not preempted or rep.batch_tail < 0:  # the last one had no room beside what is parked: another may
         while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
+            if w.req[rep.wait_head].kv_in_bridge:
+                need = take_over(w, r, pool.kv_blocks - rep.kv_used - decode_need, budget)
+                if need < 0:
+                    break
+                decode_need += need
+                budget -= pool.verified_tokens
+                running += 1
+                continue
             tokens, num_hit, need = head_blocks(w, r)
             if need > pool.kv_blocks - rep.kv_used - decode_need:
                 break
             budget -= admit_head(w, r, now_s, tokens, num_hit, budget)
             running += 1
-    if running == 0:
+    if rep.num_decode + rep.num_prefill == 0:
         return 0
     if rep.num_prefill > 0 or preempted:
         return 1

@@ -18,7 +18,7 @@ from rl_autoscale.sim.reference.sequences import Iteration, Sequences, urgency
 def schedule(engine: Sequences, now_s: float) -> Iteration | None:
     """Running sequences first, then the waiting queue; None with nothing to run."""
     scheduled, num_preempted = schedule_running(engine)
-    if num_preempted == 0:
+    if num_preempted == 0 or not engine.running:  # the last one had no room beside what is parked: another may
         admit_waiting(engine, scheduled, now_s)
     return engine.iteration(scheduled, num_preempted)
 
@@ -53,8 +53,14 @@ def schedule_running(engine: Sequences) -> tuple[dict[Request, int], int]:
 def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float) -> None:
     """Admit from the head of the waiting queue while budget, batch and blocks last."""
     budget = engine.pool.token_budget - sum(scheduled.values())
-    while engine.waiting and budget > 0 and len(engine.running) < engine.pool.batch_limit:
+    while engine.waiting and budget > 0 and len(engine.running) + len(engine.parked) < engine.pool.batch_limit:
         request = engine.waiting[0]
+        if request.kv_in_bridge:
+            if not _take_over(engine, request, budget):
+                break
+            scheduled[request] = engine.pool.verified_tokens
+            budget -= engine.pool.verified_tokens
+            continue
         hit = engine.kv.longest_hit(request)
         num_idle = sum(block.num_users == 0 for block in hit)
         if blocks_for(request.num_tokens) - len(hit) + num_idle > engine.kv.num_free:  # scheduler_reserve_full_isl
@@ -69,6 +75,18 @@ def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float
         budget -= tokens
         if not request.scheduled_s >= 0.0:
             request.scheduled_s = now_s
+
+
+def _take_over(engine: Sequences, request: Request, budget: int) -> bool:
+    """Let the head of the waiting queue decode, whose KV waits in the bridge; False where it does not fit."""
+    num_tokens = request.computed_tokens + request.tokens_after(engine.pool.tokens_per_iteration)
+    if blocks_for(num_tokens) > engine.kv.num_free or engine.pool.verified_tokens > budget:
+        return False
+    engine.kv.extend(request, num_tokens)
+    engine.running.append(engine.waiting.pop(0))
+    request.kv_in_bridge = False
+    request.decoding = True
+    return True
 
 
 def _count_lookup(engine: Sequences, request: Request) -> None:

@@ -1,0 +1,143 @@
+"""Kernel: what the gateway believes about its replicas: pending prompts, streams, and the wait for a first token.
+
+The formulas are those of fleet/admission.py; the reference's twin is sim/reference/estimate.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rl_autoscale.fleet.admission import (
+    corrected_clearing_s,
+    estimate_queue_wait_s,
+    prefill_time_s,
+    residual_iteration_s,
+    wait_ahead_s,
+)
+from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.class_queue import purge_timeouts
+from rl_autoscale.sim.router import count_in_flight
+
+
+@hot
+def pending_time_s(w, r, more_tokens):
+    """How long the replica's pending prompts take from their beginning, with one more prompt of so many tokens."""
+    rep = w.rep[r]
+    return prefill_time_s(
+        rep.pending_tokens + more_tokens,
+        rep.pending_squares + more_tokens * more_tokens,
+        rep.num_seen,
+        rep.seen_tokens,
+        w.pool[rep.pool].token_budget,
+        w.token_time[rep.pool],
+        w.coefficients[rep.pool],
+    )
+
+
+@hot
+def expected_first_token_s(w, r, prompt_tokens, now_s):
+    """When a prompt sent to the replica now should have its first token."""
+    rep = w.rep[r]
+    residual_s = residual_iteration_s(
+        rep.num_seen,
+        rep.seen_tokens,
+        w.pool[rep.pool].token_budget,
+        w.token_time[rep.pool],
+        w.coefficients[rep.pool],
+    )
+    ahead_s = pending_time_s(w, r, 0)
+    own_s = pending_time_s(w, r, prompt_tokens) - ahead_s
+    return now_s + wait_ahead_s(now_s, rep.clearing_s, ahead_s, residual_s) + own_s
+
+
+@hot
+def no_longer_pending(w, r, tokens, now_s):
+    """A prompt that was awaited has its first token, or has left: correct the replica's clearing time."""
+    rep = w.rep[r]
+    rep.pending_tokens -= tokens
+    rep.pending_squares -= tokens * tokens
+    rep.clearing_s = corrected_clearing_s(now_s, rep.clearing_s, pending_time_s(w, r, 0))
+
+
+@hot
+def count_seen(w, r, q, now_s):
+    """The stream's first token since its dispatch was seen: its prompt is no longer pending."""
+    rep = w.rep[r]
+    request = w.req[q]
+    if request.awaited:
+        request.awaited = 0
+        rep.seen_tokens += request.prompt_tokens
+        rep.num_seen += 1
+        no_longer_pending(w, r, np.int64(request.prompt_tokens), now_s)
+
+
+@hot
+def leave_replica(w, r, q, now_s):
+    """Undo what dispatch booked: the request is no longer on the replica."""
+    rep = w.rep[r]
+    request = w.req[q]
+    if request.awaited:
+        request.awaited = 0
+        no_longer_pending(w, r, np.int64(request.prompt_tokens), now_s)
+    else:
+        rep.seen_tokens -= request.prompt_tokens
+        rep.num_seen -= 1
+    count_in_flight(w, r, request.class_index, -1)
+
+
+@njit
+def requests_ahead(w, c, now_s):
+    """Requests in gateway queues that are served before a new one of this class."""
+    ahead = 0
+    for other in range(w.cls.shape[0]):
+        if w.cls[other].priority <= w.cls[c].priority:
+            purge_timeouts(w, other, now_s)
+            ahead += w.cls[other].queue_length
+    return ahead
+
+
+@hot
+def estimate_ttft_s(w, c, q, r, has_place, now_s):
+    """What the gateway expects the time to first token to be; see fleet/admission.py.
+
+    Args:
+        w: the fleet.
+        c: class of the request.
+        q: the request.
+        r: replica the router would choose, or NONE.
+        has_place: whether it would be dispatched now.
+        now_s: the time.
+    """
+    wait_s = 0.0
+    p = w.class_pools[c, 0]
+    if not has_place:
+        in_flight = 0
+        residence_s = 0.0
+        ready = 0
+        for position in range(w.class_pools.shape[1]):
+            candidate = w.class_pools[c, position]
+            if candidate >= 0:
+                pool = w.pool[candidate]
+                in_flight += pool.in_flight
+                ready += pool.ready
+                if pool.ready > 0:
+                    residence_s = max(residence_s, pool.residence_s)
+        if ready > 0:
+            wait_s = estimate_queue_wait_s(requests_ahead(w, c, now_s), in_flight, residence_s)
+        else:
+            pool = w.pool[p]
+            wait_s = pool.wake_mean_s if pool.sleeping + pool.waking > 0 else pool.startup_mean_s
+    tokens = np.int64(w.req[q].prompt_tokens)
+    if has_place:
+        return expected_first_token_s(w, r, tokens, now_s) - now_s
+    return wait_s + prefill_time_s(
+        tokens, tokens * tokens, 0, 0, w.pool[p].token_budget, w.token_time[p], w.coefficients[p]
+    )
+
+
+@hot
+def book_residence(w, r, q, now_s):
+    """A request leaves a replica served: move the pool's mean residence, which forgets over 64 requests."""
+    pool = w.pool[w.rep[r].pool]
+    pool.residence_count += 1
+    pool.residence_s += (now_s - w.req[q].dispatched_s - pool.residence_s) / min(pool.residence_count, 64)
