@@ -9,7 +9,8 @@ tokens also has to compute the prompts of the B / o requests that replace those 
     TTFT    = T(B) x (1/2 + iterations that the prompt needs beside the decodes)
 
 The answer is the largest rate over batches that fit the token budget and the KV cache and keep both latencies. Queueing
-is not in it: that is what a planner's margin is for.
+is not in it: that is what a planner's margin is for. A prefill pool computes full chunks of prompts whatever
+the SLOs; a decode pool computes none, and only ITL is asked of it.
 
 Source: the aggregated mode of NVIDIA Dynamo's planner (``find_best_engine_agg_rps``: best engine rate under a TTFT and
 an ITL SLA at the mean lengths); the steady-state balance above stands in for its regression.
@@ -46,8 +47,10 @@ def replica_requests_per_s(
         Requests per second; where no batch keeps the SLOs, the rate of the batch that exceeds them least, or 0.
     """
     hardware, budget = pool.hardware, pool.token_budget
+    if pool.role == "prefill":
+        return 1.0 / (prompt_tokens * hardware.prefill_s_per_token(max(round(prompt_tokens), 1)))
     batch = np.arange(1, pool.batch_limit + 1, dtype=np.float64)
-    new_prompts = batch / output_tokens
+    new_prompts = batch / output_tokens * (pool.role != "decode")
     fresh = new_prompts * prompt_tokens
     decode_context, decode_seq, prefill_pair, _, prefill_seq = hardware.attention_coefficients_s
     iteration_s = (
@@ -63,7 +66,8 @@ def replica_requests_per_s(
         batch * (prompt_tokens + output_tokens) <= pool.num_kv_blocks * BLOCK_SIZE_TOKENS
     )
     fits[0] = True  # one request at a time is always possible, if slowly
-    excess = np.maximum(np.maximum(iteration_s / itl_slo_s, ttft_s / ttft_slo_s), 1.0)
+    late = ttft_s / ttft_slo_s if pool.role != "decode" else np.zeros(len(batch))
+    excess = np.maximum(np.maximum(iteration_s / itl_slo_s, late), 1.0)
     excess = np.where(fits, excess, np.inf)
     if strict and excess.min() > 1.0:
         return 0.0

@@ -33,7 +33,7 @@ from rl_autoscale.agents.base import Knob, RulePolicy, ceil_replicas
 from rl_autoscale.agents.capacity import replica_requests_per_s
 from rl_autoscale.agents.holt_winters import HoltWinters
 from rl_autoscale.agents.signals import Samples
-from rl_autoscale.fleet.demand import PRIOR_OUTPUT_TOKENS
+from rl_autoscale.fleet.demand import PRIOR_OUTPUT_TOKENS, DemandEstimator
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -79,7 +79,7 @@ class DynamoPolicy(RulePolicy):
     sensitivity: float = 0.8
     trend_weight: float = 0.3
     _traffic: list[_ClassTraffic] = field(default_factory=list, init=False, repr=False)
-    _primary: list[int] = field(default_factory=list, init=False, repr=False)
+    _asked: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False)
     _floor: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), init=False, repr=False)
     _last_plan_s: float = field(default=math.nan, init=False, repr=False)
     _last_load_s: float = field(default=-math.inf, init=False, repr=False)
@@ -96,7 +96,8 @@ class DynamoPolicy(RulePolicy):
         """Forget forecasts and floors."""
         super().reset(spec)
         keep_s = self.throughput_interval_s
-        self._primary = spec.first_choice.tolist()
+        demand = DemandEstimator(spec)
+        self._asked = list(zip(demand.work_class.tolist(), demand.work_pool.tolist(), strict=True))
         self._traffic = [
             _ClassTraffic(
                 Samples(keep_s), Samples(keep_s), Samples(keep_s),
@@ -145,19 +146,22 @@ class DynamoPolicy(RulePolicy):
             for samples, forecast in zip(series, traffic.forecasts, strict=True):
                 forecast.update(samples.mean(now_s, self.throughput_interval_s))
             rate, prompt, output = (float(forecast.forecast(1)[0]) for forecast in traffic.forecasts)
-            wanted[self._primary[c]] += self._replicas(c, rate, prompt, output)
+            for pool in [p for asking, p in self._asked if asking == c]:
+                wanted[pool] += self._replicas(c, pool, rate, prompt, output)
         for pool in range(len(wanted)):
             if not math.isnan(wanted[pool]):
                 planned = min(ceil_replicas(wanted[pool]), int(self.spec.max_replicas[pool]))
                 self._floor[pool] = max(planned, int(self.spec.min_replicas[pool]))
 
-    def _replicas(self, class_index: int, rate_per_s: float, prompt_tokens: float, output_tokens: float) -> float:
-        """Replicas a class needs within its SLOs; NaN before it was measured, 0 without traffic."""
+    def _replicas(
+        self, class_index: int, pool: int, rate_per_s: float, prompt_tokens: float, output_tokens: float
+    ) -> float:
+        """Replicas of a pool that a class needs within its SLOs; NaN before it was measured, 0 without traffic."""
         if math.isnan(rate_per_s) or rate_per_s <= 0 or math.isnan(prompt_tokens):
             return math.nan if math.isnan(rate_per_s) else 0.0
         service_class = self.spec.classes[class_index]
         best = replica_requests_per_s(
-            self.spec.pools[self._primary[class_index]],
+            self.spec.pools[pool],
             prompt_tokens=max(prompt_tokens, 1.0),
             output_tokens=PRIOR_OUTPUT_TOKENS if math.isnan(output_tokens) else max(output_tokens, 1.0),
             ttft_slo_s=self.sla_share * service_class.ttft_slo_s,
@@ -167,13 +171,16 @@ class DynamoPolicy(RulePolicy):
 
     def _load_step(self, pool: int, state: FleetState) -> int:
         """The fast loop for one pool: +1, 0 or -1."""
-        served = [c for c, home in enumerate(self._primary) if home == pool]
+        served = [c for c, home in self._asked if home == pool]
         starting = state.pools.starting[pool]
         if not served or np.isnan(starting) or starting > 0:
             return 0
         slos = np.array([(self.spec.classes[c].ttft_slo_s, self.spec.classes[c].tpot_slo_s) for c in served])
         ttft_share = float(np.fmax.reduce(state.classes.ttft_mean_s[served] / slos[:, 0])) / self.sla_share
         itl_share = float(state.pools.itl_s[pool]) / float(slos[:, 1].min()) / self.sla_share
+        role = self.spec.pools[pool].role  # a prefill pool answers for TTFT, a decode pool for ITL
+        ttft_share = 0.0 if role == "decode" else ttft_share
+        itl_share = 0.0 if role == "prefill" else itl_share
         if ttft_share > 1.0 or itl_share > 1.0:
             return 1
         return -1 if ttft_share < self.sensitivity and itl_share < self.sensitivity else 0

@@ -75,7 +75,6 @@ class HeadroomPolicy(RulePolicy):
         self._measured |= known & bool(state.window_s > 0)
         wanted = overflow(self.spec, headroom * np.maximum(demand.replicas(0), demand.replicas(1)))
         for pool in range(len(target)):
-            served = demand.primary_pool == pool
-            if np.all(self._measured[served]):
+            if np.all(self._measured[demand.classes_asking(pool)]):
                 target[pool] = ceil_replicas(float(wanted[pool]))
         return self.decision(target)

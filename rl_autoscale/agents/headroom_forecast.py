@@ -77,7 +77,7 @@ class HeadroomForecastPolicy(RulePolicy):
                 num_slots=math.ceil(self.season_s / SEASON_SLOT_S),
                 steps_per_slot=max(1, round(SEASON_SLOT_S / step_s)),
             )
-            for pool in self._demand.primary_pool
+            for pool in self._demand.work_pool
         ]
 
     def _horizon_steps(self, pool: int) -> int:
@@ -91,12 +91,12 @@ class HeadroomForecastPolicy(RulePolicy):
         assert demand is not None  # standing_target has refused a policy that was never reset
         demand.update(state)
         arrivals, prompts = state.classes.arrivals_per_s, state.classes.arrived_prompt_tokens_per_s
-        seen = ~np.isnan(arrivals) & ~np.isnan(prompts) & bool(state.window_s > 0)
-        for series, value in zip(self._series, np.where(seen, demand.class_replicas(0), np.nan), strict=True):
+        seen = (~np.isnan(arrivals) & ~np.isnan(prompts) & bool(state.window_s > 0))[demand.work_class]
+        for series, value in zip(self._series, np.where(seen, demand.work_replicas(0), np.nan), strict=True):
             series.update(float(value))
         wanted, known = np.zeros(len(target)), np.ones(len(target), dtype=np.bool_)
         for pool in range(len(target)):
-            served = [series for series, p in zip(self._series, demand.primary_pool, strict=True) if p == pool]
+            served = [series for series, p in zip(self._series, demand.work_pool, strict=True) if p == pool]
             if any(math.isnan(series.level) for series in served):
                 known[pool] = False
                 continue

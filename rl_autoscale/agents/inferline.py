@@ -102,7 +102,7 @@ class InferlinePolicy(RulePolicy):
         seen = ~np.isnan(arrivals) & ~np.isnan(prompts) & bool(state.window_s > 0)
         work = overflow(self.spec, demand.replicas(0), self.utilisation * self.spec.max_replicas)
         for pool, samples in enumerate(self._work):
-            if np.all(seen[demand.primary_pool == pool]) and state.window_s > 0:
+            if np.all(seen[demand.classes_asking(pool)]) and state.window_s > 0:
                 samples.add(now_s, float(work[pool]))
             wanted = self._tuned(samples, int(target[pool]), pool, now_s)
             if wanted != target[pool]:

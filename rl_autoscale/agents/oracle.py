@@ -98,10 +98,10 @@ class OraclePolicy(RulePolicy):
             raise SpecError(
                 f"policy 'oracle': class_index {classes.max()} is outside the fleet's {len(spec.classes)} classes"
             )
-        primary = DemandEstimator(spec).primary_pool
+        demand = DemandEstimator(spec)
         self._plans = {}
         for p, pool in enumerate(spec.pools):
-            work = known_work(spec, p, columns, which=primary[classes] == p)
+            work = known_work(spec, p, columns, which=demand.classes_asking(p)[classes])
             if len(work.arrival_s):
                 self._plans[p] = self._plan(spec, pool, work)
 

@@ -150,8 +150,8 @@ def known_work(
     wait_s = np.array([allowed_wait_s(service_class) for service_class in spec.classes])
     return KnownWork(
         arrival_s=columns["arrival_s"][which].astype(np.float64),
-        prefill_s=demand.request_work_s(prompt, nothing, classes),
-        decode_s=demand.request_work_s(nothing, output, classes),
+        prefill_s=demand.pool_work_s(prompt, nothing, classes, pool),
+        decode_s=demand.pool_work_s(nothing, output, classes, pool),
         duration_s=np.maximum(output * pace_s[classes], 1e-6),
         wait_s=wait_s[classes],
     )

@@ -16,9 +16,12 @@ def queue_per_pool(spec: FleetSpec, state: FleetState) -> FloatArray:
     """Requests queued at the gateway, shape (num_pools,), each class's shared among its pools by ready replicas.
 
     A class with no ready replica anywhere counts for its first-choice pool. NaN where a class the pool may serve has
-    no reading.
+    no reading. What waits in the bridge is shared among decode pools in the same way.
     """
-    return share_per_pool(spec, state, state.classes.queue_length)
+    queued = share_per_pool(spec, state, state.classes.queue_length)
+    if spec.decode_pools and state.stages is not None:
+        _share(queued, state, spec.decode_pools, float(state.stages.bridge_queue))
+    return queued
 
 
 def share_per_pool(spec: FleetSpec, state: FleetState, per_class: FloatArray) -> FloatArray:
@@ -27,12 +30,17 @@ def share_per_pool(spec: FleetSpec, state: FleetState, per_class: FloatArray) ->
     By ready replicas, as `queue_per_pool` shares queue lengths.
     """
     shared = np.zeros(len(spec.pools))
-    ready = np.nan_to_num(state.pools.ready)
     for class_index, amount in enumerate(per_class):
-        pools = list(spec.pools_serving(class_index))
-        shares = ready[pools] if ready[pools].sum() > 0 else np.eye(len(pools))[0]
-        shared[pools] += amount * shares / shares.sum()
+        _share(shared, state, spec.pools_serving(class_index), float(amount))
     return shared
+
+
+def _share(shared: FloatArray, state: FleetState, pool_indices: tuple[int, ...], amount: float) -> None:
+    """Add an amount to pools by their ready replicas, in place."""
+    pools = list(pool_indices)
+    ready = np.nan_to_num(state.pools.ready[pools])
+    shares = ready if ready.sum() > 0 else np.eye(len(pools))[0]
+    shared[pools] += amount * shares / shares.sum()
 
 
 def outstanding_per_pool(spec: FleetSpec, state: FleetState) -> FloatArray:
@@ -50,20 +58,20 @@ def tokens_per_pool(spec: FleetSpec, state: FleetState) -> FloatArray:
 def slo_saturation(spec: FleetSpec, state: FleetState) -> FloatArray:
     """Worst of p95 TTFT and p95 TPOT over its SLO among a pool's classes, shape (num_pools,).
 
-    A class without a latency counts as 0 if it is known to have nothing in flight and nothing queued; otherwise it is
-    left out. NaN for a pool of which nothing is known.
+    A prefill pool answers for TTFT, a decode pool for TPOT. A class without a latency counts as 0 if it is known to
+    have nothing in flight and nothing queued; otherwise it is left out. NaN for a pool of which nothing is known.
     """
     classes = state.classes
     slos = np.array([(item.ttft_slo_s, item.tpot_slo_s) for item in spec.classes])
     ratios = np.stack([classes.ttft_p95_s, classes.tpot_p95_s], axis=-1) / slos
     idle = (classes.in_flight == 0) & (classes.queue_length == 0)
-    per_class = np.where(
-        np.isnan(ratios).all(axis=-1), np.where(idle, 0.0, np.nan), np.fmax(ratios[:, 0], ratios[:, 1])
-    )
     saturation = np.full(len(spec.pools), np.nan)
-    for class_index, value in enumerate(per_class):
-        for pool in spec.pools_serving(class_index):
-            saturation[pool] = np.fmax(saturation[pool], value)
+    for pool, spec_pool in enumerate(spec.pools):
+        mine = ratios[:, {"prefill": slice(0, 1), "decode": slice(1, 2)}.get(spec_pool.role, slice(0, 2))]
+        per_class = np.where(np.isnan(mine).all(axis=-1), np.where(idle, 0.0, np.nan), np.fmax.reduce(mine, axis=-1))
+        served = [c for c in range(len(spec.classes)) if pool in spec.pools_passed(c)]
+        if served:
+            saturation[pool] = np.fmax.reduce(per_class[served])
     return saturation
 
 

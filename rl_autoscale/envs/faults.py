@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,6 @@ class TelemetryFaults:
             classes = np.where(frozen, old_classes, classes)
         pools = np.where(draw < self.missing, np.nan, pools)
         classes = np.where(draw < self.missing, np.nan, classes)
-        return FleetState(
-            state.time_s, state.window_s, PoolTelemetry.from_matrix(pools), ClassTelemetry.from_matrix(classes)
+        return replace(
+            state, pools=PoolTelemetry.from_matrix(pools), classes=ClassTelemetry.from_matrix(classes), stages=None
         )

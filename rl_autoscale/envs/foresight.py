@@ -73,13 +73,13 @@ class Foresight:
     def _replicas_by_step(self, workload: Workload) -> FloatArray:
         """Replicas of work that arrives in each control step, shape (num_steps, num_pools)."""
         num_steps = max(int(workload.span_s / self._interval_s), 1)
-        work_s = self._demand.request_work_s(
-            workload.prompt_tokens.astype(np.float64), workload.output_tokens.astype(np.float64), workload.class_index
-        )
+        prompt, output = workload.prompt_tokens.astype(np.float64), workload.output_tokens.astype(np.float64)
         step = np.minimum((workload.arrival_s / self._interval_s).astype(np.int64), num_steps - 1)
-        cell = step * self._num_pools + self._demand.primary_pool[workload.class_index]
-        by_cell = np.bincount(cell, work_s, num_steps * self._num_pools)
-        return np.asarray(by_cell.reshape(num_steps, self._num_pools) / self._interval_s)
+        by_pool = [
+            np.bincount(step, self._demand.pool_work_s(prompt, output, workload.class_index, p), num_steps)
+            for p in range(self._num_pools)
+        ]
+        return np.stack(by_pool, axis=-1) / self._interval_s
 
     def features(self, now_s: FloatArray, demand_replicas: FloatArray) -> npt.NDArray[np.float32]:
         """What is to come, seen from now.

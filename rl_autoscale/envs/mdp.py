@@ -167,13 +167,13 @@ class FleetMdp:
         self._foresight.load(e, workload, setup.speed, setup.startup_scale)
 
     def _work_s(self, workload: Workload, count: int) -> FloatArray:
-        """Replica-seconds of the first requests of a workload by the pool they go to first, shape (num_pools,)."""
+        """Replica-seconds of the first requests of a workload by the pool that they count for, shape (num_pools,)."""
         num_classes = len(self.spec.classes)
         classes = workload.class_index[:count]
         prompt = np.bincount(classes, workload.prompt_tokens[:count], num_classes).astype(np.float64)
         output = np.bincount(classes, workload.output_tokens[:count], num_classes).astype(np.float64)
-        per_class = self._demand.request_work_s(prompt, output, np.arange(num_classes))
-        return np.bincount(self._demand.primary_pool, per_class, len(self.spec.pools)).astype(np.float64)
+        every, pools = np.arange(num_classes), range(len(self.spec.pools))
+        return np.array([self._demand.pool_work_s(prompt, output, every, p).sum() for p in pools])
 
     def _encode(self) -> npt.NDArray[np.float32]:
         state = self._batch.observe()

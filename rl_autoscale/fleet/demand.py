@@ -9,6 +9,8 @@ request in flight is unknown, so the mean over finished requests stands in (a li
 
 A class's demand is planned on one pool, its first choice: of the pools of its preferred role the one whose work is
 cheapest (`FleetSpec.first_choice`). What that pool may not hold goes to the next cheapest beside it (`overflow`).
+
+Prefill pools are asked for the first term, decode pools for the second; every other pool for both.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
 DEFAULT_TIME_CONSTANTS_S = (30.0, 120.0, 600.0)
@@ -61,6 +63,10 @@ class DemandEstimator:
         spec: the fleet; its profiles give seconds per token.
         time_constants_s: one EWMA per entry; an entry of 0 is the last window itself.
         batch_shape: leading dimensions of the states, () for one fleet.
+
+    Attributes:
+        work_class: shape (num_works,): a class asks its first-choice pool, and of a prefill pool a decode pool beside.
+        work_pool: shape (num_works,), the pool that is asked.
     """
 
     def __init__(
@@ -72,15 +78,14 @@ class DemandEstimator:
         self.spec = spec
         self.time_constants_s = time_constants_s
         self._batch_shape = batch_shape
-        self.primary_pool = spec.first_choice
-        self._is_primary: FloatArray = (self.primary_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
+        first_decode = [pools[0] for pools in spec.cheapest_first if pools[0] in spec.decode_pools]
+        self.work_pool = np.array([*spec.first_choice, *first_decode * len(spec.classes)])
+        self.work_class = np.arange(len(self.work_pool)) % len(spec.classes)
+        self._is_asked: FloatArray = (self.work_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
         # A time constant of 0 becomes one so short that the last window replaces everything before it.
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
-        pools = [spec.pools[p] for p in self.primary_pool]
-        self._prefill_s = np.array([pool.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS) for pool in pools])
-        self._decode_s = np.array(
-            [pool.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, PRIOR_OUTPUT_TOKENS) for pool in pools]
-        )
+        prices_s = np.array([_prices_s(spec.pools[p]) for p in self.work_pool])
+        self._prefill_s, self._decode_s = prices_s[:, 0], prices_s[:, 1]
         self.reset()
 
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
@@ -116,25 +121,52 @@ class DemandEstimator:
         moved = self.mean_output_tokens + weight * (mean_output - self.mean_output_tokens)
         self.mean_output_tokens = np.where(np.isnan(mean_output), self.mean_output_tokens, moved)
 
-    def class_replicas(self, scale_index: int) -> FloatArray:
-        """Replicas of work each class asks of its first-choice pool, shape (..., num_classes); 0 before any data."""
+    def work_replicas(self, scale_index: int) -> FloatArray:
+        """Replicas of work that ``work_class`` asks of ``work_pool``, shape (..., num_works); 0 before any data."""
         return self._work(self._prompt_tokens_per_s[scale_index], self._arrivals_per_s[scale_index])
 
     def replicas(self, scale_index: int) -> FloatArray:
         """Replicas of work asked of each pool, shape (..., num_pools); a class counts for its first-choice pool."""
-        return np.asarray(self.class_replicas(scale_index) @ self._is_primary)
+        return np.asarray(self.work_replicas(scale_index) @ self._is_asked)
 
     def replicas_by_scale(self) -> FloatArray:
         """`replicas` of every time constant, shape (num_scales, ..., num_pools)."""
-        return np.asarray(self._work(self._prompt_tokens_per_s, self._arrivals_per_s) @ self._is_primary)
+        return np.asarray(self._work(self._prompt_tokens_per_s, self._arrivals_per_s) @ self._is_asked)
+
+    def classes_asking(self, pool_index: int) -> npt.NDArray[np.bool_]:
+        """Which classes count for a pool, shape (num_classes,)."""
+        return np.isin(np.arange(len(self.spec.classes)), self.work_class[self.work_pool == pool_index])
 
     def _work(self, prompt_tokens_per_s: FloatArray, arrivals_per_s: FloatArray) -> FloatArray:
-        prompts = np.where(np.isnan(prompt_tokens_per_s), 0.0, prompt_tokens_per_s)
+        prompts = np.where(np.isnan(prompt_tokens_per_s), 0.0, prompt_tokens_per_s)[..., self.work_class]
         arrivals = np.where(np.isnan(arrivals_per_s), 0.0, arrivals_per_s)
-        return np.asarray(prompts * self._prefill_s + arrivals * self.mean_output_tokens * self._decode_s)
+        output = (arrivals * self.mean_output_tokens)[..., self.work_class]
+        return np.asarray(prompts * self._prefill_s + output * self._decode_s)
 
     def request_work_s(
         self, prompt_tokens: FloatArray, output_tokens: FloatArray, class_index: npt.NDArray[np.integer]
     ) -> FloatArray:
-        """Replica-seconds of given requests at full utilisation (for a clairvoyant policy), shape (num_requests,)."""
-        return np.asarray(prompt_tokens * self._prefill_s[class_index] + output_tokens * self._decode_s[class_index])
+        """Replica-seconds of given requests at full utilisation, over all pools, shape (num_requests,)."""
+        num_classes = len(self.spec.classes)
+        prefill_s, decode_s = (
+            price_s.reshape(-1, num_classes).sum(axis=0) for price_s in (self._prefill_s, self._decode_s)
+        )
+        return np.asarray(prompt_tokens * prefill_s[class_index] + output_tokens * decode_s[class_index])
+
+    def pool_work_s(
+        self, prompt_tokens: FloatArray, output_tokens: FloatArray, class_index: npt.NDArray[np.integer], pool: int
+    ) -> FloatArray:
+        """What of `request_work_s` is asked of one pool, shape (num_requests,)."""
+        asked = np.flatnonzero(self.work_pool == pool)
+        prefill_s, decode_s = (
+            np.bincount(self.work_class[asked], price_s[asked], len(self.spec.classes))
+            for price_s in (self._prefill_s, self._decode_s)
+        )
+        return np.asarray(prompt_tokens * prefill_s[class_index] + output_tokens * decode_s[class_index])
+
+
+def _prices_s(pool: PoolSpec) -> tuple[float, float]:
+    """Replica-seconds per prompt token and per output token; 0 for what other pools do."""
+    prefill_s = pool.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
+    decode_s = pool.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, PRIOR_OUTPUT_TOKENS)
+    return prefill_s * (pool.role != "decode"), decode_s * (pool.role != "prefill")

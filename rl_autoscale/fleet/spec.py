@@ -397,6 +397,10 @@ class FleetSpec(Config):
         roles = (*ROLES_SERVING[self.classes[class_index].kind], "prefill")
         return tuple(p for role in roles for p, pool in enumerate(self.pools) if pool.role == role)
 
+    def pools_passed(self, class_index: int) -> tuple[int, ...]:
+        """Indices of all pools that requests of a class may be on: those that serve it, and the decode pools."""
+        return self.pools_serving(class_index) + self.decode_pools
+
     @cached_property
     def decode_pools(self) -> tuple[int, ...]:
         """Indices of the pools that go on with what prefill pools began; none in a fleet that is not disaggregated."""

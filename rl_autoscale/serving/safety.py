@@ -80,9 +80,9 @@ def judge(
     for c, name in enumerate(spec.class_names):
         if np.isnan(state.classes.arrivals_per_s[c]):
             why = "arrivals unknown" if state.window_s > 0 else "no window yet"
-            condemn(spec.pools_serving(c), f"{name}: {why}")
+            condemn(spec.pools_passed(c), f"{name}: {why}")
         elif not state.classes.age_s[c] <= stale_after_s:
-            condemn(spec.pools_serving(c), f"{name}: telemetry is {state.classes.age_s[c]:.0f} s old")
+            condemn(spec.pools_passed(c), f"{name}: telemetry is {state.classes.age_s[c]:.0f} s old")
     return Verdict(blind, tuple(reasons))
 
 

@@ -61,8 +61,8 @@ def test_a_class_counts_for_its_first_choice(a_spec: Any, a_pool: Any, a_state: 
     spec = a_spec(a_pool("m", "mixed"), a_pool("i", "interactive"), kinds=("interactive", "batch"))
     estimator = DemandEstimator(spec, time_constants_s=(0.0,))
     estimator.update(a_state(spec, arrivals_per_s=[1.0, 2.0], mean_output_tokens=np.nan))
-    assert estimator.primary_pool.tolist() == [1, 0]
-    per_class = estimator.class_replicas(0)
+    assert (estimator.work_class.tolist(), estimator.work_pool.tolist()) == ([0, 1], [1, 0])
+    per_class = estimator.work_replicas(0)
     assert per_class[1] == pytest.approx(2 * per_class[0])
     assert estimator.replicas(0).tolist() == [per_class[1], per_class[0]]
 

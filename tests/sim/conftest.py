@@ -69,6 +69,7 @@ model: toy
 gpu: toy
 gpus_per_replica: 1
 kv_blocks: 100
+kv_bytes_per_token: 1024
 max_num_seqs: 2
 max_num_batched_tokens: 64
 token_knots: [0, 1]

@@ -47,6 +47,11 @@ class GatewayCore:
                 "router: prefix_affinity is for simulated fleets: the gateway does not hash prompts; "
                 "use least_loaded, power_of_two, round_robin or packing"
             )
+        if spec.has_stages:
+            raise SpecError(
+                "prefill and decode pools and postprocess are for simulated fleets: the gateway sends a request to one "
+                "replica; use roles interactive, mixed and batch"
+            )
         self.spec = spec
         self.classes = [ClassBook(promise) for promise in spec.classes]
         self.pools = [PoolBook(pool) for pool in spec.pools]
