@@ -56,7 +56,7 @@ def work_gpu_s(spec: FleetSpec, requests: RecordArray, pool_index: IntArray) -> 
     """
     prefill_index = decode_index = pool_index
     if spec.decode_pools:
-        first_choice = np.array([spec.pools_serving(c)[0] for c in range(len(spec.classes))])[requests["class_index"]]
+        first_choice = spec.first_choice[requests["class_index"]]
         decodes = np.isin(pool_index, spec.decode_pools)
         prefill_index = np.where(decodes, first_choice, pool_index)
         decode_index = np.where(decodes, pool_index, spec.decode_pools[0])

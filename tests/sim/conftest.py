@@ -275,7 +275,9 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
     for pool in pools:
         if pool["role"] == "prefill":
             pool["speculation"] = None
-        pool["prefix_caching"] &= pool["role"] != "decode"
+        if pool["role"] == "decode":  # small, so that some are preempted after their transfer
+            pool |= {"prefix_caching": False, "kv_blocks": min(pool["kv_blocks"], 16)}
+            pool["max_num_seqs"] = max(pool["max_num_seqs"], 4)
         verified_tokens = 1 + (pool["speculation"] or {}).get("draft_tokens", 0)
         pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"] * verified_tokens)
     kinds = draw(st.sampled_from([["interactive"], ["interactive", "batch"], ["batch", "interactive", "interactive"]]))
