@@ -33,10 +33,8 @@ ROLES = (
     ["interactive", "batch"],
     ["interactive", "mixed", "batch"],
     ["interactive", "mixed", "interactive"],
-    ["prefill", "decode"],
-    ["decode", "prefill", "decode"],
-    ["prefill", "decode", "prefill"],
 )
+STAGED_ROLES = (["prefill", "decode"], ["decode", "prefill", "decode"], ["prefill", "decode", "prefill"], ["mixed"])
 GRID_S = 2.0**-10
 STARTUP_GRID_S = 2.0**-20
 CRASH_GRID_S = (
@@ -214,7 +212,20 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
 @pytest.fixture(scope="session")
 def fleet_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
     """Random small fleets under random control."""
-    return _cases(str(exact_profile))
+    return _cases(str(exact_profile), ROLES)
+
+
+@pytest.fixture(scope="session")
+def staged_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
+    """The same with prefill and decode pools, or post-processing, and always with traffic."""
+    cases = _cases(str(exact_profile), STAGED_ROLES, least_requests=20)
+    return cases.filter(lambda case: case.spec.has_stages)
+
+
+@pytest.fixture(scope="session")
+def all_cases(fleet_cases: st.SearchStrategy[Case], staged_cases: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
+    """Both."""
+    return st.one_of(fleet_cases, staged_cases)
 
 
 @pytest.fixture
@@ -269,8 +280,8 @@ def _classes(draw: st.DrawFn, name: str, kind: str) -> dict[str, Any]:
 
 
 @st.composite
-def _cases(draw: st.DrawFn, profile: str) -> Case:
-    roles = draw(st.sampled_from(ROLES))
+def _cases(draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], least_requests: int = 0) -> Case:
+    roles = draw(st.sampled_from(role_sets))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
     for pool in pools:
         if pool["role"] == "prefill":
@@ -295,7 +306,7 @@ def _cases(draw: st.DrawFn, profile: str) -> Case:
         }
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    num_requests = draw(st.integers(0, 40))
+    num_requests = draw(st.integers(least_requests, 40))
     workload = _workload(rng, spec, num_requests, burst_s=draw(st.sampled_from([0.0, 0.125, 4.0])))
     decisions = [_decision(rng, spec) for _ in range(draw(st.integers(1, 6)))]
     return Case(spec, workload, decisions, draw(st.integers(0, 1000)), draw(st.sampled_from([1.0, 0.75, 1.5])))

@@ -149,15 +149,19 @@ def compare_many(strategy: st.SearchStrategy[Any], num_examples: int) -> Counter
 
 
 @pytest.mark.usefixtures("exact_draws")
-def test_engine_equals_reference(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_engine_equals_reference(fleet_cases: st.SearchStrategy[Any], staged_cases: st.SearchStrategy[Any]) -> None:
     seen = compare_many(fleet_cases, 200)
+    seen.update(compare_many(staged_cases, 100))
     assert all(seen[name] > 0 for name in seen), seen
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("exact_draws")
-def test_engine_equals_reference_nightly(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_engine_equals_reference_nightly(
+    fleet_cases: st.SearchStrategy[Any], staged_cases: st.SearchStrategy[Any]
+) -> None:
     seen = compare_many(fleet_cases, 2000)
+    seen.update(compare_many(staged_cases, 1000))
     assert all(seen[name] > 10 for name in seen), seen
 
 

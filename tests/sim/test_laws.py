@@ -71,7 +71,7 @@ def _bytes(array: Any) -> bytes:
     return b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
 
 
-def test_every_request_ends_once(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_every_request_ends_once(all_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         fleet = run(case)
         requests = fleet.batch.requests()
@@ -86,10 +86,10 @@ def test_every_request_ends_once(fleet_cases: st.SearchStrategy[Any]) -> None:
             for name in ("finished", "refused", "queue_full", "timed_out", "failed"):
                 assert ledger[name] == (mine["outcome"] == Outcome[name.upper()]).sum(), name
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
-def test_times_are_in_order(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_times_are_in_order(all_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         fleet = run(case)
         requests = fleet.batch.requests()
@@ -111,10 +111,10 @@ def test_times_are_in_order(fleet_cases: st.SearchStrategy[Any]) -> None:
         assert not (end < arrival).any()
         assert not np.isnan(last[requests["outcome"] == Outcome.FINISHED]).any()
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
-def test_slos_are_judged_from_the_times(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_slos_are_judged_from_the_times(all_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         requests = run(case).batch.requests()
         for q in range(len(requests)):
@@ -128,10 +128,10 @@ def test_slos_are_judged_from_the_times(fleet_cases: st.SearchStrategy[Any]) -> 
             )
             assert bool(request["slo_met"]) == met
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
-def test_kv_blocks_never_exceed_capacity(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_kv_blocks_never_exceed_capacity(all_cases: st.SearchStrategy[Any]) -> None:
     fullest = 0.0
 
     def check(case: Any) -> None:
@@ -152,11 +152,11 @@ def test_kv_blocks_never_exceed_capacity(fleet_cases: st.SearchStrategy[Any]) ->
             assert (replicas["kv_used"] + current <= capacity).all()
             fullest = max(fullest, float((replicas["kv_used"] / capacity).max()))
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
     assert fullest == 1.0  # the hard case was reached
 
 
-def test_everything_returns_to_zero(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_everything_returns_to_zero(all_cases: st.SearchStrategy[Any]) -> None:
     complete = 0
 
     def check(case: Any) -> None:
@@ -178,11 +178,11 @@ def test_everything_returns_to_zero(fleet_cases: st.SearchStrategy[Any]) -> None
         for name in ("queue_length", "queue_tokens", "in_flight"):
             assert not batch.ledger(name).any(), name
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
     assert complete > NUM_EXAMPLES // 2
 
 
-def test_clock_is_monotone(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_clock_is_monotone(all_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         last_s, last_events, ended = 0.0, 0, 0
         for fleet, _ in looks(case):
@@ -197,10 +197,10 @@ def test_clock_is_monotone(fleet_cases: st.SearchStrategy[Any]) -> None:
             last_s, last_events = now_s, fleet.batch.num_events()
             ended = int((requests["outcome"] != Outcome.PENDING).sum())
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
-def test_no_idling_with_runnable_work(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_no_idling_with_runnable_work(all_cases: st.SearchStrategy[Any]) -> None:
     queued, bridged, held_up = 0, 0, 0
 
     def check(case: Any) -> None:
@@ -222,7 +222,7 @@ def test_no_idling_with_runnable_work(fleet_cases: st.SearchStrategy[Any]) -> No
                 bridged += 1
                 assert not room[np.isin(replicas["pool"], case.spec.decode_pools)].any()
 
-    for_all(fleet_cases, check, num_examples=80)
+    for_all(all_cases, check, num_examples=80)
     assert queued > 0
     assert bridged > 0
     assert held_up > 0
@@ -265,14 +265,14 @@ def may_hand_over(case: Any) -> bool:
     return case.spec.evict_batch and len(kinds) == 2 and any(pool.role == "mixed" for pool in case.spec.pools)
 
 
-def test_same_seed_same_bytes(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_same_seed_same_bytes(all_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         assert world_bytes(run(case).batch) == world_bytes(run(case).batch)
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
-def test_a_reused_batch_is_a_fresh_one(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_a_reused_batch_is_a_fresh_one(all_cases: st.SearchStrategy[Any]) -> None:
     """An episode leaves nothing behind that the next one in the same memory could see."""
 
     def check(case: Any) -> None:
@@ -289,7 +289,7 @@ def test_a_reused_batch_is_a_fresh_one(fleet_cases: st.SearchStrategy[Any]) -> N
             del left[name], right[name]
         assert left == right
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
 def _batched(decision: ScalingDecision, num_fleets: int) -> ScalingDecision:
@@ -301,7 +301,7 @@ def _batched(decision: ScalingDecision, num_fleets: int) -> ScalingDecision:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_batch_size_and_threads_change_nothing(fleet_cases: st.SearchStrategy[Any], num_threads: int) -> None:
+def test_batch_size_and_threads_change_nothing(all_cases: st.SearchStrategy[Any], num_threads: int) -> None:
     def check(case: Any) -> None:
         alone = [FleetBatch(case.spec) for _ in range(3)]
         together = FleetBatch(case.spec, 3, num_threads=num_threads)
@@ -315,10 +315,10 @@ def test_batch_size_and_threads_change_nothing(fleet_cases: st.SearchStrategy[An
         for e in range(3):
             assert world_bytes(together, e) == world_bytes(alone[e])
 
-    for_all(fleet_cases, check, num_examples=20)
+    for_all(all_cases, check, num_examples=20)
 
 
-def test_gpu_seconds_are_the_integral_of_replicas(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_gpu_seconds_are_the_integral_of_replicas(all_cases: st.SearchStrategy[Any]) -> None:
     """Checked against a Riemann sum: a change between two looks is worth at most one look's width."""
 
     def check(case: Any) -> None:
@@ -330,10 +330,10 @@ def test_gpu_seconds_are_the_integral_of_replicas(fleet_cases: st.SearchStrategy
             changes = float((2 * pools["num_starts"] + pools["crashes"] + pools["notices"]).sum())
         assert abs(fleet.batch.gpu_s().sum() - total_s) <= LOOK_S * 2 * changes + 1e-9
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)
 
 
-def test_every_prefix_of_the_workload_is_served_alike(fleet_cases: st.SearchStrategy[Any]) -> None:
+def test_every_prefix_of_the_workload_is_served_alike(all_cases: st.SearchStrategy[Any]) -> None:
     """No request is treated by what arrives after its end: nothing reads the future."""
 
     def check(case: Any) -> None:
@@ -346,4 +346,4 @@ def test_every_prefix_of_the_workload_is_served_alike(fleet_cases: st.SearchStra
         done = whole[:half]["end_s"] < next_arrival_s
         assert (whole[:half]["end_s"][done] == prefix["end_s"][done]).all()
 
-    for_all(fleet_cases, check)
+    for_all(all_cases, check)

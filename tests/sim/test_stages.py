@@ -24,9 +24,9 @@ FAST = {"link_bytes_per_s": 2.0**40, "latency_s": 0.0}
 def test_a_prompt_is_computed_sent_and_decoded(play: Any) -> None:
     """One place in the bridge, 0.5 s and 1 s per block on the link.
 
-    0 to 1 r0's prompt; 1 to 2.5 its block is sent; it decodes until 4.5. r1's prompt (2 blocks) is computed at 2, but
-    the bridge has no place before r0 leaves it at 2.5: sent until 5, decodes until 6. Until 2.5 both have a place on the
-    prefill replica, whose cap is 2, so r2's prompt is computed until 3.5; its only token ends it there.
+    0 to 1 r0's prompt; 1 to 2.5 its block is sent; it decodes until 4.5. r1's prompt (2 blocks) is computed at 2,
+    but the bridge has no place before r0 leaves it at 2.5: sent until 5, decodes until 6. Until 2.5 both have a place
+    on the prefill replica, whose cap is 2, so r2's prompt is computed until 3.5; its only token ends it there.
     """
     transfer = {"link_bytes_per_s": BLOCK_PER_S, "latency_s": 0.5, "bridge_limit": 1}
     requests = play(
