@@ -33,7 +33,7 @@ demo: setup  ## train PPO for a few minutes and show it beside every baseline (A
 test: setup  ## run the tests (ARGS="-k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)
 
-nightly: setup  ## the slow tests, among them 2,000 random fleets through both simulators
+nightly: setup  ## the slow tests, among them 3,000 random fleets through both simulators
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-serving: setup  ## gateway, emulator and controller as processes: start, kill -9 of each in mid-stream, drain

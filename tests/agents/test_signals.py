@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rl_autoscale.agents.signals import Samples, outstanding_per_pool, slo_saturation, tokens_per_pool
+from rl_autoscale.fleet.state import StageTelemetry
 
 CHAT = {"name": "chat", "ttft_slo_s": 1.0, "tpot_slo_s": 0.1}
 JOBS = {"name": "jobs", "kind": "batch", "ttft_slo_s": 100.0, "tpot_slo_s": 1.0}
@@ -44,3 +47,17 @@ def test_samples_forget_and_skip_what_is_missing():
     assert samples.last(30.0, 30.0) == [3.0, 8.0]
     assert samples.mean(30.0, 5.0) == 8.0
     assert np.isnan(samples.mean(90.0, 30.0))
+
+
+def test_prefill_answers_for_the_first_token_and_decode_for_the_rest(make_spec, make_state):
+    spec = make_spec("prefill", "decode", kv_transfer={})
+    state = make_state(spec, ttft_p95_s=0.4, tpot_p95_s=0.07, class_in_flight=5)
+    assert slo_saturation(spec, state) == pytest.approx([0.4, 0.7])
+
+
+def test_what_waits_in_the_bridge_waits_for_decode(make_spec, make_state):
+    spec = make_spec("prefill", "decode", "decode", kv_transfer={})
+    state = make_state(spec, ready=[2, 3, 1], running=[5, 10, 4], queue_length=6)
+    assert outstanding_per_pool(spec, state).tolist() == [11.0, 10.0, 4.0]
+    stages = StageTelemetry(*(np.array(value) for value in (0.0, 0.0, 8.0, 9.0, 0.0, 0.0, 0.0, 0.0)))
+    assert outstanding_per_pool(spec, replace(state, stages=stages)).tolist() == [11.0, 16.0, 6.0]

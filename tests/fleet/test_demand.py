@@ -124,3 +124,25 @@ def test_overflow_keeps_the_work_and_fills_the_cheapest(replicas: list[float]) -
             assert placed[full] == pytest.approx(spec.max_replicas[full])
     if (wanted <= spec.max_replicas).all():
         assert placed.tolist() == wanted.tolist()
+
+
+def test_prefill_is_asked_for_prompts_and_decode_for_output(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    """Each pool gets its own half, and a decode pool pays for reading the weights, which prompts share elsewhere."""
+    spec = a_spec(a_pool("d", "decode"), a_pool("p", "prefill"), kinds=("interactive", "batch"), kv_transfer={})
+    estimator = DemandEstimator(spec, time_constants_s=(0.0,))
+    signals = {"arrivals_per_s": 2.0, "arrived_prompt_tokens_per_s": 3000.0, "mean_output_tokens": np.nan}
+    estimator.update(a_state(spec, **signals))
+    decode, prefill = spec.pools
+    prompts, output = 2 * 3000.0, 2 * 2.0 * PRIOR_OUTPUT_TOKENS
+    wanted = (
+        output * decode.full_batch_decode_s(1024, PRIOR_OUTPUT_TOKENS),
+        prompts * prefill.hardware.prefill_s_per_token(),
+    )
+    assert estimator.replicas(0) == pytest.approx(wanted)
+    assert estimator.replicas_by_scale()[0] == pytest.approx(wanted)
+    assert estimator.classes_asking(0).tolist() == estimator.classes_asking(1).tolist() == [True, True]
+    one = np.array([1000.0]), np.array([200.0]), np.array([1])
+    by_pool = [estimator.pool_work_s(*one, p)[0] for p in range(2)]
+    assert sum(by_pool) == pytest.approx(estimator.request_work_s(*one)[0])
+    assert by_pool[1] == pytest.approx(1000 * prefill.hardware.prefill_s_per_token())
+    assert decode.typical_request_s + prefill.typical_request_s > prefill.typical_request_s > 0

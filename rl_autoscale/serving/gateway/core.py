@@ -38,7 +38,8 @@ class GatewayCore:
         max_sent: how often a request is sent before it counts as failed.
 
     Raises:
-        SpecError: the router needs hashes of prompts, which this gateway does not make.
+        SpecError: the router needs hashes of prompts, which this gateway does not make, or requests pass several
+            stages.
     """
 
     def __init__(self, spec: FleetSpec, draw: Callable[[], float], *, max_sent: int = 3) -> None:

@@ -287,3 +287,15 @@ def test_a_router_that_needs_hashes_is_refused() -> None:
     )
     with pytest.raises(SpecError, match="the gateway does not hash prompts"):
         GatewayCore(spec, draw=lambda: 0.0)
+
+
+def test_stages_are_refused() -> None:
+    spec = FleetSpec.from_dict(
+        {
+            "pools": [{"name": "p", "profile": "llama-3.1-8b_a100_tp1"}],
+            "classes": [{"name": "chat", "ttft_slo_s": 1, "tpot_slo_s": 0.1}],
+            "postprocess": {"num_workers": 1},
+        }
+    )
+    with pytest.raises(SpecError, match="prefill and decode pools and postprocess are for simulated fleets"):
+        GatewayCore(spec, draw=lambda: 0.0)
