@@ -307,6 +307,7 @@ class Roofline:
             gpu=self.gpu.name,
             gpus_per_replica=self.tensor_parallel,
             kv_blocks=blocks,
+            kv_bytes_per_token=self.model.kv_bytes_per_token,
             max_num_seqs=seqs,
             max_num_batched_tokens=budget,
             token_knots=tuple(knots),
