@@ -7,6 +7,7 @@ Per tier of pools that can stand in for each other, at every control step:
                in front of its end and R the tier's tokens per second
     growth     the fewest replicas with which no group's bound (mean + z deviations) exceeds its time left
     base       no fewer than carry, at ``load_share`` of R, the arriving tokens of classes that cannot wait for a start
+    order      the cheapest pool with room grows, the dearest shrinks
     shrinking  one replica per step while no group would be in danger without it, from one load time after the last
                growth on, down to the base
 
@@ -80,7 +81,8 @@ class QlmPolicy(RulePolicy):
     def reset(self, spec: FleetSpec) -> None:
         """Forget queues, learned rates and traffic."""
         super().reset(spec)
-        self._tiers = tiers_of(spec)
+        order = [p for pools in spec.cheapest_first for p in pools]
+        self._tiers = [Tier(tuple(sorted(tier.pools, key=order.index)), tier.classes) for tier in tiers_of(spec)]
         self._queues = [BatchLoop(spec, z=self.z, output_cv=self.output_cv, tier=tier) for tier in self._tiers]
         self._traffic = RecentTraffic(spec, self.window_s)
         self._last_growth_s = [np.nan] * len(self._tiers)
@@ -122,7 +124,7 @@ class QlmPolicy(RulePolicy):
         return target
 
     def _base(self, tier: Tier, queue: BatchLoop, now_s: float) -> IntArray:
-        """Fewest replicas, first pools first, that carry the arriving tokens; zero for the pools of other tiers."""
+        """Fewest replicas, cheapest pools first, that carry the arriving tokens; zero for the pools of other tiers."""
         assert self._traffic is not None
         arrivals = np.nan_to_num(self._traffic.rates_per_s(tier, now_s))
         load_time_s = min(self.spec.pools[p].startup_mean_s for p in tier.pools)

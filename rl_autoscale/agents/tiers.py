@@ -27,7 +27,7 @@ class Tier:
 
 def tiers_of(spec: FleetSpec) -> list[Tier]:
     """The tiers of a fleet, by their first class."""
-    roles = [spec.pools[spec.pools_serving(c)[0]].role for c in range(len(spec.classes))]
+    roles = [spec.pools[p].role for p in spec.first_choice]
     return [
         Tier(
             tuple(p for p, pool in enumerate(spec.pools) if pool.role == role),
