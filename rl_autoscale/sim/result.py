@@ -9,6 +9,7 @@ import numpy as np
 from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, ServiceClass
 from rl_autoscale.sim import measures
 from rl_autoscale.sim.layout import FloatArray, Outcome, RecordArray
+from rl_autoscale.sim.misses import count_misses
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -105,6 +106,7 @@ class EpisodeResult:
     scale_ups: int = 0
     scale_downs: int = 0
     reversals: int = 0
+    miss_causes: dict[str, int] = field(default_factory=dict)
     timeline: dict[str, FloatArray] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
@@ -124,6 +126,7 @@ class EpisodeResult:
             "num_evictions": float(self.num_evictions),
             "ready_share": self.ready_share,
             **asdict(self.usage),
+            **{f"missed/{cause}": number / max(self.num_arrived, 1) for cause, number in self.miss_causes.items()},
             **{f"slo_attainment/{item.name}": item.slo_attainment for item in self.classes},
             **{f"ttft_p99_s/{item.name}": item.ttft_p99_s for item in self.classes},
             **{
@@ -265,6 +268,7 @@ def episode_result(
         scale_ups=scaling[0],
         scale_downs=scaling[1],
         reversals=scaling[2],
+        miss_causes=count_misses(spec, requests, timeline) if "target" in timeline else {},
         timeline=timeline,
     )
 
