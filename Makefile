@@ -10,10 +10,10 @@ LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly test-serving rehearse test-ray test-vllm calibrate-vllm lint format types imports ci lock clean
+.PHONY: help setup demo benchmark benchmark-full test nightly test-serving rehearse test-ray test-vllm calibrate-vllm lint format types imports ci lock clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv with the locked development environment (PYTHON=python3.12 picks the interpreter)
 
@@ -29,6 +29,12 @@ $(STAMP): pyproject.toml $(LOCK)
 
 demo: setup  ## train PPO for a few minutes and show it beside every baseline (ARGS="--help" for its options)
 	$(BIN)/rl-autoscale demo $(ARGS)
+
+benchmark: setup  ## a look at every scenario: trained policies, tuned rules and the oracle, cut short (ARGS="--learned FOLDER")
+	$(BIN)/rl-autoscale benchmark --suite quick $(ARGS)
+
+benchmark-full: setup  ## the whole suite: five seeds, every rule tuned for every attainment asked; hours, resumes where it stopped
+	$(BIN)/rl-autoscale benchmark --suite full $(ARGS)
 
 test: setup  ## run the tests (ARGS="-k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)

@@ -38,7 +38,8 @@ def command(
     require_training()
     from rl_autoscale.cli.benchmark import BenchmarkBar
     from rl_autoscale.experiments import demo
-    from rl_autoscale.experiments.report import as_data, rich_table
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.report_data import as_data
     from rl_autoscale.experiments.tables import all_tables
 
     started = time.monotonic()

@@ -27,7 +27,8 @@ def command(
 
     Example: rl-autoscale report runs/benchmark --timeline headroom,chiron-robust
     """
-    from rl_autoscale.experiments.report import as_data, rich_table, write_report
+    from rl_autoscale.experiments.report import rich_table, write_report
+    from rl_autoscale.experiments.report_data import as_data
     from rl_autoscale.experiments.tables import all_tables
 
     pair = None if timeline is None else tuple(timeline.split(","))
@@ -38,7 +39,9 @@ def command(
         typer.echo(json.dumps(as_data(report.findings), indent=2))
         return
     console = Console()
-    for one in report.findings:
+    for table in report.suite_tables:
+        console.print(rich_table(table))
+    for one in report.findings if report.suite is None else ():
         console.rule(one.scenario, align="left")
         for table in all_tables(one):
             console.print(rich_table(table))

@@ -26,6 +26,7 @@ from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, gr
 from rl_autoscale.experiments.rows import Refusal, Row, RowStore
 from rl_autoscale.experiments.runs import RunInfo, code_fingerprint, describe_run, write_run, write_text
 from rl_autoscale.experiments.search_spaces import search_space
+from rl_autoscale.experiments.suites import groups_of, sweeps_that_fit
 from rl_autoscale.experiments.tuning import TuningResult, budget_episodes, trained_hours, tune_policy
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
@@ -64,6 +65,7 @@ def run_benchmark(
         raise SpecError("two scenarios have the same name; rename one")
     for sweep in config.policies:
         check_sweep(sweep, config)
+    sweeps = sweeps_that_fit(config.policies, scenarios)
     store = TraceStore(trace_folders)
     cards = {name: _card(scenario, store) for name, scenario in scenarios.items()}
     write_run(out_dir, config, info or describe_run(config.first_seed))
@@ -71,7 +73,7 @@ def run_benchmark(
     context = {name: f"{card['fingerprint']}/{code_fingerprint()}" for name, card in cards.items()}
     with EpisodePool(scenarios, trace_folders, num_processes) as pool:
         tuned = _tune(config, scenarios, context, pool, out_dir, progress)
-        cells = {_key(cell, context[cell.scenario], config.span_s): cell for cell in grid(config, scenarios, tuned)}
+        cells = {_key(cell, context[cell.scenario], config.span_s): cell for cell in grid(config, sweeps, tuned)}
         rows = RowStore(out_dir, cells)
         _run_missing("benchmark", cells, rows, pool, config.span_s, progress)
         for number in range(config.refinements):
@@ -107,19 +109,21 @@ def _tune(
     pool: EpisodePool,
     out_dir: Path,
     progress: Progress | None,
-) -> dict[tuple[str, str, Refusal], TuningResult]:
-    """Tune what is to be tuned and is not in ``tuning.json`` yet."""
+) -> dict[tuple[str, str, Refusal], list[TuningResult]]:
+    """Tune what is to be tuned and is not in ``tuning.json`` yet; the constants that are swept come first."""
     path = out_dir / "tuning.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    targets = tuple(dict.fromkeys((config.tune_target, *(config.asked or ()))))
     wanted = [
-        (name, sweep, refusal)
+        (name, sweep, refusal, target)
         for name in scenarios
         for sweep in config.policies
         if sweep.tuned
         for refusal in config.refusal
+        for target in targets
     ]
-    results = {}
-    for done, (name, sweep, refusal) in enumerate(wanted):
+    results: dict[tuple[str, str, Refusal], list[TuningResult]] = {}
+    for done, (name, sweep, refusal, target) in enumerate(wanted):
         if progress is not None:
             progress(f"tuning {sweep.policy}", done, len(wanted))
         fixed = {**sweep.knobs, **refusal_knobs(sweep, refusal, config.refusal_strictness)}
@@ -129,7 +133,7 @@ def _tune(
             "episode_s": episode_s,
             "budget_episodes": config.tune_episodes if hours is None else budget_episodes(hours, episode_s),
             "num_seeds": config.tune_seeds,
-            "target": config.tune_target,
+            "target": target,
         }
         key = _digest([context[name], sweep.policy, refusal, fixed, asked, asdict(search_space(sweep.policy))])
         if key not in known:
@@ -137,16 +141,20 @@ def _tune(
             known[key] = {"scenario": name, "refusal": refusal, **asdict(result)}
             write_text(path, json.dumps(known, indent=2) + "\n")
         stored = {field: value for field, value in known[key].items() if field not in ("scenario", "refusal")}
-        results[name, sweep.policy, refusal] = TuningResult(**stored)
+        results.setdefault((name, sweep.policy, refusal), []).append(TuningResult(**stored))
     return results
 
 
 def _tuning_hours(config: BenchmarkConfig, scenario: Scenario) -> float | None:
-    """The budget of one tuned rule in simulated hours; None where it is stated in episodes."""
+    """The budget of one tuned rule in simulated hours; None where it is stated in episodes.
+
+    What a policy got that was trained on several scenarios is shared out among them.
+    """
     if config.tune_hours != "as-trained":
         return config.tune_hours
-    cards = [read_card(Path(str(sweep.knobs["path"]))) for sweep in config.policies if "path" in sweep.knobs]
-    return max(trained_hours(card, scenario.fleet.control_interval_s) for card in cards)
+    cards = [read_card(Path(str(sweep.knobs["path"]))) for sweep in config.policies if sweep.trained]
+    interval_s = scenario.fleet.control_interval_s
+    return max(trained_hours(card, interval_s) / max(len(card["training"].get("scenarios", ())), 1) for card in cards)
 
 
 def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
@@ -166,6 +174,7 @@ def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
         "description": scenario.description,
         "traces": list(names),
         "notes": list(dict.fromkeys(notes)),
+        "groups": list(groups_of(scenario)),
         "gpus_per_replica": scenario.fleet.gpus_per_replica.tolist(),
         "classes": [item.model_dump(mode="json") for item in scenario.fleet.classes],
         "fingerprint": digest.hexdigest()[:16],

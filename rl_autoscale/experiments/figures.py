@@ -106,7 +106,7 @@ def draw_timeline(left: Timeline, right: Timeline, path: Path) -> None:
         save(figure, path)
 
 
-def _scaled(attainment: FloatArray | float) -> FloatArray:
+def scaled(attainment: FloatArray | float) -> FloatArray:
     """Each halving of the misses is the same height."""
     return np.asarray(-np.log10(np.maximum(1.0 - np.asarray(attainment), 1e-4)))
 
@@ -133,21 +133,21 @@ def _front_panel(axis: Axes, entries: Sequence[Entry], findings: Findings, span:
         colour = colour_of(item.registered if item.registered == LEARNED else item.policy, names)
         strong = item.registered == LEARNED
         axis.plot(
-            *(hours[front], _scaled(attainment[front])),
+            *(hours[front], scaled(attainment[front])),
             color=colour, linewidth=2.4 if strong else 1.4, marker="o", markersize=4.5 if strong else 3,
             linestyle=_line_style(item), alpha=1.0 if strong else 0.9, zorder=5 if strong else 3,
         )  # fmt: skip
         for target, estimate in zip(findings.targets, item.hours, strict=True):
             if np.isfinite(estimate.low) and np.isfinite(estimate.high):
-                axis.hlines(_scaled(target), estimate.low, estimate.high, color=colour, linewidth=4.5, alpha=0.28)
+                axis.hlines(scaled(target), estimate.low, estimate.high, color=colour, linewidth=4.5, alpha=0.28)
         inside = front[(hours[front] >= span[0]) & (hours[front] <= span[1]) & (attainment[front] >= 0.78)]
         if len(inside):
             last = inside[-1]
-            labels.append((float(hours[last]), float(_scaled(attainment[last])), item.policy, colour))
-    low, high = _scaled(0.78), _scaled(0.9992)
+            labels.append((float(hours[last]), float(scaled(attainment[last])), item.policy, colour))
+    low, high = scaled(0.78), scaled(0.9992)
     axis.set(xlim=span, ylim=(low, high), xlabel="GPU-hours of the episode")
     axis.set_yticks(
-        [float(_scaled(tick)) for tick in ATTAINMENT_TICKS],
+        [float(scaled(tick)) for tick in ATTAINMENT_TICKS],
         [f"{tick:.1%}".replace(".0%", "%") for tick in ATTAINMENT_TICKS],
     )
     axis.grid(axis="y", color=GRID, linewidth=0.7)

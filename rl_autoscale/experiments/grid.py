@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.agents.registry import policy_class
-from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.experiments.episodes import check_policy, is_whole
 from rl_autoscale.experiments.rows import Refusal, Row
 from rl_autoscale.experiments.search_spaces import TUNED_SUFFIX, search_space
@@ -54,6 +53,11 @@ class PolicySweep(Config):
         return self.policy.endswith(TUNED_SUFFIX)
 
     @property
+    def trained(self) -> bool:
+        """Whether it is an exported policy, which runs only on fleets of its schema."""
+        return "path" in self.knobs
+
+    @property
     def registered(self) -> str:
         """The name in the registry."""
         return search_space(self.policy).base if self.tuned else self.policy
@@ -84,15 +88,24 @@ class BenchmarkConfig(Config):
     tune_seeds: PositiveInt = Field(default=4, description="training episodes each candidate is judged on")
     tune_episode_s: PositiveFloat | None = Field(default=None, description="their length; default the scenario's")
     tune_target: float = Field(default=0.98, gt=0, lt=1, description="attainment the rules are tuned for")
+    asked: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="attainments asked of deployed policies, rules tuned anew for each; default tune_target of rules, "
+        "and the targets of policies that can be asked",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> BenchmarkConfig:
         if not all(0 < target < 1 for target in self.targets):
             raise ValueError("targets must lie between 0 and 1")
-        if self.tune_hours == "as-trained" and not any("path" in item.knobs for item in self.policies):
+        if not all(0 < target < 1 for target in self.asked or ()):
+            raise ValueError("asked must lie between 0 and 1")
+        if self.tune_hours == "as-trained" and not any(item.trained for item in self.policies):
             raise ValueError("tune_hours=as-trained needs a learned policy among the policies; add one or give hours")
         for kind, names in (
-            ("policy label", [item.name for item in self.policies]),
+            # trained policies may share one: suites.py lets one of them run on each scenario
+            ("policy label", [item.name for item in self.policies if not item.trained]),
             ("scenario", list(self.scenarios)),
         ):
             repeated = sorted({name for name in names if names.count(name) > 1})
@@ -118,7 +131,7 @@ class Cell:
 def parse_policies(words: Sequence[str]) -> tuple[PolicySweep, ...]:
     """Policies as the command line names them: ``hpa``, ``chiron-tuned``, ``learned=FOLDER``, or just a folder.
 
-    Several learned policies are told apart by the name of their folder.
+    Several trained policies are told apart by the name of their folder.
 
     Raises:
         UnknownNameError: no such policy.
@@ -144,47 +157,57 @@ def parse_policies(words: Sequence[str]) -> tuple[PolicySweep, ...]:
 
 
 def grid(
-    config: BenchmarkConfig, scenarios: Mapping[str, Scenario], tuned: Mapping[tuple[str, str, Refusal], TuningResult]
+    config: BenchmarkConfig,
+    sweeps: Mapping[str, Sequence[PolicySweep]],
+    tuned: Mapping[tuple[str, str, Refusal], Sequence[TuningResult]],
 ) -> list[Cell]:
     """All episodes, those that share a workload together.
 
     Args:
         config: what to compare.
-        scenarios: by name.
-        tuned: by (scenario, policy, refusal).
+        sweeps: who runs, by name of the scenario (`suites.sweeps_that_fit`).
+        tuned: by (scenario, policy, refusal): the constants that are swept, then those for other attainments.
     """
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
     return [
         cell
-        for scenario in scenarios
+        for scenario in sweeps
         for seed in seeds
-        for sweep in config.policies
+        for sweep in sweeps[scenario]
         for refusal in config.refusal
-        for cell in _sweep_cells(config, sweep, scenario, seed, refusal, tuned.get((scenario, sweep.policy, refusal)))
+        for cell in _sweep_cells(
+            config, sweep, scenario, seed, refusal, tuned.get((scenario, sweep.policy, refusal), ())
+        )
     ]
 
 
 def _sweep_cells(
-    config: BenchmarkConfig, sweep: PolicySweep, scenario: str, seed: int, refusal: Refusal, result: TuningResult | None
+    config: BenchmarkConfig,
+    sweep: PolicySweep,
+    scenario: str,
+    seed: int,
+    refusal: Refusal,
+    results: Sequence[TuningResult],
 ) -> list[Cell]:
     knob = policy_class(sweep.registered).KNOB
     base = (
         {**sweep.knobs, **refusal_knobs(sweep, refusal, config.refusal_strictness)}
-        if result is None
-        else dict(result.knobs)
+        if not results
+        else dict(results[0].knobs)
     )
     cell = Cell(scenario, seed, sweep, refusal, None if knob is None else knob.name, None, base)
     if knob is None:
         return [cell]
     values = thin(sweep.values or knob.sweep, config.max_knob_values)
     cells = [replace(cell, knob_value=value, knobs={**base, knob.name: value}) for value in values]
-    if result is not None:
-        chosen = float(result.knobs[knob.name])
-        cells.append(replace(cell, knob_value=chosen, asked_attainment=result.asked_attainment))
-    elif "attainment" in policy_class(sweep.registered).knob_names():
-        cells += [
-            replace(cell, knobs={**base, "attainment": target}, asked_attainment=target) for target in config.targets
-        ]
+    for result in results:
+        if config.asked is None or result.asked_attainment in config.asked:
+            chosen = float(result.knobs[knob.name])
+            deployed = replace(cell, knob_value=chosen, knobs=dict(result.knobs))
+            cells.append(replace(deployed, asked_attainment=result.asked_attainment))
+    if not results and "attainment" in policy_class(sweep.registered).knob_names():
+        asked = config.targets if config.asked is None else config.asked
+        cells += [replace(cell, knobs={**base, "attainment": one}, asked_attainment=one) for one in asked]
     return cells
 
 

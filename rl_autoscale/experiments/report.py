@@ -8,9 +8,7 @@ that attains the chosen target.
 from __future__ import annotations
 
 import base64
-import csv
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +24,12 @@ from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.experiments.analysis import Entry, Findings, analyse, operating_point
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeRunner
 from rl_autoscale.experiments.grid import BenchmarkConfig
+from rl_autoscale.experiments.report_data import as_data, plain, render_csv
 from rl_autoscale.experiments.rows import ROWS_FILE, Row, read_rows
 from rl_autoscale.experiments.runs import RunInfo, read_run, write_text
 from rl_autoscale.experiments.statistics import MIN_SEEDS
+from rl_autoscale.experiments.suite_analysis import Suite, analyse_suite
+from rl_autoscale.experiments.suite_tables import suite_summary, suite_tables
 from rl_autoscale.experiments.tables import Table, all_tables, verdicts
 from rl_autoscale.experiments.tuning import describe_budgets
 from rl_autoscale.fleet.errors import SpecError
@@ -50,11 +51,18 @@ class Report:
         html: the report.
         figures: PNG files beside it.
         findings: what it says, per scenario.
+        suite: what it says over all scenarios together; None for one.
     """
 
     html: Path
     figures: tuple[Path, ...]
     findings: tuple[Findings, ...]
+    suite: Suite | None = None
+
+    @property
+    def suite_tables(self) -> list[Table]:
+        """Tables over all scenarios; none for one."""
+        return [] if self.suite is None else suite_tables(self.suite)
 
 
 def write_report(
@@ -83,72 +91,31 @@ def write_report(
     config = BenchmarkConfig.from_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     findings = analyse(rows) if config is None else analyse(rows, targets=config.targets)
     cards = _read_json(folder / "workloads.json")
+    suite = analyse_suite(rows, findings, {name: card.get("groups", ()) for name, card in cards.items()})
     extra_notes = (*extra_notes, *describe_budgets(list(_read_json(folder / "tuning.json").values())))
     figures = _draw(folder, rows, findings, _scenarios(config), trace_folders, timeline, config)
+    if config is not None and config.span_s is not None:
+        extra_notes = (*extra_notes, f"Test traffic cut to {config.span_s:g} s: a look, not the benchmark.")
+    suite_figures = () if suite is None else _draw_suite(folder, suite)
     info = read_run(folder)
-    write_text(folder / "report.html", render_html(findings, cards, info, figures, title, extra_notes))
-    write_text(folder / "report.md", render_markdown(findings, cards, info, title, extra_notes))
+    page = render_html(findings, cards, info, figures, title, extra_notes, suite, suite_figures)
+    write_text(folder / "report.html", page)
+    write_text(folder / "report.md", render_markdown(findings, cards, info, title, extra_notes, suite))
     write_text(folder / "tables.csv", render_csv(findings))
     write_text(folder / "tables.json", json.dumps(as_data(findings), indent=2) + "\n")
+    if suite is not None:
+        write_text(folder / "suite.json", json.dumps([plain(table) for table in suite_tables(suite)], indent=2) + "\n")
     files = tuple(path for of_scenario in figures.values() for path in of_scenario)
-    return Report(folder / "report.html", files, tuple(findings))
+    return Report(folder / "report.html", (*suite_figures, *files), tuple(findings), suite)
 
 
-def as_data(findings: Sequence[Findings]) -> list[dict[str, Any]]:
-    """The findings as plain data; null where there is no number."""
+def _draw_suite(folder: Path, suite: Suite) -> tuple[Path, Path]:
+    from rl_autoscale.experiments.suite_figures import draw_profiles, draw_suite_front
 
-    def number(value: float) -> float | None:
-        return value if abs(value) < float("inf") else None
-
-    return [
-        {
-            "scenario": one.scenario,
-            "seeds": list(one.seeds),
-            "policies": [
-                {
-                    "policy": item.policy,
-                    "refusal": item.refusal,
-                    "gpu_hours": {
-                        f"{target:g}": {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
-                        for target, e in zip(one.targets, item.hours, strict=True)
-                    },
-                    "hypervolume": number(item.hypervolume.value),
-                    "front": [
-                        {item.knob or "knob": value, "slo_attainment": a, "gpu_hours": h}
-                        for value, a, h in zip(item.values, *(x.tolist() for x in item.sweep.mean()), strict=True)
-                    ],
-                }
-                for item in one.entries
-            ],
-            "focal": None if one.focal is None else {"policy": one.focal.policy, "refusal": one.focal.refusal},
-            "comparisons": [
-                {
-                    "against": item.other.policy,
-                    "refusal": item.other.refusal,
-                    "ratio": {
-                        f"{target:g}": {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
-                        | {"verdict": item.verdict(k)}
-                        for k, (target, e) in enumerate(zip(one.targets, item.ratios, strict=True))
-                    },
-                }
-                for item in one.comparisons
-            ],
-        }
-        for one in findings
-    ]
-
-
-def render_csv(findings: Sequence[Findings]) -> str:
-    """GPU-hours at equal attainment, one line per scenario, policy, refusal and target."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("scenario", "policy", "refusal", "attainment", "gpu_hours", "low", "high", "num_seeds"))
-    for one in findings:
-        for item in one.entries:
-            for target, estimate in zip(one.targets, item.hours, strict=True):
-                values = (f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high))
-                writer.writerow((one.scenario, item.policy, item.refusal, target, *values, len(one.seeds)))
-    return text.getvalue()
+    paths = folder / "suite-front.png", folder / "suite-profiles.png"
+    draw_suite_front(suite, paths[0])
+    draw_profiles(suite, paths[1])
+    return paths
 
 
 def render_markdown(
@@ -157,9 +124,12 @@ def render_markdown(
     info: RunInfo | None,
     title: str = "Benchmark",
     extra_notes: Sequence[str] = (),
+    suite: Suite | None = None,
 ) -> str:
     """The report without figures."""
-    parts = [f"# {title}", *extra_notes, summary(findings), provenance(info, findings)]
+    parts = [f"# {title}", *extra_notes, *_lead(findings, suite), provenance(info, findings)]
+    for table in () if suite is None else suite_tables(suite):
+        parts += [f"## {table.title}", table.full_note, table.markdown()]
     for one in findings:
         parts.append(f"## {one.scenario}")
         parts += _card_lines(cards.get(one.scenario, {}))
@@ -175,8 +145,10 @@ def render_html(
     figures: Mapping[str, Sequence[Path]],
     title: str = "Benchmark",
     extra_notes: Sequence[str] = (),
+    suite: Suite | None = None,
+    suite_figures: Sequence[Path] = (),
 ) -> str:
-    """The report as one file.
+    """The report as one file; the scenarios of a suite can be unfolded.
 
     Args:
         findings: per scenario.
@@ -185,14 +157,23 @@ def render_html(
         figures: PNG files by scenario; they are embedded.
         title: of the page.
         extra_notes: paragraphs for the top.
+        suite: findings over all scenarios together.
+        suite_figures: PNG files; they are embedded.
     """
     template = (resources.files("rl_autoscale") / "experiments" / "report_page.html").read_text(encoding="utf-8")
-    lead = [*extra_notes, summary(findings)]
-    sections = "\n".join(_section(one, cards.get(one.scenario, {}), figures.get(one.scenario, ())) for one in findings)
+    lead = [*extra_notes, *_lead(findings, suite)]
+    parts = [_section(one, cards.get(one.scenario, {}), figures.get(one.scenario, ())) for one in findings]
+    if suite is not None:
+        tables = "".join(_html_table(table) for table in suite_tables(suite))
+        folded = [
+            f"<details><summary>{html.escape(one.scenario)}</summary>{part}</details>"
+            for one, part in zip(findings, parts, strict=True)
+        ]
+        parts = [f"<section><h2>All scenarios</h2>{''.join(map(_image, suite_figures))}{tables}</section>", *folded]
     return Template(template).substitute(
         title=html.escape(title),
         lead="\n".join(f"<p>{html.escape(text)}</p>" for text in lead),
-        sections=sections,
+        sections="\n".join(parts),
         chiron=html.escape(CHIRON_NOTE),
         provenance=html.escape(provenance(info, findings)),
     )
@@ -209,6 +190,10 @@ def summary(findings: Sequence[Findings]) -> str:
         f"{wins} of {wins + losses + ties} comparisons, dearer in {losses}, undecided in {ties}. All knobs are "
         "chosen in hindsight, on the test traffic itself."
     )
+
+
+def _lead(findings: Sequence[Findings], suite: Suite | None) -> list[str]:
+    return [summary(findings)] if suite is None else suite_summary(suite)
 
 
 def provenance(info: RunInfo | None, findings: Sequence[Findings]) -> str:
@@ -252,11 +237,14 @@ def _card_lines(card: Mapping[str, Any]) -> list[str]:
 def _section(one: Findings, card: Mapping[str, Any], figures: Sequence[Path]) -> str:
     parts = [f"<h2>{html.escape(one.scenario)}</h2>"]
     parts += [f'<p class="card">{html.escape(line)}</p>' for line in _card_lines(card)]
-    for path in figures:
-        data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">')
+    parts += [_image(path) for path in figures]
     parts += [_html_table(table) for table in all_tables(one)]
     return f"<section>{''.join(parts)}</section>"
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
 def _html_table(table: Table) -> str:

@@ -142,8 +142,8 @@ def hours_at_attainment(
     """GPU-hours at each target with intervals over seeds."""
     wanted = np.array(targets)
     value = hours_at(*sweep.mean(), wanted)
-    drawn = _resampled_hours(sweep, wanted, resamples(sweep.num_seeds, rng, num_resamples))
-    return [_estimate(value[k], drawn[:, k], sweep.num_seeds) for k in range(len(targets))]
+    drawn = resampled_hours(sweep, wanted, resamples(sweep.num_seeds, rng, num_resamples))
+    return [estimate_of(value[k], drawn[:, k], sweep.num_seeds) for k in range(len(targets))]
 
 
 def paired_ratio(
@@ -159,9 +159,9 @@ def paired_ratio(
     wanted = np.array(targets)
     value = hours_at(*sweep.mean(), wanted) / hours_at(*baseline.mean(), wanted)
     seeds = resamples(sweep.num_seeds, rng)
-    mine, theirs = _resampled_hours(sweep, wanted, seeds), _resampled_hours(baseline, wanted, seeds)
+    mine, theirs = resampled_hours(sweep, wanted, seeds), resampled_hours(baseline, wanted, seeds)
     ratio = np.where(np.isnan(mine) & ~np.isnan(theirs), np.inf, mine / theirs)
-    return [_estimate(value[k], ratio[:, k], sweep.num_seeds) for k in range(len(targets))]
+    return [estimate_of(value[k], ratio[:, k], sweep.num_seeds) for k in range(len(targets))]
 
 
 def hypervolume(attainment: FloatArray, gpu_hours: FloatArray, *, reference: tuple[float, float]) -> float:
@@ -192,7 +192,7 @@ def hypervolume_estimate(
     value = hypervolume(*sweep.mean(), reference=reference)
     drawn_seeds = resamples(sweep.num_seeds, rng, num_resamples)
     drawn = [hypervolume(*sweep.mean(seeds), reference=reference) for seeds in drawn_seeds]
-    return _estimate(value, np.array(drawn), sweep.num_seeds)
+    return estimate_of(value, np.array(drawn), sweep.num_seeds)
 
 
 def share_of_gap_closed(hours: float, best_rule_hours: float, oracle_hours: float) -> float:
@@ -204,14 +204,15 @@ def share_of_gap_closed(hours: float, best_rule_hours: float, oracle_hours: floa
     return (best_rule_hours - hours) / gap if gap > 0 else float("nan")
 
 
-def _resampled_hours(sweep: Sweep, targets: FloatArray, seeds: IntArray) -> FloatArray:
+def resampled_hours(sweep: Sweep, targets: FloatArray, seeds: IntArray) -> FloatArray:
     """Shape (num_resamples, num_targets), NaN where not reached; equal resamples are computed once."""
     distinct, places = np.unique(np.sort(seeds, axis=1), axis=0, return_inverse=True)
     hours = np.stack([hours_at(*sweep.mean(row), targets) for row in distinct])
     return np.asarray(hours[places.reshape(-1)])
 
 
-def _estimate(value: float, drawn: FloatArray, num_seeds: int) -> Estimate:
+def estimate_of(value: float, drawn: FloatArray, num_seeds: int) -> Estimate:
+    """A value with the percentile interval of its resamples, shape (num_resamples,); NaN among them is infinite."""
     if num_seeds < 2 or not np.isfinite(value):
         return Estimate(float(value), float("nan"), float("nan"))
     tail = (1.0 - CONFIDENCE) / 2.0

@@ -63,3 +63,22 @@ def test_evaluate_and_benchmark_take_the_name(
     assert code == 0, err
     assert {item["policy"] for item in json.loads(out)[0]["policies"]} == {"learned", "headroom"}
     assert "path: pretrained/tiny" in (tmp_path / "b" / "config.yaml").read_text()  # no machine's path in a config
+
+
+def test_a_suite_takes_what_ships_or_says_that_nothing_does(
+    tiny_pretrained: Path, tiny_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command = [
+        *("benchmark", "--suite", "quick", "--scenario", tiny_scenario, "--seeds", 1, "--knob-values", 2),
+        *("--refinements", 0, "--tune-episodes", 2, "--span", 60, "--jobs", 1, "--out", tmp_path / "b", "--json"),
+    ]
+    code, out, err = run(capsys, *command)
+    assert (code, "no pre-trained" in err) == (0, False), err
+    assert "PPO" in {item["policy"] for item in json.loads(out)[0]["policies"]}
+    monkeypatch.setattr(pretrained, "shipped_folder", lambda: tmp_path / "nowhere")
+    code, out, err = run(capsys, *command)
+    assert (code, "no pre-trained policy ships for these scenarios" in err) == (0, True), err
+    assert "PPO" not in {item["policy"] for item in json.loads(out)[0]["policies"]}
+    code, _, err = run(capsys, "benchmark", "--learned", "x")
+    assert (code, "--learned adds trained policies to a --suite" in err) == (2, True)
