@@ -49,9 +49,11 @@ rehearse: setup  ## controller, gateway and emulated replicas as real processes 
 	$(BIN)/python -m pytest -m live tests/serving/test_rehearsal.py $(ARGS)
 
 # Ray listens on every address, so it gets a network namespace with loopback only; and an environment without torch.
-test-ray: $(RAY_VENV)/.installed  ## the Ray Serve back end against a real Ray Serve (Linux; needs unshare and ip)
+test-ray: $(RAY_VENV)/.installed  ## Ray Serve back end and benchmark on a real Ray (Linux; needs unshare and ip)
 	unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' _ \
 		$(RAY_VENV)/bin/python -m pytest -m live -W ignore tests/serving/backends/test_rayserve_live.py $(ARGS)
+	unshare --net --map-root-user sh -c 'ip link set lo up && exec "$$@"' _ \
+		$(RAY_VENV)/bin/python -m pytest -m live -W ignore tests/experiments/test_ray_live.py $(ARGS)
 
 $(RAY_VENV)/.installed: pyproject.toml
 	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rl_autoscale.cli.report import FILE_WIDTH
 from rl_autoscale.fleet.errors import SpecError
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ def command(
     span: Annotated[float | None, typer.Option(help="Cut the test traffic to so many seconds, for a look.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a benchmark found there is resumed.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Run on a Ray cluster instead: auto, HOST:PORT, or local for this machine.")
+    ] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
@@ -94,6 +99,7 @@ def command(
     """
     from rl_autoscale.experiments.benchmark import run_benchmark
     from rl_autoscale.experiments.grid import DEFAULT_POLICIES, BenchmarkConfig, parse_policies
+    from rl_autoscale.experiments.ray_workers import RayCluster
     from rl_autoscale.experiments.report import rich_table, write_report
     from rl_autoscale.experiments.report_data import as_data
     from rl_autoscale.experiments.tables import all_tables
@@ -127,13 +133,18 @@ def command(
         chosen = BenchmarkConfig.from_dict(given | changes, where="benchmark")
     out = out or Path(f"runs/benchmark-{suite}" if suite else "runs/benchmark")
     folders = traces or []
-    with BenchmarkBar() as bar:
-        run_benchmark(chosen, out, num_processes=jobs or os.cpu_count() or 1, trace_folders=folders, progress=bar)
+    with ExitStack() as stack:
+        cluster = None if ray is None else stack.enter_context(RayCluster(ray))
+        bar = stack.enter_context(BenchmarkBar())
+        processes = jobs or os.cpu_count() or 1
+        run_benchmark(chosen, out, num_processes=processes, ray=cluster, trace_folders=folders, progress=bar)
     report = write_report(out, trace_folders=folders)
     if as_json:
         typer.echo(json.dumps(as_data(report.findings), indent=2))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     for table in report.suite_tables:
         console.print(rich_table(table))
     for one in report.findings if report.suite is None else ():

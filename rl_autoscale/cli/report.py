@@ -11,9 +11,12 @@ from rich.console import Console
 
 from rl_autoscale.fleet.errors import SpecError
 
+FILE_WIDTH = 160
+"""Columns of tables that go into a file or a pipe."""
+
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="Folder of a benchmark.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a benchmark, or of a training.")],
     timeline: Annotated[
         str | None, typer.Option(help="Two policies for the time line, LEFT,RIGHT; default the learned one and Chiron.")
     ] = None,
@@ -25,12 +28,21 @@ def command(
 
     Works on an unfinished benchmark too: knob values that still lack a seed are left out.
 
-    Example: rl-autoscale report runs/benchmark --timeline headroom,chiron-robust
+    Of a training, or of the seeds of one, it draws learning.png: learning curves with intervals over seeds.
+
+    Examples:
+        rl-autoscale report runs/benchmark --timeline headroom,chiron-robust
+
+        rl-autoscale report runs/five
     """
+    from rl_autoscale.experiments.learning_curves import curve_folders
     from rl_autoscale.experiments.report import rich_table, write_report
     from rl_autoscale.experiments.report_data import as_data
     from rl_autoscale.experiments.tables import all_tables
 
+    if curve_folders(folder):
+        _report_training(folder, as_json=as_json)
+        return
     pair = None if timeline is None else tuple(timeline.split(","))
     if pair is not None and len(pair) != 2:
         raise SpecError(f"--timeline '{timeline}' must name two policies, for example headroom,chiron-robust")
@@ -39,6 +51,8 @@ def command(
         typer.echo(json.dumps(as_data(report.findings), indent=2))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     for table in report.suite_tables:
         console.print(rich_table(table))
     for one in report.findings if report.suite is None else ():
@@ -46,4 +60,20 @@ def command(
         for table in all_tables(one):
             console.print(rich_table(table))
     for path in (report.html, *report.figures):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def _report_training(folder: Path, *, as_json: bool) -> None:
+    from rl_autoscale.experiments.learning_curves import curve_table, write_curves
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.report_data import plain
+
+    curves, paths = write_curves(folder)
+    table = curve_table(curves)
+    if as_json:
+        typer.echo(json.dumps(plain(table), indent=2))
+        return
+    console = Console()
+    console.print(rich_table(table))
+    for path in paths:
         console.print(f"wrote {path}", highlight=False)

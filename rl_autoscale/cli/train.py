@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rl_autoscale.fleet.errors import MissingExtraError
+from rl_autoscale.fleet.errors import MissingExtraError, SpecError
+
+if TYPE_CHECKING:
+    from rl_autoscale.envs.scenario import Scenario
+    from rl_autoscale.experiments.train import TrainConfig
 
 stderr = Console(stderr=True)
 
@@ -20,9 +26,9 @@ stderr = Console(stderr=True)
 class TrainingBar:
     """A progress bar fed by training reports; a context manager. Writes to stderr."""
 
-    def __init__(self, total_timesteps: int) -> None:
+    def __init__(self, total_timesteps: int, title: str = "training PPO") -> None:
         self._progress = Progress(
-            TextColumn("training PPO"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
@@ -67,6 +73,12 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     timesteps: Annotated[int | None, typer.Option(min=1, help="Environment steps in total, over all fleets.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run.")] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Train so many seeds, from --seed on, into OUT/seed-K; draws learning curves.")
+    ] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Train the seeds on a Ray cluster: auto, HOST:PORT, or local for this machine.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that simulate.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore a checkpoint in the folder.")] = False,
     track: Annotated[str, typer.Option(help="tensorboard, wandb or none.")] = "tensorboard",
@@ -82,6 +94,8 @@ def command(
         rl-autoscale train --scenario bursty --timesteps 200000 --out runs/bursty
 
         rl-autoscale train --scenario bursty --scenario azure-code --scenario diurnal --out runs/three
+
+        rl-autoscale train --scenario bursty --seeds 5 --out runs/five
 
         WANDB_MODE=offline rl-autoscale train --scenario chiron --track wandb
     """
@@ -101,6 +115,11 @@ def command(
         update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
     resolved = [load_scenario(name) for name in chosen.scenarios]
+    if ray is not None and seeds == 1:
+        raise SpecError("--ray trains several seeds at once; say how many with --seeds")
+    if seeds > 1:
+        _train_seeds(chosen, resolved, out, seeds, track, traces or [], ray=ray, fresh=fresh, as_json=as_json)
+        return
     check_training(chosen, resolved, out, resume=not fresh)  # before the tracker makes the folder
     store = TraceStore(traces or [])
     with (
@@ -114,3 +133,53 @@ def command(
         print(json.dumps({"policy": str(result.policy_folder), "timesteps": result.timesteps}))
     else:
         print(f"trained {result.timesteps:,} steps; policy in {result.policy_folder}")
+
+
+def _train_seeds(
+    config: TrainConfig,
+    scenarios: list[Scenario],
+    out: Path,
+    num_seeds: int,
+    track: str,
+    traces: list[Path],
+    *,
+    ray: str | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Train every seed, then draw their learning curves."""
+    from rl_autoscale.experiments.learning_curves import curve_table, write_curves
+    from rl_autoscale.experiments.ray_workers import RayCluster
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.seeds import train_seeds, train_seeds_on_ray
+    from rl_autoscale.experiments.tracking import make_tracker
+    from rl_autoscale.workload.store import TraceStore
+
+    @contextmanager
+    def watch(seed: int, folder: Path, one: TrainConfig) -> Iterator[Any]:
+        title = f"training PPO, seed {seed}"
+        with (
+            make_tracker(track, folder, one.model_dump(mode="json")) as tracker,
+            TrainingBar(one.ppo.total_timesteps, title) as bar,
+        ):
+            yield tracker, bar
+
+    store = TraceStore(traces)
+    if ray is None:
+        results = train_seeds(config, scenarios, store, out, num_seeds, resume=not fresh, watch=watch)
+    else:
+        with RayCluster(ray) as cluster:
+            results = train_seeds_on_ray(
+                *(cluster, config, scenarios, store, out, num_seeds),
+                resume=not fresh,
+                done=lambda seed: stderr.print(f"seed {seed} is trained"),
+            )
+    for note in sorted({note for result in results.values() for note in result.notes}):
+        stderr.print(f"note: {note}")
+    curves, paths = write_curves(out)
+    if as_json:
+        trained = {str(seed): str(result.policy_folder) for seed, result in results.items()}
+        print(json.dumps({"policies": trained, "curves": [str(path) for path in paths]}))
+        return
+    Console().print(rich_table(curve_table(curves)))
+    print(f"trained {num_seeds} seeds; policies in {out}/seed-*/policy, learning curves in {paths[0]}")

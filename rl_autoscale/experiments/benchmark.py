@@ -21,8 +21,9 @@ from typing import Any
 from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.scenario import Scenario, load_scenario
-from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool
+from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool, trace_names
 from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, grid, refine, refusal_knobs
+from rl_autoscale.experiments.ray_workers import RayCluster, RayWorkers
 from rl_autoscale.experiments.rows import Refusal, Row, RowStore
 from rl_autoscale.experiments.runs import RunInfo, code_fingerprint, describe_run, write_run, write_text
 from rl_autoscale.experiments.search_spaces import search_space
@@ -40,6 +41,7 @@ def run_benchmark(
     out_dir: Path,
     *,
     num_processes: int = 1,
+    ray: RayCluster | None = None,
     trace_folders: Sequence[Path] = (),
     progress: Progress | None = None,
     info: RunInfo | None = None,
@@ -53,6 +55,7 @@ def run_benchmark(
         config: what to compare.
         out_dir: the run folder; a benchmark found there is resumed.
         num_processes: episodes run at the same time.
+        ray: run them on this cluster instead.
         trace_folders: where to look for traces first.
         progress: told how far it is.
         info: how this run came about; default: described now.
@@ -71,7 +74,8 @@ def run_benchmark(
     write_run(out_dir, config, info or describe_run(config.first_seed))
     write_text(out_dir / "workloads.json", json.dumps(cards, indent=2) + "\n")
     context = {name: f"{card['fingerprint']}/{code_fingerprint()}" for name, card in cards.items()}
-    with EpisodePool(scenarios, trace_folders, num_processes) as pool:
+    workers = None if ray is None else RayWorkers(ray, scenarios, store)
+    with EpisodePool(scenarios, trace_folders, num_processes, workers) as pool:
         tuned = _tune(config, scenarios, context, pool, out_dir, progress)
         cells = {_key(cell, context[cell.scenario], config.span_s): cell for cell in grid(config, sweeps, tuned)}
         rows = RowStore(out_dir, cells)
@@ -163,8 +167,7 @@ def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
     digest = hashlib.sha256(scenario.model_dump_json().encode())
     for pool in scenario.fleet.pools:
         digest.update(pool.hardware.model_dump_json().encode())
-    workloads = [source.workload for source in scenario.train] + [scenario.test]
-    names = dict.fromkeys(item.trace for workload in workloads for item in workload.streams if item.trace is not None)
+    names = trace_names(scenario)
     for name in names:
         loaded = store.load_or_stand_in(name)
         notes += loaded.notes
@@ -172,7 +175,7 @@ def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
             digest.update(column.tobytes())
     return {
         "description": scenario.description,
-        "traces": list(names),
+        "traces": names,
         "notes": list(dict.fromkeys(notes)),
         "groups": list(groups_of(scenario)),
         "gpus_per_replica": scenario.fleet.gpus_per_replica.tolist(),

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from rl_autoscale.fleet.protocols import Policy, run_control_loop
 from rl_autoscale.sim.fleet import SimFleet
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.result import EpisodeResult
+from rl_autoscale.workload.spec import TraceSource
 from rl_autoscale.workload.store import TraceStore
 from rl_autoscale.workload.trace import Workload
 
@@ -125,7 +126,7 @@ def run_episode(
 class EpisodeRunner:
     """Runs jobs in this process; keeps the workloads it built last."""
 
-    def __init__(self, scenarios: Mapping[str, Scenario], store: TraceStore) -> None:
+    def __init__(self, scenarios: Mapping[str, Scenario], store: TraceSource) -> None:
         self._scenarios = scenarios
         self._store = store
         self._workloads: OrderedDict[tuple[str, Split, int, float | None], Workload] = OrderedDict()
@@ -170,8 +171,20 @@ class EpisodeRunner:
         return EpisodeOutcome(job, metrics, time.perf_counter() - started_s)
 
 
+class Workers(Protocol):
+    """Who runs batches of jobs at the same time: processes of this machine, or a cluster (ray_workers.py)."""
+
+    def run(self, batches: Sequence[list[EpisodeJob]]) -> Iterator[list[EpisodeOutcome]]:
+        """Run batches; each comes as it is done, in any order. Raises RlAutoscaleError: what a job raised."""
+        ...
+
+    def close(self) -> None:
+        """Let go of them."""
+        ...
+
+
 class EpisodePool:
-    """Runs jobs on several processes; a context manager.
+    """Runs jobs here or on workers; a context manager.
 
     A script that uses more than one process needs the usual ``if __name__ == "__main__":`` guard.
 
@@ -179,24 +192,26 @@ class EpisodePool:
         scenarios: by name; jobs refer to them.
         trace_folders: where to look for traces first. Nothing is downloaded here: fetch first.
         num_processes: 1 runs everything here.
+        workers: run everything there instead; closed with the pool.
     """
 
     def __init__(
-        self, scenarios: Mapping[str, Scenario], trace_folders: Sequence[Path] = (), num_processes: int = 1
+        self,
+        scenarios: Mapping[str, Scenario],
+        trace_folders: Sequence[Path] = (),
+        num_processes: int = 1,
+        workers: Workers | None = None,
     ) -> None:
         self._runner = EpisodeRunner(scenarios, TraceStore(trace_folders, download=False))
-        self._scenarios = dict(scenarios)
-        self._folders = tuple(trace_folders)
-        self._num_processes = num_processes
-        self._executor: ProcessPoolExecutor | None = None
+        self._local = workers is None
+        self._alone = workers is None and num_processes == 1
+        self._workers = workers or ProcessWorkers(scenarios, trace_folders, num_processes)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        self._workers.close()
 
     def run(self, jobs: Sequence[EpisodeJob]) -> Iterator[EpisodeOutcome]:
         """Run jobs; outcomes come as they are done, in any order.
@@ -204,17 +219,44 @@ class EpisodePool:
         Raises:
             RlAutoscaleError: what a job raised; the rest is given up.
         """
-        if self._num_processes == 1 or len(jobs) == 1:
+        if self._alone or (self._local and len(jobs) == 1):
             for job in jobs:
                 yield self._runner.outcome(job)
             return
-        futures = [self._start().submit(_run_batch, batch) for batch in batches(jobs)]
+        for outcomes in self._workers.run(batches(jobs)):
+            yield from outcomes
+
+
+class ProcessWorkers:
+    """Processes of this machine, started with the first batch.
+
+    Args:
+        scenarios: by name; jobs refer to them.
+        trace_folders: where to look for traces first.
+        num_processes: how many.
+    """
+
+    def __init__(self, scenarios: Mapping[str, Scenario], trace_folders: Sequence[Path], num_processes: int) -> None:
+        self._scenarios = dict(scenarios)
+        self._folders = tuple(trace_folders)
+        self._num_processes = num_processes
+        self._executor: ProcessPoolExecutor | None = None
+
+    def run(self, batches: Sequence[list[EpisodeJob]]) -> Iterator[list[EpisodeOutcome]]:
+        """See `Workers`."""
+        futures = [self._start().submit(_run_batch, batch) for batch in batches]
         try:
             for future in as_completed(futures):
-                yield from _outcomes(future)
+                yield _outcomes(future)
         finally:
             for future in futures:
                 future.cancel()
+
+    def close(self) -> None:
+        """See `Workers`."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
@@ -240,6 +282,12 @@ def batches(jobs: Sequence[EpisodeJob]) -> list[list[EpisodeJob]]:
     return cut
 
 
+def trace_names(scenario: Scenario) -> list[str]:
+    """Names of the traces that a scenario's traffic is made of, training and test, each once."""
+    workloads = [source.workload for source in scenario.train] + [scenario.test]
+    return list(dict.fromkeys(item.trace for one in workloads for item in one.streams if item.trace is not None))
+
+
 def compile_simulator(scenario: Scenario) -> None:
     """Compile the simulator, or load it from Numba's cache: a first run after installation takes a minute."""
     one = np.ones(1, dtype=np.int32)
@@ -259,8 +307,13 @@ def _initialise_worker(scenarios: dict[str, Scenario], folders: tuple[Path, ...]
 def _run_batch(jobs: list[EpisodeJob]) -> list[EpisodeOutcome] | str:
     """In a worker. Our own errors travel as text: some of them cannot be unpickled from their message."""
     assert _worker is not None
+    return run_batch(_worker, jobs)
+
+
+def run_batch(runner: EpisodeRunner, jobs: Sequence[EpisodeJob]) -> list[EpisodeOutcome] | str:
+    """Outcomes of jobs, or the message of what one of them raised."""
     try:
-        return [_worker.outcome(job) for job in jobs]
+        return [runner.outcome(job) for job in jobs]
     except RlAutoscaleError as error:
         return str(error)
 

@@ -61,13 +61,14 @@ def draw_suite_front(suite: Suite, path: Path) -> None:
             marker="o", markersize=5.5 if strong else 3.5, label=item.policy, zorder=5 if strong else 3,
         )  # fmt: skip
 
+    most = min(_MOST_SCORE, 1.1 * max(estimate.value for item in suite.contenders for estimate in item.cost))
     figure, axes = _panels(suite, draw)
     for axis in axes:
         axis.set_yticks(
             [float(scaled(tick)) for tick in ATTAINMENT_TICKS],
             [f"{tick:.1%}".replace(".0%", "%") for tick in ATTAINMENT_TICKS],
         )
-        axis.set(xlim=(0, _MOST_SCORE), ylim=(scaled(0.78), scaled(0.9992)), xlabel="cost of the suite")
+        axis.set(xlim=(0, most), ylim=(scaled(0.78), scaled(0.9992)), xlabel="cost of the suite")
     axes[0].set_ylabel("SLO attainment of the suite")
     save(figure, path)
 

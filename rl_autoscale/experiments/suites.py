@@ -99,6 +99,10 @@ def sweeps_that_fit(
     for path, card in cards.items():
         if all(card["schema"] != schema.digest for schema in schemas.values()):
             layouts = sorted({", ".join(schema.layout) for schema in schemas.values()})
+            if ", ".join(card["layout"]) in layouts:
+                raise SpecError(
+                    f"{path}: exported by a version with other features (schema {card['schema']}); train it again"
+                )
             raise SpecError(
                 f"{path}: trained for ({', '.join(card['layout'])}); fits none of the scenarios, which have "
                 f"({'), ('.join(layouts)}); choose scenarios with its pools and classes, or train one on these"

@@ -39,7 +39,7 @@ from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.workload.store import TraceStore
+from rl_autoscale.workload.spec import TraceSource
 
 DIAL_PRICES = 7
 DIAL_EPISODES = 8
@@ -119,7 +119,7 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
 def train(
     config: TrainConfig,
     scenarios: Sequence[Scenario],
-    store: TraceStore,
+    store: TraceSource,
     out: Path,
     *,
     resume: bool = True,
@@ -180,7 +180,7 @@ def train(
 
 
 def measure_dial(
-    layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceStore
+    layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
 ) -> list[dict[str, float]]:
     """What a policy delivers at several prices, on validation traffic.
 
@@ -249,7 +249,7 @@ def _export(
 
 
 def _build_mdps(
-    config: TrainConfig, scenarios: Sequence[Scenario], store: TraceStore
+    config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
 ) -> tuple[list[FleetMdp], list[ScenarioSampler]]:
     """One MDP per scenario; the fleets are shared out evenly, the first scenarios get what is left over."""
     share, left_over = divmod(config.ppo.num_fleets, len(scenarios))
@@ -269,7 +269,7 @@ def _build_mdps(
     return mdps, samplers
 
 
-def export_checkpoint(run: Path, out: Path, store: TraceStore) -> Path:
+def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     """Export the checkpoint of a training run, finished or not.
 
     Args:

@@ -68,6 +68,23 @@ def test_a_second_call_goes_on_where_the_first_stopped(run: Run, tiny_scenario: 
     assert (trained / "policy/policy.onnx").read_bytes() != before
 
 
+def test_seeds_lie_beside_each_other_and_are_not_trained_twice(run: Run, tiny_scenario: Path) -> None:
+    command = ("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "none", "--out", "five")
+    code, out, err = run(*command, "--seeds", 2, "--json")
+    assert code == 0, err
+    assert sorted(json.loads(out)["policies"]) == ["0", "1"]
+    assert Path("five/learning.png").exists()
+    digests = [json.loads(Path(f"five/seed-{k}/policy/policy.json").read_text())["onnx_sha256"] for k in (0, 1)]
+    assert digests[0] != digests[1]
+    before = Path("five/seed-0/learning.jsonl").read_text()
+    code, out, err = run(*command, "--seeds", 3)
+    assert code == 0, err
+    assert "trained 3 seeds" in out
+    assert Path("five/seed-0/learning.jsonl").read_text() == before
+    code, out, err = run("report", "five")
+    assert (code, "seed-2" in out) == (0, True), err
+
+
 def test_wandb_offline_logs_a_training(
     run: Run, tiny_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,12 @@ def test_a_trained_policy_runs_where_it_fits_and_nowhere_else(tiny_pretrained: P
     assert shipped_policies_for(["chiron"]) == []
     with pytest.raises(SpecError, match="fits none of the scenarios"):
         sweeps_that_fit(sweeps, {"chiron": load_scenario("chiron")})
+    card = tiny_pretrained / "policy.json"
+    old = card.read_text()
+    card.write_text(old.replace(json.loads(old)["schema"], "0123456789abcdef"))
+    with pytest.raises(SpecError, match="exported by a version with other features"):
+        sweeps_that_fit(sweeps, scenarios)
+    card.write_text(old)
     twice = [PolicySweep(policy="learned", label="PPO", knobs={"path": "pretrained/tiny"})] * 2
     with pytest.raises(SpecError, match="two policies called PPO fit scenario chatbot"):
         sweeps_that_fit(twice, scenarios)
