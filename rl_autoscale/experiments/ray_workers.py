@@ -54,6 +54,7 @@ class RayCluster:
         try:
             self.ray.init(address=None if address == LOCAL else address, log_to_driver=False, **started)
         except Exception as error:  # Ray raises whatever its parts raise, a bare Exception among them
+            self.ray.shutdown()  # what it had started of a local cluster
             reason = " ".join(str(error).split())[:200]
             raise SpecError(
                 f"--ray {address}: no cluster there ({reason}); start one with 'ray start --head', or give --ray local"

@@ -81,7 +81,9 @@ def test_deployed_policies_are_compared_at_equal_suite_attainment(rows: list[Row
     assert focal.cost_at[k95].value == focal.cost[0].value  # one setting: what it costs, delivering more
     assert not focal.cost_at[k98].reached  # nothing is extrapolated
     assert hpa.cost_at[k98].value == pytest.approx(1.0, abs=0.02)  # the only rule is the reference
-    assert hpa.against_focal[k95].value == pytest.approx(focal.cost[0].value / hpa.cost_at[k95].value)
+    ratio = hpa.against_focal[k95]
+    assert ratio.value == pytest.approx(focal.cost[0].value / hpa.cost_at[k95].value)
+    assert 1.0 < ratio.low <= ratio.value <= ratio.high
 
 
 def test_scores_price_what_stays_below_the_target(rows: list[Row]) -> None:
