@@ -17,6 +17,7 @@ from rl_autoscale.sim.estimate import book_residence, leave_replica
 from rl_autoscale.sim.kv_cache import free_blocks
 from rl_autoscale.sim.layout import FAILED, NONE
 from rl_autoscale.sim.ordered import tree_set
+from rl_autoscale.sim.replica import book_until
 
 
 @hot
@@ -117,6 +118,8 @@ def end_work(w, worker, now_s):
     r = w.req[q].replica
     w.rep[r].num_parked -= 1
     w.rep[r].num_parked_batch -= 1 - w.cls[w.req[q].class_index].interactive
+    if w.pool[w.rep[r].pool].prefix_caching:
+        book_until(w, r, now_s)  # what a leap has overwritten by now is gone before these blocks are free
     release(w, r, q, now_s)
     begin_work(w, q, now_s)
     return r
