@@ -113,6 +113,7 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "transferred": int((roles == DECODE).sum()),
             "held by a full bridge": int(world.fleet["num_blockings"].sum()),
             "held by full post-processing": int(world.fleet["num_parkings"].sum()),
+            "held beside a prefix cache": int(world.fleet["num_parkings"].sum() * pools["prefix_caching"].any()),
             "post-processed": int((case.spec.postprocess is not None) * (outcome == Outcome.FINISHED).sum()),
             "preempted after a transfer": int(requests["num_preemptions"][roles == DECODE].sum()),
             "drafts after a transfer": int(((roles == DECODE) & speculates).sum()),
