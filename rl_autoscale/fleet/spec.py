@@ -25,7 +25,14 @@ from rl_autoscale.fleet.stages import KvTransferSpec, PostprocessSpec
 IntArray = npt.NDArray[np.int64]
 ClassKind = Literal["interactive", "batch"]
 Role = Literal["interactive", "mixed", "batch", "prefill", "decode"]
-SchedulerName = Literal["vllm", "vllm-priority"]
+SchedulerName = Literal[
+    "vllm", "vllm-priority", "vllm-v0", "sarathi", "trtllm-no-evict", "trtllm-max-utilization", "fastserve",
+    "slos-serve",
+]  # fmt: skip
+RANKED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm-priority", "fastserve", "slos-serve")
+"""Those that sort their waiting queue."""
+STAGED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm", "vllm-priority")
+"""Those that know of other stages: KV that comes over the bridge, places that post-processing keeps."""
 Router = Literal["round_robin", "least_loaded", "power_of_two", "packing", "prefix_affinity"]
 
 ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
@@ -53,6 +60,9 @@ class ServiceClass(Config):
     priority: int = Field(default=0, description="lower is served first, as in vLLM")
     queue_limit: NonNegativeInt = Field(default=2000, description="bound of the gateway's queue for this class")
     timeout_s: PositiveFloat | None = Field(default=None, description="longest wait in the gateway's queue")
+    max_output_tokens: PositiveInt | None = Field(
+        default=None, description="the max_tokens that its requests ask for; pools that reserve output need it"
+    )
 
 
 class StartupPhase(Config):
@@ -118,6 +128,13 @@ class PoolSpec(Config):
     max_num_batched_tokens: PositiveInt | None = Field(default=None, description="token budget; default the profile's")
     kv_blocks: PositiveInt | None = Field(default=None, description="KV blocks of 16 tokens; default the profile's")
     scheduler: SchedulerName = Field(default="vllm", description="docs/systems.md; vllm is V1, first come first served")
+    kv_allocation: Literal["paged", "contiguous"] = Field(
+        default="paged",
+        description="contiguous: each request takes its longest possible length at once, as before vLLM",
+    )
+    block_move_s: NonNegativeFloat = Field(
+        default=1e-4, description="a KV block from GPU to host or back, for schedulers that swap"
+    )
     prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
     sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")
@@ -145,6 +162,16 @@ class PoolSpec(Config):
             )
         if self.role == "prefill" and self.speculation is not None:
             raise ValueError("speculation is for pools that decode; drop it from the prefill pool")
+        if self.kv_allocation == "contiguous" and self.prefix_caching:
+            raise ValueError("contiguous KV caches share no blocks; drop prefix_caching or kv_allocation: contiguous")
+        if self.scheduler in ("fastserve", "slos-serve"):
+            for option in ("prefix_caching", "speculation", "reserves_output"):
+                if getattr(self, option):
+                    raise ValueError(f"scheduler {self.scheduler} does not go with {option}; drop one")
+        if self.role in ("prefill", "decode") and (self.scheduler not in STAGED_SCHEDULERS or self.reserves_output):
+            raise ValueError(
+                f"role {self.role} goes with scheduler {' or '.join(STAGED_SCHEDULERS)} and paged KV allocation only"
+            )
         hardware = self.hardware  # an unknown profile is refused here, not at the first iteration
         if self.batch_limit > self.token_budget:
             raise ValueError(
@@ -183,6 +210,11 @@ class PoolSpec(Config):
     def longest_request_tokens(self) -> int:
         """KV tokens of the longest request that a replica can hold; a last iteration may compute beyond its output."""
         return self.num_kv_blocks * BLOCK_SIZE_TOKENS - self.verified_tokens + 1
+
+    @property
+    def reserves_output(self) -> bool:
+        """Whether a request is admitted only if the longest that it may become fits, beside all others."""
+        return self.scheduler == "trtllm-no-evict" or self.kv_allocation == "contiguous"
 
     @property
     def verified_tokens(self) -> int:
@@ -306,6 +338,18 @@ class FleetSpec(Config):
                 raise ValueError(
                     f"no pool may serve class '{service_class.name}' ({service_class.kind}); "
                     f"add a pool with role {' or '.join(ROLES_SERVING[service_class.kind])}"
+                )
+            unstaged = [p.name for p in self.pools if p.scheduler not in STAGED_SCHEDULERS or p.reserves_output]
+            if unstaged and self.postprocess is not None:
+                raise ValueError(
+                    f"postprocess goes with scheduler {' or '.join(STAGED_SCHEDULERS)} and paged KV allocation only; "
+                    f"change pool '{unstaged[0]}' or drop postprocess"
+                )
+            reserving = [pool.name for pool in self.pools if pool.reserves_output]
+            if reserving and service_class.max_output_tokens is None:
+                raise ValueError(
+                    f"pool '{reserving[0]}' reserves KV blocks for the longest possible output; "
+                    f"give class '{service_class.name}' its max_output_tokens"
                 )
         if self.gpu_budget is not None and self.gpu_budget < int(self.gpus_per_replica @ self.min_replicas):
             raise ValueError(f"gpu_budget={self.gpu_budget} cannot hold min_replicas of every pool")

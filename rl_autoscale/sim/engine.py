@@ -122,7 +122,7 @@ def end_stage(w, leaf, now_s):
 
 
 @njit
-def run_until(w, until_s):
+def run_until(w, until_s, others):
     """Handle every event at or before a time.
 
     Each event: book what happened, refill replicas from the gateway's queues, then let the replica whose iteration
@@ -167,7 +167,7 @@ def run_until(w, until_s):
             if rep.state == DRAINING and rep.in_flight == 0:
                 retire(w, r, event_s)
             else:
-                plan(w, r, event_s)
+                plan(w, r, event_s, others)
         if fleet.num_blocked > 0:
             start_transfers(w, event_s)
     if until_s < math.inf:
@@ -259,7 +259,10 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 """What `advance` is asked to do; one entry point, because each would compile the whole engine again."""
 
 
-SCHEDULER_FILES = tuple(f"schedulers/{name}.py" for name in ("steps", "vllm", "plan"))
+SCHEDULER_FILES = tuple(
+    f"schedulers/{name}.py"
+    for name in ("steps", "vllm", "vllm_v0", "sarathi", "trtllm", "fastserve", "slos_serve", "ranks", "plan")
+)
 KERNEL_FILES = (
     "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "replica.py", "router.py", "endings.py", "class_queue.py",
     "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py", "lifecycle.py", "snapshot.py",
@@ -278,7 +281,7 @@ def _compile_entry(source_digest: str):
     # Numba keys its disk cache on the entry's own file only; a digest of all kernel files in the closure makes an edit
     # of any of them a cache miss.
     @cached_njit
-    def advance(batch, which, operation, targets, caps, admission, until_s, age_s):
+    def advance(batch, which, operation, targets, caps, admission, until_s, age_s, others):
         """Work on the fleets with the indices ``which``, one after the other.
 
         Args:
@@ -291,6 +294,7 @@ def _compile_entry(source_digest: str):
             admission: shape (num_fleets, num_classes), float64; read by STEP.
             until_s: shape (num_fleets,).
             age_s: seconds.
+            others: None where every pool has vLLM's scheduler, else 1; each is compiled when it is first needed.
         """
         digest = source_digest  # noqa: F841
         for position in range(which.shape[0]):
@@ -305,7 +309,7 @@ def _compile_entry(source_digest: str):
             if operation == STEP:
                 apply_decision(w, targets[e], caps[e], admission[e])
             for leg in range(2):
-                run_until(w, until_s[e] - age_s if leg == 0 else until_s[e])
+                run_until(w, until_s[e] - age_s if leg == 0 else until_s[e], others)
                 if leg == 0:
                     snapshot(w, until_s[e] - age_s, age_s)
             for p in range(w.pool.shape[0]):

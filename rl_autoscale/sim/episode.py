@@ -64,8 +64,10 @@ def check_workload(spec: FleetSpec, workload: Workload) -> None:
             f"the workload's classes {list(workload.class_names)} are not the fleet's {list(spec.class_names)}"
         )
     tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens - 1
-    for c in range(len(spec.classes)):
+    for c, item in enumerate(spec.classes):
         serving = spec.pools_serving(c)
+        if item.max_output_tokens is not None:
+            _check_max_tokens(c, item.name, item.max_output_tokens, [spec.pools[p] for p in serving], workload)
         for pools, needed in ((spec.decode_pools or serving, tokens), (serving, workload.prompt_tokens)):
             limit = min(spec.pools[p].longest_request_tokens for p in pools)
             too_long = np.flatnonzero((workload.class_index == c) & (needed > limit))
@@ -75,6 +77,25 @@ def check_workload(spec: FleetSpec, workload: Workload) -> None:
             raise SpecError(
                 f"request {q} needs {needed[q]} KV tokens, a replica holds {limit}; "
                 "clip the workload's lengths or use hardware with more KV blocks"
+            )
+
+
+def _check_max_tokens(c: int, name: str, max_output_tokens: int, pools: list[PoolSpec], workload: Workload) -> None:
+    """Refuse outputs that the class does not allow, and prompts whose longest answer a pool could not reserve."""
+    own = workload.class_index == c
+    if (too_long := np.flatnonzero(own & (workload.output_tokens > max_output_tokens))).size:
+        q = int(too_long[0])
+        raise SpecError(
+            f"request {q} has {workload.output_tokens[q]} output tokens, class '{name}' allows "
+            f"max_output_tokens={max_output_tokens}; raise it or clip the workload's lengths"
+        )
+    for pool in pools:
+        room = pool.longest_request_tokens - max_output_tokens
+        if pool.reserves_output and (too_long := np.flatnonzero(own & (workload.prompt_tokens > room))).size:
+            q = int(too_long[0])
+            raise SpecError(
+                f"request {q} has {workload.prompt_tokens[q]} prompt tokens; beside the {max_output_tokens} that class "
+                f"'{name}' may ask for, pool '{pool.name}' holds {room}; lower max_output_tokens or clip the workload"
             )
 
 

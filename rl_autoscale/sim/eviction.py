@@ -7,6 +7,7 @@ from rl_autoscale.sim.class_queue import requeue
 from rl_autoscale.sim.estimate import leave_replica
 from rl_autoscale.sim.layout import NONE, PREFILL, READY
 from rl_autoscale.sim.replica import unload, waiting_remove
+from rl_autoscale.sim.schedulers.steps import abandon
 
 
 @njit
@@ -41,6 +42,7 @@ def evict_for(w, r, now_s):
     while q >= 0:
         if not w.cls[w.req[q].class_index].interactive:
             waiting_remove(w, r, q)
+            abandon(w, r, q)
             return_to_queue(w, r, q, now_s)
             return
         q = w.req[q].prev

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import RANKED_SCHEDULERS, FleetSpec, PoolSpec
 from rl_autoscale.fleet.state import (
     NEVER_REFUSE,
     ClassTelemetry,
@@ -37,9 +37,11 @@ from rl_autoscale.sim.layout import (
     REQUEST,
     ROLE_CODES,
     ROUTER_CODES,
+    SCHEDULER_CODES,
     TPOT_EDGES_S,
     TRACE,
     TTFT_EDGES_S,
+    VLLM_PRIORITY,
     FloatArray,
     IntArray,
     RecordArray,
@@ -72,6 +74,7 @@ class FleetBatch:
             np.full((num_fleets, len(spec.classes)), NEVER_REFUSE),
         )
         self._most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
+        self._others = None if all(SCHEDULER_CODES[p.scheduler] <= VLLM_PRIORITY for p in spec.pools) else 1
         self._reads_hashes = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
         self._world = self._allocate()
         self._now_s = np.zeros(num_fleets)
@@ -262,6 +265,7 @@ class FleetBatch:
             np.ascontiguousarray(decision.admission, dtype=np.float64),
             until_s,
             self.spec.telemetry_age_s,
+            self._others,
         )
 
     # -- books -------------------------------------------------------------------------------------------------------
@@ -356,7 +360,11 @@ def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int)
         record = records[p]
         record["base"], record["num_slots"], record["tree_size"] = bases[p], slots[p], tree_size
         record["router"] = ROUTER_CODES[spec.router]
-        record["priority_scheduling"] = pool.scheduler == "vllm-priority"
+        record["scheduler"] = SCHEDULER_CODES[pool.scheduler]
+        record["ranked"] = pool.scheduler in RANKED_SCHEDULERS
+        record["block_move_s"] = pool.block_move_s
+        record["reserves"] = pool.reserves_output
+        record["contiguous"] = pool.kv_allocation == "contiguous"
         record["serves_interactive"] = pool.role in ("interactive", "mixed", "prefill")
         record["serves_batch"] = pool.role in ("batch", "mixed", "prefill")
         record["batch_limit"] = record["cap"] = pool.batch_limit
@@ -389,6 +397,7 @@ def _class_records(spec: FleetSpec) -> RecordArray:
         record = records[c]
         record["interactive"] = item.kind == "interactive"
         record["priority"] = item.priority
+        record["max_output_tokens"] = item.max_output_tokens or 0
         record["queue_limit"] = item.queue_limit
         record["ttft_slo_s"], record["tpot_slo_s"] = item.ttft_slo_s, item.tpot_slo_s
         record["deadline_s"] = np.inf if item.deadline_s is None else item.deadline_s

@@ -107,6 +107,11 @@ def enter(w, q):
     request.evict = 0
     request.num_preemptions = 0
     request.num_evictions = 0
+    request.rank = 0
+    request.rank_s = 0.0
+    request.level_s = 0.0
+    request.idle_since_s = 0.0
+    request.on_host = 0
     request.table_blocks = 0
     request.kv_in_bridge = 0
 

@@ -30,6 +30,14 @@ def blocks_of(tokens):
     return (tokens + BLOCK - 1) // BLOCK
 
 
+@hot
+def reserved_blocks(w, r, q):
+    """KV blocks of the longest sequence that a request may become, as its class allows, drafts included."""
+    request = w.req[q]
+    most_tokens = request.prompt_tokens + w.cls[request.class_index].max_output_tokens
+    return blocks_of(most_tokens + w.pool[w.rep[r].pool].verified_tokens - 1)
+
+
 @njit
 def empty_cache(w, r):
     """A replica that becomes ready has cached nothing; its lists are those of a cleared slot."""
@@ -249,7 +257,11 @@ def release_blocks(w, r, q, tokens, ended):
 def free_blocks(w, r, q, tokens, ended):
     """A request leaves the engine's batch; see `release_blocks`."""
     rep = w.rep[r]
-    if w.pool[rep.pool].prefix_caching:
+    pool = w.pool[rep.pool]
+    if ended:
+        pool.released_tokens += tokens
+        pool.released_blocks += reserved_blocks(w, r, q) if pool.contiguous else blocks_of(tokens)
+    if pool.prefix_caching:
         release_blocks(w, r, q, tokens, ended)
     else:
         rep.kv_used -= blocks_of(tokens)

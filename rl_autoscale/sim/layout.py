@@ -46,8 +46,17 @@ ROUTER_CODES = {
     "packing": PACKING,
     "prefix_affinity": PREFIX_AFFINITY,
 }
-VLLM, VLLM_PRIORITY = 0, 1
-SCHEDULER_CODES = {"vllm": VLLM, "vllm-priority": VLLM_PRIORITY}
+VLLM, VLLM_PRIORITY, VLLM_V0, SARATHI, TRTLLM_NO_EVICT, TRTLLM_MAX_UTILIZATION, FASTSERVE, SLOS_SERVE = range(8)
+SCHEDULER_CODES = {
+    "vllm": VLLM,
+    "vllm-priority": VLLM_PRIORITY,
+    "vllm-v0": VLLM_V0,
+    "sarathi": SARATHI,
+    "trtllm-no-evict": TRTLLM_NO_EVICT,
+    "trtllm-max-utilization": TRTLLM_MAX_UTILIZATION,
+    "fastserve": FASTSERVE,
+    "slos-serve": SLOS_SERVE,
+}
 INTERACTIVE, MIXED, BATCH, PREFILL, DECODE = 0, 1, 2, 3, 4
 ROLE_CODES = {"interactive": INTERACTIVE, "mixed": MIXED, "batch": BATCH, "prefill": PREFILL, "decode": DECODE}
 
@@ -93,6 +102,11 @@ REQUEST = np.dtype(
         ("evict", _i),  # 1 when marked for eviction at the end of the iteration
         ("num_preemptions", _i),
         ("num_evictions", _i),
+        ("rank", _i),  # where the waiting queue is sorted: lower is served first,
+        ("rank_s", _f),  # then since when it has that rank, then arrival
+        ("level_s", _f),  # fastserve: time served at its level
+        ("idle_since_s", _f),  # fastserve: when it was last seen in the batch, or came
+        ("on_host", _i),  # 1 while its KV cache is in host memory
         ("table_blocks", _i),  # prefix caching: blocks in its table; further ones are anonymous
         ("kv_in_bridge", _i),  # 1 from the end of its transfer until a decode replica has blocks for it
     ],
@@ -116,6 +130,7 @@ REPLICA = np.dtype(
         ("chunk_context", np.int64),  # and tokens computed before
         ("decode_units", np.int64),  # KV tokens of all decode sequences, in units of the pool
         ("kv_used", np.int64),
+        ("kv_reserved", np.int64),  # for the longest that its running sequences may become, where the pool reserves
         ("pending_tokens", np.int64),  # dispatched prompt tokens without a first token yet
         ("pending_squares", np.int64),  # sum of their prompts' squared lengths
         ("seen_tokens", np.int64),  # prompt tokens of dispatched streams that have begun
@@ -123,6 +138,11 @@ REPLICA = np.dtype(
         ("pool", _i),
         ("num_decode", _i),
         ("num_prefill", _i),  # sequences with a prompt chunk in the iteration in progress
+        ("num_set_aside", _i),  # waiting sequences whose KV cache is on the GPU
+        ("moved_blocks", np.int64),  # between GPU and host before the iteration in progress
+        ("planned_s", _f),  # when the scheduler was last asked
+        ("next_look_s", _f),  # fastserve: when it looks for starved requests again
+        ("stalled", _i),  # 1 while the iteration in progress computes prompts only, and the decode batch stands still
         ("partial", _i),  # the sequence whose prompt is partly computed, or NONE; always the batch's tail
         ("num_waiting", _i),
         ("batch_head", _i),
@@ -187,7 +207,11 @@ POOL = np.dtype(
         ("num_slots", _i),
         ("tree_size", _i),
         ("router", _i),
-        ("priority_scheduling", _i),
+        ("scheduler", _i),
+        ("reserves", _i),  # 1 where a sequence is admitted only if all that it may become fits
+        ("ranked", _i),  # 1 where the waiting queue is sorted
+        ("block_move_s", _f),  # a KV block from GPU to host, or back
+        ("contiguous", _i),  # 1 where that is also what it takes
         ("serves_interactive", _i),
         ("serves_batch", _i),
         ("batch_limit", _i),
@@ -236,6 +260,9 @@ POOL = np.dtype(
         ("prompt_tokens", np.int64),
         ("generation_units", np.int64),  # fractions of the next token included
         ("generation_tokens", np.int64),  # as of the last snapshot
+        ("released_tokens", np.int64),  # in the KV cache of requests when they finished
+        ("released_blocks", np.int64),  # that those held
+        ("moved_blocks", np.int64),  # between GPU and host
         ("preemptions", np.int64),
         ("evictions", np.int64),
         ("crashes", np.int64),
@@ -255,6 +282,7 @@ CLASS = np.dtype(
     [
         ("interactive", _i),
         ("priority", _i),
+        ("max_output_tokens", _i),  # that a request may ask for; 0 where nobody reserves it
         ("queue_limit", _i),
         ("ttft_slo_s", _f),
         ("tpot_slo_s", _f),

@@ -187,6 +187,7 @@ def lose_request(w, r, q, now_s):
     request.in_batch = 0
     request.evict = 0
     request.computed_tokens = 0
+    request.on_host = 0
     request.chunk_tokens = 0
     request.finish_iteration = 0
     w.fleet[0].bridge_used -= request.kv_in_bridge

@@ -22,7 +22,7 @@ import numpy as np
 
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.drafts import drafted_blocks, drafted_iterations, drafted_until_full
-from rl_autoscale.sim.kv_cache import free_blocks, take_anonymous
+from rl_autoscale.sim.kv_cache import free_blocks, reserved_blocks, take_anonymous
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
 from rl_autoscale.sim.ordered import heap_push, heap_remove, tree_set
 
@@ -47,6 +47,8 @@ def batch_append(w, r, q):
     else:
         rep.batch_head = q
     rep.batch_tail = q
+    if w.pool[rep.pool].reserves:
+        rep.kv_reserved += reserved_blocks(w, r, q)
 
 
 @hot
@@ -63,25 +65,34 @@ def batch_remove(w, r, q):
         w.req[request.next].prev = request.prev
     else:
         rep.batch_tail = request.prev
+    if w.pool[rep.pool].reserves:
+        rep.kv_reserved -= reserved_blocks(w, r, q)
+
+
+@hot
+def precedes(w, a, b):
+    """Whether request a is served before b where the waiting queue is sorted."""
+    left = w.req[a]
+    right = w.req[b]
+    if left.rank != right.rank:
+        return left.rank < right.rank
+    if left.rank_s != right.rank_s:
+        return left.rank_s < right.rank_s
+    return a < b
 
 
 @hot
 def waiting_insert(w, r, q, front):
     """Put a request into the engine's waiting queue.
 
-    FCFS: at the back, or at the front when it was preempted. Priority: sorted by (priority, arrival).
+    FCFS: at the back, or at the front when it was preempted. Else sorted by rank, since when, and arrival.
     """
     rep = w.rep[r]
     request = w.req[q]
-    if w.pool[rep.pool].priority_scheduling:
-        priority = w.cls[request.class_index].priority
+    if w.pool[rep.pool].ranked:
         after = rep.wait_tail
-        while after >= 0:
-            other = w.req[after]
-            other_priority = w.cls[other.class_index].priority
-            if other_priority < priority or (other_priority == priority and after < q):
-                break
-            after = other.prev
+        while after >= 0 and not precedes(w, after, q):
+            after = w.req[after].prev
     else:
         after = NONE if front else rep.wait_tail
     before = rep.wait_head if after < 0 else w.req[after].next
@@ -174,19 +185,26 @@ def leave_decode(w, r, q):
 
 
 @njit
+def stop_decode(w, r, q):
+    """Take an unfinished sequence out of the decode batch; its blocks stay."""
+    rep = w.rep[r]
+    key = (w.req[q].finish_iteration << 32) | q
+    heap = w.heap[r]
+    for position in range(rep.heap_size):
+        if heap[position] == key:
+            heap_remove(heap, rep.heap_size, position)
+            break
+    rep.heap_size -= 1
+    leave_decode(w, r, q)
+
+
+@njit
 def unload(w, r, q):
     """Take an unfinished sequence out of the batch and free its blocks; it will recompute prompt and output so far."""
     rep = w.rep[r]
     request = w.req[q]
     if request.finish_iteration > 0:
-        key = (request.finish_iteration << 32) | q
-        heap = w.heap[r]
-        for position in range(rep.heap_size):
-            if heap[position] == key:
-                heap_remove(heap, rep.heap_size, position)
-                break
-        rep.heap_size -= 1
-        leave_decode(w, r, q)
+        stop_decode(w, r, q)
     elif rep.partial == q:
         rep.partial = NONE
     free_blocks(w, r, q, request.computed_tokens, False)
@@ -212,8 +230,10 @@ def leap_blocks(w, r, iterations):
 
 @hot
 def iteration_blocks(w, r):
-    """KV blocks the decode batch needs for its next iteration."""
+    """KV blocks the decode batch needs for its next iteration; none while it stands still."""
     rep = w.rep[r]
+    if rep.stalled:
+        return np.int64(0)
     if w.pool[rep.pool].token_shift > 0:
         return np.int64(leap_blocks(w, r, 1))
     return np.int64(w.residue[r, rep.iteration & (BLOCK - 1)])
@@ -241,6 +261,21 @@ def iterations_until_full(w, r, free_blocks, limit):
             break
         iterations += 1
     return min(iterations, limit)
+
+
+@hot
+def constant_s(w, r):
+    """Seconds of an iteration but for attention to what is in the KV cache, at the profile's speed."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    coefficients = w.coefficients[rep.pool]
+    num_decode = 0 if rep.stalled else rep.num_decode
+    fixed_s = (
+        w.token_time[rep.pool, num_decode * pool.verified_tokens + rep.chunk_tokens] + coefficients[1] * num_decode
+    )
+    if num_decode > 0:  # drafting, and reading drafts that are not kept
+        fixed_s += pool.draft_s + coefficients[0] * (num_decode * pool.lost_tokens)
+    return fixed_s
 
 
 @hot
@@ -300,6 +335,10 @@ def commit_decode(w, r, iterations, duration_s):
     rep = w.rep[r]
     pool = w.pool[rep.pool]
     num_decode = rep.num_decode
+    pool.iterations += iterations
+    if rep.stalled:  # the gap between two tokens grows
+        pool.itl_sum_s += duration_s * num_decode
+        return
     if num_decode > 0:
         blocks = leap_blocks(w, r, iterations)
         rep.kv_used += blocks
@@ -312,7 +351,6 @@ def commit_decode(w, r, iterations, duration_s):
         pool.itl_count += num_decode * iterations
         pool.generation_units += units
     rep.iteration += iterations
-    pool.iterations += iterations
 
 
 @njit
@@ -370,6 +408,7 @@ def clear_replica(w, r):
     rep.leap_iterations = 0
     rep.iteration = 0
     rep.kv_used = 0
+    rep.kv_reserved = 0
     rep.decode_units = 0
     rep.chunk_tokens = 0
     rep.chunk_pairs = 0.0
@@ -380,6 +419,11 @@ def clear_replica(w, r):
     rep.seen_tokens = 0
     rep.num_decode = 0
     rep.num_prefill = 0
+    rep.num_set_aside = 0
+    rep.moved_blocks = 0
+    rep.planned_s = 0.0
+    rep.next_look_s = 0.0
+    rep.stalled = 0
     rep.partial = NONE
     rep.num_waiting = 0
     rep.batch_head = NONE

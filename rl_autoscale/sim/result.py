@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, ServiceClass
 from rl_autoscale.sim import measures
 from rl_autoscale.sim.layout import FloatArray, Outcome, RecordArray
@@ -66,6 +67,14 @@ class PoolResult:
     prefix_queried_tokens: int
     prefix_hit_tokens: int
     cached_blocks_evicted: int
+    released_tokens: int
+    released_blocks: int
+
+    @property
+    def kv_waste(self) -> float:
+        """Share of the KV cache that requests held when they finished and that held no token; NaN if none did."""
+        held_tokens = self.released_blocks * BLOCK_SIZE_TOKENS
+        return 1.0 - self.released_tokens / held_tokens if held_tokens else float("nan")
 
     @property
     def prefix_hit_rate(self) -> float:
@@ -224,7 +233,8 @@ def pool_result(pool: PoolSpec, record: np.void) -> PoolResult:
         *(
             int(record[name])
             for name in ("num_starts", "num_wakes", "crashes", "notices", "taken_away", "preemptions", "evictions",
-                         "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted")
+                         "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted", "released_tokens",
+                         "released_blocks")
         ),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.layout import LEAST_LOADED, NO_ROOM, NONE, PACKING, PREFIX_AFFINITY, READY, ROUND_ROBIN
 from rl_autoscale.sim.ordered import tree_argmin, tree_set
 from rl_autoscale.sim.replica import cut_leap, waiting_insert, wake
+from rl_autoscale.sim.schedulers.ranks import rank_arrival
 
 
 @hot
@@ -183,6 +184,8 @@ def join_engine(w, r, q, now_s, slot):
     """
     rep = w.rep[r]
     count_in_flight(w, r, w.req[q].class_index, 1)
+    if w.pool[rep.pool].ranked:
+        rank_arrival(w, r, q, now_s)
     waiting_insert(w, r, q, False)
     if rep.event_s == math.inf:
         wake(w, r, now_s)

@@ -16,11 +16,11 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import STAGED_SCHEDULERS, FleetSpec, PoolSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet
-from rl_autoscale.sim.layout import COLD, LIFE, ROUTER_CODES, SPOT, WAKE
+from rl_autoscale.sim.layout import COLD, LIFE, ROUTER_CODES, SCHEDULER_CODES, SPOT, WAKE
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.reference import fleet as reference_fleet
 from rl_autoscale.workload.trace import Workload
@@ -258,10 +258,12 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
         "max_num_seqs": batch_limit,
         "max_num_batched_tokens": draw(st.sampled_from([batch_limit, 8, 16, 24, 64, 100])),
         "kv_blocks": draw(st.sampled_from([12, 16, 24, 40, 400])),
-        "scheduler": draw(st.sampled_from(["vllm", "vllm-priority"])),
+        "scheduler": draw(st.sampled_from(["vllm", *SCHEDULER_CODES])),
         "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
         "prefix_caching": draw(st.booleans()),
         "speculation": draw(st.sampled_from([None, None, *SPECULATIONS])),
+        "block_move_s": draw(st.sampled_from([0.0, 2.0**-7])),
+        "kv_allocation": draw(st.sampled_from([*4 * ["paged"], "contiguous"])),
     } | draw(st.sampled_from([{}, {}, *COMINGS_AND_GOINGS]))
 
 
@@ -276,6 +278,7 @@ def _classes(draw: st.DrawFn, name: str, kind: str) -> dict[str, Any]:
         "priority": draw(st.integers(0, 2)),
         "queue_limit": draw(st.sampled_from([0, 1, 3, 100])),
         "timeout_s": draw(st.sampled_from([None, None, 0.25, 2.0])),
+        "max_output_tokens": draw(st.sampled_from([80, 100])),
     }
 
 
@@ -289,10 +292,16 @@ def _cases(draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], leas
         if pool["role"] == "decode":  # small, so that some are preempted after their transfer
             pool |= {"prefix_caching": False, "kv_blocks": min(pool["kv_blocks"], 16)}
             pool["max_num_seqs"] = max(pool["max_num_seqs"], 4)
+        if pool["scheduler"] in ("fastserve", "slos-serve"):
+            pool |= {"kv_allocation": "paged", "prefix_caching": False, "speculation": None}
+        pool["prefix_caching"] &= pool["kv_allocation"] == "paged"
+        if pool["role"] in ("prefill", "decode"):
+            pool |= {"scheduler": draw(st.sampled_from(["vllm", "vllm-priority"])), "kv_allocation": "paged"}
         verified_tokens = 1 + (pool["speculation"] or {}).get("draft_tokens", 0)
         pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"] * verified_tokens)
     kinds = draw(st.sampled_from([["interactive"], ["interactive", "batch"], ["batch", "interactive", "interactive"]]))
     interval_s = draw(st.sampled_from([1.0, 2.0]))
+    staged = all(pool["scheduler"] in STAGED_SCHEDULERS and pool["kv_allocation"] == "paged" for pool in pools)
     spec = FleetSpec.from_dict(
         {
             "pools": pools,
@@ -302,7 +311,7 @@ def _cases(draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], leas
             "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
             "evict_batch": draw(st.sampled_from([True, True, False])),
             "kv_transfer": draw(st.sampled_from(KV_TRANSFERS)) if "prefill" in roles else None,
-            "postprocess": draw(st.sampled_from([None, None, None, *POSTPROCESSES])),
+            "postprocess": draw(st.sampled_from([None, None, None, *POSTPROCESSES])) if staged else None,
         }
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -323,6 +332,8 @@ def _workload(rng: np.random.Generator, spec: FleetSpec, num_requests: int, burs
     output = np.where(rng.random(num_requests) < 0.2, 1, rng.integers(1, 80, num_requests))
     prompt = np.minimum(prompt, room)
     output = np.minimum(output, room - prompt + 1)
+    if any(pool.reserves_output for pool in spec.pools):
+        prompt = np.minimum(prompt, room - 100)
     return Workload(
         np.sort(np.round(arrival_s / GRID_S) * GRID_S),
         prompt,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 from rl_autoscale.sim.fleet import SimFleet
-from rl_autoscale.sim.layout import DECODE, PREFILL, Outcome
+from rl_autoscale.sim.layout import DECODE, PREFILL, SCHEDULER_CODES, VLLM_PRIORITY, Outcome
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.workload.trace import Workload
 
@@ -23,6 +23,7 @@ FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
 POOL_COUNTS = (
     "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens",
     "num_wakes", "notices", "taken_away", "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted",
+    "released_tokens", "released_blocks", "moved_blocks",
 )  # fmt: skip
 
 
@@ -81,8 +82,10 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
     which = np.searchsorted(pools["base"], requests["replica"], side="right") - 1
     world = engine.batch._world
     roles = np.where(requests["replica"] >= 0, pools["role"][which], -1)
+    finished = pools["residence_count"]
     speculates = (requests["replica"] >= 0) & (pools["token_shift"][which] > 0)
-    return Counter(
+    codes = SCHEDULER_CODES
+    seen = Counter(
         {
             "preempted": int(requests["num_preemptions"].sum()),
             "evicted": int(requests["num_evictions"].sum()),
@@ -120,10 +123,17 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "prefix found before a transfer": int((pools["prefix_hit_tokens"] * (pools["role"] == PREFILL)).sum()),
             "lost with its prefill replica": int(((outcome == Outcome.FAILED) & (roles == PREFILL)).sum()),
             "lost with its decode replica": int(((outcome == Outcome.FAILED) & (roles == DECODE)).sum()),
+            "preempted by others than vLLM": int((pools["preemptions"] * (pools["scheduler"] > VLLM_PRIORITY)).sum()),
+            "swapped": int(pools["moved_blocks"].sum()),
+            "reserved": int((pools["residence_count"] * pools["reserves"]).sum()),
             "met": int(requests["slo_met"].sum()),
             "late": int((begun & (requests["slo_met"] == 0)).sum()),
         }
     )
+    seen.update(
+        {f"finished under {name}": int(finished[pools["scheduler"] == code].sum()) for name, code in codes.items()}
+    )
+    return seen
 
 
 def served_beside(engine: SimFleet, requests: Any) -> int:

@@ -25,6 +25,9 @@ class PoolBooks:
     cancelled_starts: int = 0
     reclaimed: int = 0
     preemptions: int = 0
+    released_tokens: int = 0  # in the KV cache of requests when they finished
+    released_blocks: int = 0  # that those held
+    moved_blocks: int = 0  # between GPU and host
     prefix_queried_tokens: int = 0  # looked up in prefix caches
     prefix_hit_tokens: int = 0  # and found
     cached_blocks_evicted: int = 0  # that other requests could have found

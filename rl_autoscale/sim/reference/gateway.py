@@ -186,6 +186,7 @@ class Gateway:
 
     def release(self, replica: Replica, request: Request) -> None:
         """A finished stream leaves its replica."""
+        replica.scheduler.count_release(request)
         replica.scheduler.remove(request)
         replica.in_flight.remove(request)
         replica.pool.book_residence(self.clock.now - request.dispatched_s)

@@ -104,7 +104,7 @@ class Replica:
     def receive(self, request: Request) -> None:
         """Take a request; an engine in the middle of an iteration sees it when that ends."""
         self.in_flight.append(request)
-        self.scheduler.add(request)
+        self.scheduler.add(request, self.clock.now)
         self.look_for_work()
 
     def look_for_work(self) -> None:
@@ -140,7 +140,7 @@ class Replica:
                 if self.is_gone:
                     return
                 continue
-            duration_s = self._speed * iteration.duration_s(self.pool.spec.hardware)
+            duration_s = max(self._speed * iteration.duration_s(self.pool.spec.hardware), iteration.move_s)
             yield self.clock.wait(duration_s, rank)
             if self.is_gone:
                 return
@@ -153,7 +153,7 @@ class Replica:
     def _end_iteration(self, iteration: Iteration, duration_s: float) -> None:
         """Hand out the iteration's tokens, let finished requests go, then the evicted ones, youngest first."""
         books = self.pool.books
-        books.itl_sum_s += duration_s * len(iteration.decodes)
+        books.itl_sum_s += duration_s * (len(iteration.decodes) + iteration.num_stalled)
         books.itl_count += len(iteration.decodes)
         for request in self.scheduler.complete(iteration):
             finished = request.generated_tokens == request.output_tokens

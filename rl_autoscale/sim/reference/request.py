@@ -56,6 +56,16 @@ class Request:
     marked_for_eviction: bool = False
     num_preemptions: int = 0
     num_evictions: int = 0
+    rank: int = 0  # where the waiting queue is sorted: lower is served first,
+    rank_s: float = 0.0  # then since when it has that rank, then arrival
+    level_s: float = 0.0  # fastserve: time served at its level
+    idle_since_s: float = 0.0  # fastserve: when it was last seen in the batch, or came
+    on_host: bool = False  # its KV cache is in host memory
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Sort key of a sorted waiting queue."""
+        return self.rank, self.rank_s, self.index
 
     @property
     def num_tokens(self) -> int:

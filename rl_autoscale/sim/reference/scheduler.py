@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rl_autoscale.sim.reference.schedulers import SCHEDULERS
+from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.schedulers import RANKS, SCHEDULERS
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
 
 __all__ = ["Iteration", "Scheduler"]
@@ -10,6 +11,12 @@ __all__ = ["Iteration", "Scheduler"]
 
 class Scheduler(Sequences):
     """Sequences under the rule of their pool; arguments as there."""
+
+    def add(self, request: Request, now_s: float = 0.0) -> None:
+        """A request arrives at the engine."""
+        if (rank := RANKS.get(self.pool.scheduler)) is not None:
+            rank(self, request, now_s)
+        self.enqueue(request)
 
     def schedule(self, now_s: float) -> Iteration | None:
         """Decide the next iteration; None with nothing to run."""

@@ -14,10 +14,10 @@ from bisect import insort
 from dataclasses import dataclass
 
 from rl_autoscale.fleet.profile import LatencyProfile
-from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.fleet.spec import RANKED_SCHEDULERS, PoolSpec
 from rl_autoscale.sim.reference.books import PoolBooks
 from rl_autoscale.sim.reference.kv_blocks import KvBlocks
-from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.request import Request, blocks_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Iteration:
         num_drafts: draft tokens that each decode sequence verifies.
         earned_tokens: that each decode sequence gets, on average.
         draft_s: time to draft; only with decode sequences.
+        num_stalled: decode sequences of the batch that stand still in it.
+        move_s: time in which KV blocks are moved between GPU and host, beside the computation.
     """
 
     decodes: tuple[Request, ...]
@@ -39,6 +41,8 @@ class Iteration:
     num_drafts: int = 0
     earned_tokens: float = 1.0
     draft_s: float = 0.0
+    num_stalled: int = 0
+    move_s: float = 0.0
 
     def duration_s(self, profile: LatencyProfile) -> float:
         """Seconds by the latency profile; a decode sequence reads its whole context and the tokens it computes."""
@@ -67,19 +71,38 @@ class Sequences:
         self.running: list[Request] = []  # in the order of admission
         self.waiting: list[Request] = []
         self.parked: list[Request] = []  # finished; they keep sequence and blocks until post-processing has room
+        self.planned_s = 0.0  # when the scheduler was last asked
+        self.next_look_s = 0.0  # fastserve: when it looks for starved requests again
         self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, self.books)
 
     @property
     def used_blocks(self) -> int:
         """KV blocks in use."""
+        if self.pool.kv_allocation == "contiguous":
+            return self.num_reserved
         return self.kv.num_used
 
-    def add(self, request: Request) -> None:
-        """A request arrives at the engine."""
-        if self.by_priority:
-            insort(self.waiting, request, key=urgency)
+    @property
+    def num_reserved(self) -> int:
+        """KV blocks of the longest that the running sequences may become."""
+        return sum(self.most_blocks(request) for request in self.running)
+
+    def most_blocks(self, request: Request) -> int:
+        """KV blocks of the longest sequence that a request may become, as its class allows, drafts included."""
+        most_tokens = request.prompt_tokens + (request.service_class.max_output_tokens or 0)
+        return blocks_for(most_tokens + self.pool.verified_tokens - 1)
+
+    def held_blocks(self, request: Request) -> int:
+        """KV blocks that a running sequence keeps from others."""
+        contiguous = self.pool.kv_allocation == "contiguous"
+        return self.most_blocks(request) if contiguous else len(request.block_table)
+
+    def enqueue(self, request: Request, *, front: bool = False) -> None:
+        """Put a request into the waiting queue: sorted where it has ranks, else at its end."""
+        if self.ranked:
+            insort(self.waiting, request, key=lambda waiting: waiting.order)
         else:
-            self.waiting.append(request)
+            self.waiting.insert(0 if front else len(self.waiting), request)
 
     def iteration(self, scheduled: dict[Request, int], num_preempted: int) -> Iteration | None:
         """The iteration in which these sequences compute so many tokens each; None without any."""
@@ -136,6 +159,7 @@ class Sequences:
         self.kv.free(request)
         request.computed_tokens = 0
         request.token_fraction = 0.0
+        request.on_host = False
         request.decoding = False
 
     def park(self, request: Request) -> None:
@@ -149,25 +173,23 @@ class Sequences:
 
     def send_off(self, request: Request) -> None:
         """The KV of a computed prompt is elsewhere now: free its blocks, keep what is known of it."""
+        self.count_release(request)
         self.kv.free(request)
         request.decoding = False
+
+    def count_release(self, request: Request) -> None:
+        """Book what a request holds that is about to leave for good."""
+        self.books.released_tokens += request.computed_tokens
+        self.books.released_blocks += self.held_blocks(request)
 
     def preempt(self, victim: Request) -> None:
         """Send a running sequence back to the front of the waiting queue; it keeps its tokens, not their KV."""
         self.remove(victim)
         victim.num_preemptions += 1
         self.books.preemptions += 1
-        if self.by_priority:
-            insort(self.waiting, victim, key=urgency)
-        else:
-            self.waiting.insert(0, victim)
+        self.enqueue(victim, front=True)
 
     @property
-    def by_priority(self) -> bool:
-        """Whether the waiting queue is sorted by priority."""
-        return self.pool.scheduler == "vllm-priority"
-
-
-def urgency(request: Request) -> tuple[int, int]:
-    """Sort key of priority scheduling: lower priority first, then the earlier arrival."""
-    return request.service_class.priority, request.index
+    def ranked(self) -> bool:
+        """Whether the waiting queue is sorted."""
+        return self.pool.scheduler in RANKED_SCHEDULERS

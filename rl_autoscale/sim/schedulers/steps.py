@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from rl_autoscale.fleet.jit import hot, njit
-from rl_autoscale.sim.kv_cache import blocks_of, extend_table, match_prefix, reuse_prefix, take_anonymous
-from rl_autoscale.sim.layout import BLOCK
+from rl_autoscale.sim.kv_cache import (
+    blocks_of,
+    extend_table,
+    free_blocks,
+    match_prefix,
+    reserved_blocks,
+    reuse_prefix,
+    take_anonymous,
+)
+from rl_autoscale.sim.layout import BLOCK, VLLM_PRIORITY
 from rl_autoscale.sim.replica import (
     batch_append,
     iteration_blocks,
     iterations_until_full,
     join_decode,
+    precedes,
     unload,
     waiting_insert,
     waiting_remove,
@@ -20,14 +29,12 @@ from rl_autoscale.sim.replica import (
 def preemption_victim(w, r):
     """The sequence vLLM preempts: the batch's tail, or under priority scheduling the worst (priority, arrival)."""
     rep = w.rep[r]
-    if not w.pool[rep.pool].priority_scheduling:
+    if w.pool[rep.pool].scheduler != VLLM_PRIORITY:
         return rep.batch_tail
     worst = rep.batch_head
     q = rep.batch_head
     while q >= 0:
-        priority = w.cls[w.req[q].class_index].priority
-        worst_priority = w.cls[w.req[worst].class_index].priority
-        if priority > worst_priority or (priority == worst_priority and q > worst):
+        if precedes(w, worst, q):
             worst = q
         q = w.req[q].next
     return worst
@@ -43,8 +50,13 @@ def preempt(w, r, victim):
 
 
 @njit
-def make_room(w, r):
+def make_room(w, r, whole_prompt):
     """Preempt until the running sequences' next iteration fits the KV cache.
+
+    Args:
+        w: the fleet.
+        r: its replica.
+        whole_prompt: whether all of the partly computed prompt must fit, and not only its next chunk.
 
     Returns:
         (whether anybody was preempted, chunk of the partly computed prompt, blocks the decode batch will need).
@@ -60,7 +72,8 @@ def make_room(w, r):
             request = w.req[rep.partial]
             left = request.prompt_tokens + request.generated_tokens - request.computed_tokens
             chunk = min(left, pool.token_budget - rep.num_decode * pool.verified_tokens)
-            chunk_need = blocks_of(request.computed_tokens + chunk) - blocks_of(request.computed_tokens)
+            ahead = left if whole_prompt else chunk
+            chunk_need = blocks_of(request.computed_tokens + ahead) - blocks_of(request.computed_tokens)
         if decode_need + chunk_need <= pool.kv_blocks - rep.kv_used or rep.batch_tail < 0:
             return preempted, chunk, decode_need
         preempt(w, r, preemption_victim(w, r))
@@ -116,6 +129,16 @@ def head_blocks(w, r):
     if w.pool[rep.pool].prefix_caching:
         num_hit, num_idle = match_prefix(w, r, q, tokens)
     return tokens, num_hit, blocks_of(tokens) - num_hit + num_idle
+
+
+@hot
+def head_fits(w, r, need, decode_need):
+    """Whether the head's whole input fits beside what decodes take, or, where the pool reserves, all it may become."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    if pool.reserves:
+        return rep.kv_reserved + reserved_blocks(w, r, rep.wait_head) <= pool.kv_blocks
+    return need <= pool.kv_blocks - rep.kv_used - decode_need
 
 
 @hot
@@ -177,6 +200,28 @@ def take_over(w, r, free, budget):
     w.fleet[0].bridge_used -= 1
     join_decode(w, r, q)
     return needed - held
+
+
+@hot
+def abandon(w, r, q):
+    """A waiting sequence leaves the engine, and what it has in the KV cache is lost."""
+    rep = w.rep[r]
+    request = w.req[q]
+    if request.computed_tokens > 0 and not request.on_host:
+        free_blocks(w, r, q, request.computed_tokens, False)
+        rep.num_set_aside -= 1
+    request.computed_tokens = 0
+    request.on_host = 0
+
+
+@hot
+def prompt_goes_on(w, r):
+    """Whether a prompt will be computed only in part after this iteration; then no other may begin."""
+    q = w.rep[r].partial
+    if q < 0:
+        return False
+    request = w.req[q]
+    return request.computed_tokens + request.chunk_tokens < request.prompt_tokens + request.generated_tokens
 
 
 @hot

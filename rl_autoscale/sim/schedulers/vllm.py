@@ -20,6 +20,7 @@ from rl_autoscale.sim.schedulers.steps import (
     continue_prompt,
     decode_leap,
     head_blocks,
+    head_fits,
     make_room,
     reserve_decodes,
     take_over,
@@ -35,7 +36,7 @@ def schedule_vllm(w, r, now_s):
     chunk = 0
     decode_need = 0
     if rep.batch_tail >= 0:
-        preempted, chunk, decode_need = make_room(w, r)
+        preempted, chunk, decode_need = make_room(w, r, False)
     reserve_decodes(w, r, decode_need)
     budget = pool.token_budget - rep.num_decode * pool.verified_tokens
     running = rep.num_decode + rep.num_parked
@@ -54,7 +55,7 @@ def schedule_vllm(w, r, now_s):
                 running += 1
                 continue
             tokens, num_hit, need = head_blocks(w, r)
-            if need > pool.kv_blocks - rep.kv_used - decode_need:
+            if not head_fits(w, r, need, decode_need):
                 break
             budget -= admit_head(w, r, now_s, tokens, num_hit, budget)
             running += 1

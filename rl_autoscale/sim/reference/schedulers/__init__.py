@@ -8,10 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rl_autoscale.fleet.spec import SchedulerName
-from rl_autoscale.sim.reference.schedulers import vllm
+from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.schedulers import fastserve, sarathi, slos_serve, trtllm, vllm, vllm_v0
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
 
 SCHEDULERS: dict[SchedulerName, Callable[[Sequences, float], Iteration | None]] = {
     "vllm": vllm.schedule,
     "vllm-priority": vllm.schedule,
+    "vllm-v0": vllm_v0.schedule,
+    "sarathi": sarathi.schedule,
+    "trtllm-no-evict": trtllm.schedule,
+    "trtllm-max-utilization": trtllm.schedule,
+    "fastserve": fastserve.schedule,
+    "slos-serve": slos_serve.schedule,
 }
+
+RANKS: dict[SchedulerName, Callable[[Sequences, Request, float], None]] = {
+    "vllm-priority": vllm.rank,
+    "fastserve": fastserve.rank,
+    "slos-serve": slos_serve.rank,
+}
+"""How a request is ranked when it comes, where the waiting queue is sorted."""

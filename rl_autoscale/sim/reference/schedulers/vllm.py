@@ -11,8 +11,9 @@ settled who goes on, so what victims leave behind is in the queue of free blocks
 from __future__ import annotations
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
+from rl_autoscale.sim.reference.kv_blocks import Block
 from rl_autoscale.sim.reference.request import Request, blocks_for
-from rl_autoscale.sim.reference.sequences import Iteration, Sequences, urgency
+from rl_autoscale.sim.reference.sequences import Iteration, Sequences
 
 
 def schedule(engine: Sequences, now_s: float) -> Iteration | None:
@@ -23,8 +24,12 @@ def schedule(engine: Sequences, now_s: float) -> Iteration | None:
     return engine.iteration(scheduled, num_preempted)
 
 
-def schedule_running(engine: Sequences) -> tuple[dict[Request, int], int]:
+def schedule_running(engine: Sequences, *, whole_prompt: bool = False) -> tuple[dict[Request, int], int]:
     """Give every running sequence its tokens and blocks; when blocks run out, preempt.
+
+    Args:
+        engine: its sequences.
+        whole_prompt: whether all of a partly computed prompt must fit, and not only its next chunk.
 
     Returns:
         (tokens of every sequence that goes on, how many were preempted).
@@ -35,8 +40,10 @@ def schedule_running(engine: Sequences) -> tuple[dict[Request, int], int]:
     for request in list(engine.running):
         while request in engine.running:
             budget = engine.pool.token_budget - sum(scheduled.values())
-            tokens = min(engine.tokens_to_compute(request), budget)
-            blocks = blocks_for(engine.computed_after(request, tokens)) - len(request.block_table)
+            wanted = engine.tokens_to_compute(request)
+            tokens = min(wanted, budget)
+            ahead = wanted if whole_prompt and not request.decoding else tokens
+            blocks = blocks_for(engine.computed_after(request, ahead)) - len(request.block_table)
             if sum(promised.values()) + blocks <= engine.kv.num_free:
                 scheduled[request], promised[request] = tokens, blocks
                 break
@@ -50,8 +57,15 @@ def schedule_running(engine: Sequences) -> tuple[dict[Request, int], int]:
     return scheduled, num_preempted
 
 
-def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float) -> None:
-    """Admit from the head of the waiting queue while budget, batch and blocks last."""
+def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float, *, whole: bool = False) -> None:
+    """Admit from the head of the waiting queue while budget, batch and blocks last.
+
+    Args:
+        engine: its sequences.
+        scheduled: tokens of those that run already; the admitted ones are added.
+        now_s: the time.
+        whole: whether a prompt is computed in one piece or not yet, unless it is longer than the token budget.
+    """
     budget = engine.pool.token_budget - sum(scheduled.values())
     while engine.waiting and budget > 0 and len(engine.running) + len(engine.parked) < engine.pool.batch_limit:
         request = engine.waiting[0]
@@ -62,13 +76,13 @@ def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float
             budget -= engine.pool.verified_tokens
             continue
         hit = engine.kv.longest_hit(request)
-        num_idle = sum(block.num_users == 0 for block in hit)
-        if blocks_for(request.num_tokens) - len(hit) + num_idle > engine.kv.num_free:  # scheduler_reserve_full_isl
+        left = request.num_tokens - len(hit) * BLOCK_SIZE_TOKENS
+        if not _fits(engine, request, hit) or (whole and budget < left <= engine.pool.token_budget):
             break
         engine.kv.reuse(request, hit)
         request.computed_tokens = len(hit) * BLOCK_SIZE_TOKENS
         _count_lookup(engine, request)
-        tokens = min(request.num_tokens - request.computed_tokens, budget)
+        tokens = min(left, budget)
         engine.kv.extend(request, request.computed_tokens + tokens)
         engine.running.append(engine.waiting.pop(0))
         scheduled[request] = tokens
@@ -89,6 +103,14 @@ def _take_over(engine: Sequences, request: Request, budget: int) -> bool:
     return True
 
 
+def _fits(engine: Sequences, request: Request, hit: list[Block]) -> bool:
+    """Whether the whole input fits the free blocks, or, where the pool reserves, all that the request may become."""
+    if engine.pool.reserves_output:
+        return engine.num_reserved + engine.most_blocks(request) <= engine.pool.num_kv_blocks
+    num_idle = sum(block.num_users == 0 for block in hit)
+    return blocks_for(request.num_tokens) - len(hit) + num_idle <= engine.kv.num_free  # scheduler_reserve_full_isl
+
+
 def _count_lookup(engine: Sequences, request: Request) -> None:
     """Book a look into the prefix cache; as in vLLM, requests that were preempted are not counted."""
     if engine.pool.prefix_caching and request.num_preemptions == 0:
@@ -98,4 +120,9 @@ def _count_lookup(engine: Sequences, request: Request) -> None:
 
 def _victim(engine: Sequences) -> Request:
     """The sequence to preempt: the last admitted, or under priority scheduling the least urgent."""
-    return max(engine.running, key=urgency) if engine.by_priority else engine.running[-1]
+    return max(engine.running, key=lambda running: running.order) if engine.ranked else engine.running[-1]
+
+
+def rank(engine: Sequences, request: Request, now_s: float) -> None:
+    """Priority scheduling: lower priority first, then the earlier arrival."""
+    request.rank = request.service_class.priority
