@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("rl_autoscale.cli.train", "Train a policy with PPO; checkpoints, resumes, tracks."),
     "evaluate": ("rl_autoscale.cli.evaluate", "Run one policy on one scenario: what it cost and broke."),
     "benchmark": ("rl_autoscale.cli.benchmark", "Compare every policy: GPU-hours at equal SLO attainment."),
+    "compare-systems": ("rl_autoscale.cli.systems", "Compare schedulers: requests per second and GPU within the SLOs."),
     "replay": ("rl_autoscale.cli.replay", "Replay recorded traffic: what each policy would cost and break."),
     "report": ("rl_autoscale.cli.report", "Turn a benchmark's results into an HTML report with figures."),
     "export": ("rl_autoscale.cli.export", "Write a trained policy as ONNX with its card."),

@@ -1,0 +1,67 @@
+"""``rl-autoscale compare-systems``: how many requests per second a GPU serves under each scheduler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def command(
+    systems: Annotated[str | None, typer.Option(help="Comma-separated; default all. See docs/systems.md.")] = None,
+    scenarios: Annotated[str | None, typer.Option(help="Comma-separated; default SLOs-Serve's six.")] = None,
+    traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, few requests: a look, not a result.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the run; what is found there is not looked for again.")] = Path(
+        "runs/systems"
+    ),
+    update: Annotated[Path | None, typer.Option(help="Page whose tables to replace, as docs/systems.md.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Compare serving systems: the highest rate at which 90 % of the requests meet their SLOs, on one replica.
+
+    Examples:
+        rl-autoscale compare-systems --quick
+
+        rl-autoscale compare-systems --systems vllm,slos-serve --scenarios chatbot,coder
+    """
+    from rl_autoscale.cli.benchmark import BenchmarkBar
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.systems import (
+        QUICK,
+        SCENARIOS,
+        SYSTEMS,
+        Settings,
+        capacity_table,
+        compare_systems,
+        speed_table,
+    )
+    from rl_autoscale.experiments.validation.report import update_page
+    from rl_autoscale.workload.store import TraceStore
+
+    with BenchmarkBar() as bar:
+        found = compare_systems(
+            TraceStore(traces or ()),
+            out / "quick" if quick else out,
+            systems=tuple(SYSTEMS) if systems is None else _names(systems),
+            scenarios=SCENARIOS if scenarios is None else _names(scenarios),
+            settings=QUICK if quick else Settings(),
+            progress=bar,
+        )
+    tables = {"capacity": capacity_table(found), "speed": speed_table(found)}
+    if update is not None:
+        update_page(update, tables)
+    if as_json:
+        typer.echo(json.dumps({k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}, indent=2))
+        return
+    console = Console()
+    for table in tables.values():
+        console.print(rich_table(table))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))

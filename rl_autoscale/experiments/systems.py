@@ -1,0 +1,293 @@
+"""How many requests per second one GPU serves under each scheduler: capacity at equal attainment, by bisection.
+
+One replica, the requests of a scenario's test traffic in random order, Poisson arrivals, no early refusal. The capacity
+is the highest rate at which at least 90 % of the requests that arrive meet all their SLOs (goodput in DistServe,
+serving capacity in SLOs-Serve). All schedulers get the same requests and, but for the rate, the same gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.experiments.runs import write_text
+from rl_autoscale.experiments.tables import Cell, Table
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError
+from rl_autoscale.fleet.rng import stream
+from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.token_budget import token_budget_for
+from rl_autoscale.sim.fleet import FleetBatch
+from rl_autoscale.sim.result import pool_result
+from rl_autoscale.workload.spec import TraceSource
+from rl_autoscale.workload.trace import Workload
+
+SCENARIOS = ("chatbot", "coder", "summariser", "mixed-apps", "tool-calls", "reasoning")
+TARGET = 0.9
+LONG_BUDGET_TOKENS = 8192
+"""Token budget of systems that compute whole prompts: TensorRT-LLM's default; vLLM before V1 needs its context."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A serving engine's way to batch.
+
+    Attributes:
+        name: its row.
+        scheduler: of the pool.
+        budget: where the token budget comes from: the hardware profile, the scenario's tightest TPOT, or a constant.
+        kv_allocation: of the pool.
+    """
+
+    name: str
+    scheduler: str
+    budget: str = "profile"
+    kv_allocation: str = "paged"
+
+    def pool(self, scenario: Scenario) -> PoolSpec:
+        """One replica of the scenario's first pool under this system."""
+        given = scenario.fleet.pools[0]
+        data = {"name": given.name, "role": "mixed", "profile": given.profile, "min_replicas": 1, "max_replicas": 1}
+        data |= {"scheduler": self.scheduler, "kv_allocation": self.kv_allocation}
+        if self.budget == "tbt":
+            tightest_s = min(item.tpot_slo_s for item in scenario.fleet.classes)
+            budget = token_budget_for(given.hardware, tightest_s)
+            data |= {"max_num_batched_tokens": budget, "max_num_seqs": min(given.hardware.max_num_seqs, budget)}
+        elif self.budget == "long":
+            data |= {"max_num_batched_tokens": LONG_BUDGET_TOKENS}
+        return PoolSpec.from_dict(data)
+
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("vllm", "vllm"),
+        System("vllm-contiguous", "vllm", kv_allocation="contiguous"),
+        System("vllm-v0", "vllm-v0", "long"),
+        System("sarathi", "sarathi", "tbt"),
+        System("trtllm-no-evict", "trtllm-no-evict", "long"),
+        System("trtllm-max-utilization", "trtllm-max-utilization", "long"),
+        System("fastserve", "fastserve", "long"),
+        System("slos-serve", "slos-serve", "long"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How carefully capacities are looked for; results of other settings are not mixed."""
+
+    num_requests: int = 10_000
+    seeds: int = 3
+    tolerance: float = 0.02
+
+
+QUICK = Settings(num_requests=300, seeds=1, tolerance=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What was found for one system in one scenario.
+
+    Attributes:
+        per_gpu_s: requests per second and GPU, one per seed.
+        kv_waste: share of the KV cache that finished requests held and did not use, at the last seed's capacity.
+        num_requests: simulated in all.
+        cpu_s: time for that.
+    """
+
+    per_gpu_s: tuple[float, ...]
+    kv_waste: float
+    num_requests: int
+    cpu_s: float
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.per_gpu_s))
+
+
+@dataclass(slots=True)
+class _Replica:
+    """One replica that serves the same requests at any rate."""
+
+    batch: FleetBatch
+    sample: Workload
+    seed: int
+    num_requests: int = 0
+    cpu_s: float = 0.0
+
+    def attainment(self, rate_per_s: float) -> float:
+        """Share of the requests that meet their SLOs at this rate."""
+        arrival_s = self.sample.arrival_s / rate_per_s
+        workload = Workload(
+            arrival_s, self.sample.prompt_tokens, self.sample.output_tokens, self.sample.class_index,
+            self.sample.class_names, float(arrival_s[-1]),
+        )  # fmt: skip
+        self.batch.load(0, workload, seed=self.seed)
+        began_s = time.process_time()
+        self.batch.run(0)
+        self.cpu_s += time.process_time() - began_s
+        self.num_requests += workload.num_requests
+        return float(self.batch.requests()["slo_met"].mean())
+
+
+def capacity_of(system: System, scenario: Scenario, store: TraceSource, settings: Settings) -> Capacity:
+    """Find a system's capacity in a scenario, once per seed."""
+    found, waste, num_requests, cpu_s = [], float("nan"), 0, 0.0
+    for seed in range(settings.seeds):
+        sample = draw_requests(scenario, store, settings.num_requests, seed)
+        pool = system.pool(scenario)
+        replica = _Replica(FleetBatch(_one_replica(scenario, pool, sample)), sample, seed)
+        rate_per_s = largest_rate(replica.attainment, TARGET, settings.tolerance)
+        if rate_per_s > 0:
+            replica.attainment(rate_per_s)
+            waste = pool_result(pool, replica.batch.pools()[0]).kv_waste
+        found.append(rate_per_s / pool.hardware.gpus_per_replica)
+        num_requests += replica.num_requests
+        cpu_s += replica.cpu_s
+    return Capacity(tuple(found), waste, num_requests, cpu_s)
+
+
+def largest_rate(attainment: Callable[[float], float], target: float, tolerance: float) -> float:
+    """The highest rate that attains the target, by doubling and bisection; 0 if even one request per minute does not.
+
+    Args:
+        attainment: share of requests that meet their SLOs, by rate; falls with the rate.
+        target: the share asked for.
+        tolerance: relative width at which the search ends.
+    """
+    low, high = 0.0, 1.0
+    while attainment(high) >= target:
+        low, high = high, 2.0 * high
+    while low == 0.0 and high > 1 / 60:
+        if attainment(high / 2.0) >= target:
+            low = high / 2.0
+        else:
+            high /= 2.0
+    while low > 0.0 and high > low * (1.0 + tolerance):
+        middle = (low + high) / 2.0
+        if attainment(middle) >= target:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def draw_requests(scenario: Scenario, store: TraceSource, num_requests: int, seed: int) -> Workload:
+    """Requests of the scenario's test traffic in random order, Poisson arrivals at one per second."""
+    traffic = scenario.build_test(seed, store).workload
+    rng = stream(seed, f"compare-systems/{scenario.name}")
+    chosen = rng.choice(traffic.num_requests, num_requests, replace=traffic.num_requests < num_requests)
+    arrival_s = np.cumsum(rng.exponential(1.0, num_requests))
+    return Workload(
+        arrival_s, traffic.prompt_tokens[chosen], traffic.output_tokens[chosen], traffic.class_index[chosen],
+        traffic.class_names, float(arrival_s[-1]),
+    )  # fmt: skip
+
+
+def _one_replica(scenario: Scenario, pool: PoolSpec, sample: Workload) -> FleetSpec:
+    """The scenario's classes on one replica; each asks for the power of two above its longest answer as max_tokens."""
+    classes = []
+    for c, item in enumerate(scenario.fleet.classes):
+        longest = int(sample.output_tokens[sample.class_index == c].max(initial=1))
+        classes.append(item.model_copy(update={"max_output_tokens": 1 << (longest - 1).bit_length()}))
+    return FleetSpec.from_dict({"pools": (pool,), "classes": tuple(classes)})
+
+
+def compare_systems(
+    store: TraceSource,
+    out: Path,
+    *,
+    systems: tuple[str, ...] = tuple(SYSTEMS),
+    scenarios: tuple[str, ...] = SCENARIOS,
+    settings: Settings,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, dict[str, Capacity]]:
+    """Find all capacities; what ``out/systems.json`` holds already is not looked for again.
+
+    Returns:
+        Capacities by scenario, then by system.
+
+    Raises:
+        SpecError: the folder holds results of other settings.
+        UnknownNameError: there is no such system or scenario.
+    """
+    for name in systems:
+        if name not in SYSTEMS:
+            raise UnknownNameError("system", name, list(SYSTEMS))
+    path = out / "systems.json"
+    data = json.loads(path.read_text()) if path.exists() else {"settings": asdict(settings), "capacities": {}}
+    if data["settings"] != asdict(settings):
+        raise SpecError(
+            f"{path} holds results of {data['settings']}, asked for {asdict(settings)}; choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    cells = [(scenario, system) for scenario in scenarios for system in systems]
+    for k, (scenario, system) in enumerate(cells):
+        progress(f"{scenario}: {system}", k, len(cells))
+        known = data["capacities"].setdefault(scenario, {})
+        if system not in known:
+            known[system] = asdict(capacity_of(SYSTEMS[system], load_scenario(scenario), store, settings))
+            write_text(path, json.dumps(data, indent=2))
+    progress("done", len(cells), len(cells))
+    return {
+        scenario: {
+            system: Capacity(**{**cell, "per_gpu_s": tuple(cell["per_gpu_s"])})
+            for system, cell in data["capacities"][scenario].items() if system in systems
+        }
+        for scenario in scenarios
+    }  # fmt: skip
+
+
+def capacity_table(found: dict[str, dict[str, Capacity]]) -> Table:
+    """Capacity of every system in every scenario, the best of each column in bold."""
+    systems = list(next(iter(found.values())))
+    best = {scenario: max(cell.mean for cell in cells.values()) for scenario, cells in found.items()}
+    rows = [
+        (
+            Cell(system),
+            *(
+                Cell(_with_range(cells[system]), strong=cells[system].mean == best[scenario])
+                for scenario, cells in found.items()
+            ),
+        )
+        for system in systems
+    ]
+    return Table(
+        "Capacity, requests per second and GPU",
+        f"Highest rate with {TARGET:.0%} of the requests within all SLOs; mean over seeds, in brackets the lowest and "
+        "the highest. Bold: the best of a scenario.",
+        ("system", *found),
+        tuple(rows),
+        num_text=1,
+    )
+
+
+def speed_table(found: dict[str, dict[str, Capacity]]) -> Table:
+    """How fast each system is simulated, and how much KV cache its requests waste."""
+    rows = []
+    for system in next(iter(found.values())):
+        cells = [by_system[system] for by_system in found.values()]
+        speed = sum(cell.num_requests for cell in cells) / max(sum(cell.cpu_s for cell in cells), 1e-9)
+        waste = [cell.kv_waste for cell in cells if not np.isnan(cell.kv_waste)]
+        shown = f"{min(waste):.1%} to {max(waste):.1%}" if waste else "-"
+        rows.append((Cell(system), Cell(f"{speed:,.0f}"), Cell(shown)))
+    return Table(
+        "Simulated speed and KV waste",
+        "Requests per CPU second over all searches of this run. Waste: share of the KV cache that requests hold at "
+        "their last token and do not use, over the scenarios.",
+        ("system", "requests per CPU second", "KV waste"),
+        tuple(rows),
+        num_text=1,
+    )
+
+
+def _with_range(cell: Capacity) -> str:
+    low, high = min(cell.per_gpu_s), max(cell.per_gpu_s)
+    return f"{cell.mean:.2f}" if low == high else f"{cell.mean:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,87 @@
+"""Capacity by bisection, and the run that compares systems: bracketed, resumable, and the same requests for all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl_autoscale.cli import root
+from rl_autoscale.envs.scenario import load_scenario
+from rl_autoscale.experiments import systems
+from rl_autoscale.experiments.systems import SYSTEMS, Settings, capacity_of, draw_requests, largest_rate
+from rl_autoscale.fleet.errors import SpecError, UnknownNameError
+from rl_autoscale.workload.store import TraceStore
+
+TINY = Settings(num_requests=60, seeds=1, tolerance=0.2)
+
+
+@pytest.mark.parametrize("capacity", [0.03, 0.4, 1.0, 7.3, 900.0])
+def test_bisection_finds_where_attainment_falls_below_the_target(capacity: float) -> None:
+    asked = []
+
+    def attainment(rate: float) -> float:
+        asked.append(rate)
+        return 0.95 if rate <= capacity else 0.4
+
+    found = largest_rate(attainment, 0.9, 0.02)
+    assert found <= capacity <= found * 1.02
+    assert len(asked) < 25
+
+
+def test_a_system_that_never_attains_has_no_capacity() -> None:
+    assert largest_rate(lambda rate: 0.5, 0.9, 0.02) == 0.0
+
+
+def test_all_systems_get_the_same_requests_and_gaps() -> None:
+    scenario = load_scenario("tool-calls")
+    one, other = (draw_requests(scenario, TraceStore(()), 100, seed=3) for _ in range(2))
+    for name in ("arrival_s", "prompt_tokens", "output_tokens", "class_index"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert np.diff(one.arrival_s).mean() == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS.values()), ids=list(SYSTEMS))
+def test_every_system_fits_every_scenario(system: systems.System) -> None:
+    for name in systems.SCENARIOS:
+        pool = system.pool(load_scenario(name))
+        assert (pool.scheduler, pool.max_replicas) == (system.scheduler, 1)
+
+
+def test_capacity_is_a_rate_that_attains(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = capacity_of(SYSTEMS["vllm"], load_scenario("tool-calls"), TraceStore(()), TINY)
+    assert 0.5 < found.mean < 50.0
+    assert 0.0 < found.kv_waste < 0.1
+    assert found.num_requests % TINY.num_requests == 0
+
+
+def test_a_run_is_resumed_and_mixed_with_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(systems, "QUICK", TINY)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: capacity --><!-- end --> and <!-- table: speed --><!-- end -->")
+    line = ("compare-systems", "--quick", "--systems", "vllm", "--scenarios", "tool-calls", "--out", str(tmp_path))
+    for more in (("--json",), ("--update", str(page))):
+        with pytest.raises(SystemExit) as leaving:
+            root.main((*line, *more))
+        assert leaving.value.code in (0, None)
+        monkeypatch.setattr(systems, "capacity_of", lambda *_: pytest.fail("what is known was looked for again"))
+    shown, _, rest = capsys.readouterr().out.partition("\n}\n")
+    known = json.loads((tmp_path / "quick" / "systems.json").read_text())["capacities"]
+    assert json.loads(shown + "}") == known
+    assert "tool-calls" in rest
+    assert f"| vllm | **{known['tool-calls']['vllm']['per_gpu_s'][0]:.2f}** |" in page.read_text()
+    with pytest.raises(SpecError, match="choose another --out"):
+        systems.compare_systems(
+            TraceStore(()), tmp_path / "quick", settings=Settings(), progress=lambda what, done, total: None
+        )
+
+
+def test_an_unknown_system_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="sarathi"):
+        systems.compare_systems(
+            TraceStore(()), Path(), systems=("sarati",), settings=TINY, progress=lambda what, done, total: None
+        )
