@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import math
 
-from rl_autoscale.fleet.jit import njit
+from rl_autoscale.fleet.jit import shared_njit
 from rl_autoscale.fleet.state import FloatArray
 
 
-@njit
+@shared_njit
 def estimate_queue_wait_s(requests_ahead: int, in_flight: int, mean_residence_s: float) -> float:
     """Wait in the gateway's queue when every replica is at its batch cap.
 
@@ -40,7 +40,7 @@ def estimate_queue_wait_s(requests_ahead: int, in_flight: int, mean_residence_s:
     return (requests_ahead + 1) * mean_residence_s / max(in_flight, 1)
 
 
-@njit
+@shared_njit
 def prefill_time_s(
     tokens: int,
     squared_tokens: int,
@@ -79,7 +79,7 @@ def prefill_time_s(
     )
 
 
-@njit
+@shared_njit
 def residual_iteration_s(
     num_decoding: int,
     decoding_tokens: int,
@@ -97,7 +97,7 @@ def residual_iteration_s(
     )
 
 
-@njit
+@shared_njit
 def wait_ahead_s(now_s: float, clearing_s: float, pending_time_s: float, residual_s: float) -> float:
     """Wait for the prompts that were sent to the replica before.
 
@@ -113,7 +113,7 @@ def wait_ahead_s(now_s: float, clearing_s: float, pending_time_s: float, residua
     return left_s if left_s >= 0.0 else min(-left_s, pending_time_s)
 
 
-@njit
+@shared_njit
 def corrected_clearing_s(now_s: float, clearing_s: float, pending_time_s: float) -> float:
     """The clearing time after a prompt's first token has shown, or after it was taken away.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from rl_autoscale.fleet.jit import njit
+from rl_autoscale.fleet.jit import shared_njit
 from rl_autoscale.fleet.spec import IntArray
 from rl_autoscale.fleet.state import FloatArray
 
@@ -38,4 +38,4 @@ def histogram_quantile(histogram: IntArray | FloatArray, edges: FloatArray, shar
     return float(edges[-1])
 
 
-compiled_histogram_quantile = njit(histogram_quantile)
+compiled_histogram_quantile = shared_njit(histogram_quantile)

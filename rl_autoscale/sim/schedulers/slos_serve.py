@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.fleet.jit import hot, njit, shared_njit
 from rl_autoscale.sim.kv_cache import blocks_of
 from rl_autoscale.sim.layout import FloatArray
 from rl_autoscale.sim.replica import iteration_blocks, precedes, waiting_insert, waiting_remove
@@ -28,7 +28,7 @@ UNDECIDED, STANDARD, BEST_EFFORT = -1, 0, 1
 """Ranks in the waiting queue, where standard requests are sorted by deadline and the others by arrival."""
 
 
-@njit
+@shared_njit
 def largest_chunk(
     limit_s: float, most: int, done: int, tokens: int, pairs: float, context: int, num_chunks: int, num_decode: int,
     decode_context: int, table_s: FloatArray, slopes: FloatArray,
