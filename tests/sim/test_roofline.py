@@ -60,7 +60,8 @@ def test_the_profile_is_the_roofline_or_a_stated_bit_slower(contexts, chunk, pre
         assert exact * (1 - 1e-4) <= profile.iteration_s(**decode) <= exact * (1 + within)
     exact = roofline.iteration_s(tuple(contexts), (chunk,))
     share = roofline.kv_read_s / (roofline.pair_s * chunk[0])
-    assert exact * (1 - 1e-4) <= profile.iteration_s(**decode, chunks=(chunk,)) <= exact * (1 + share + 0.03)
+    beside_s = 0.0 if roofline.relay else prefix * len(contexts) * roofline.kv_read_s  # reads beside a chunk's products
+    assert exact * (1 - 1e-4) <= profile.iteration_s(**decode, chunks=(chunk,)) <= exact * (1 + share + 0.03) + beside_s
 
 
 def test_standard_attention_pays_for_its_scores_in_time_and_memory():
