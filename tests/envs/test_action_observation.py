@@ -11,7 +11,7 @@ from rl_autoscale.envs.action import NEUTRAL_HEADROOM, ActionDecoder
 from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import ObservationEncoder
-from rl_autoscale.envs.schema import Schema
+from rl_autoscale.envs.schema import POOL_ACTIONS, Schema
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from tests.envs.toy import SHIELD, sampler, toy_spec
@@ -60,6 +60,7 @@ def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
     demand = np.array([[0.0, 5.0]])
     decoder, nothing = ActionDecoder(two), np.zeros((1, 2))
     neutral, most = (np.full((1, decoder.num_actions), value) for value in (0.0, 1.0))
+    most[:, [0, len(POOL_ACTIONS)]] = 2.0 / 3.0  # an octave of headroom
     assert decoder.decode(neutral, demand, nothing, both).target_replicas[0].tolist() == [1, 7]  # 1.4 x 5
     assert decoder.decode(most, demand, nothing, both).target_replicas[0].tolist() == [6, 8]  # 2.8 x 5, of which 8 fit
     assert decoder.decode(most, demand, 3.0 * demand, both).target_replicas[0].tolist() == [7, 8]  # the peak, 15
