@@ -273,7 +273,7 @@ KERNEL_FILES = (
 def _source_digest() -> str:
     folder = Path(__file__).parent
     files = [folder / name for name in KERNEL_FILES]
-    files += [folder.parent / "fleet" / name for name in ("jit.py", "admission.py", "histogram.py")]
+    files += [folder.parent / "fleet" / name for name in ("jit.py", "one_library.py", "admission.py", "histogram.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
