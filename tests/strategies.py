@@ -11,8 +11,9 @@ from dataclasses import fields
 import numpy as np
 from hypothesis import strategies as st
 
+from rl_autoscale.fleet.pool import PoolSpec, Role, StartupPhase
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import ROLES_SERVING, FleetSpec, PoolSpec, Role, ServiceClass, StartupPhase
+from rl_autoscale.fleet.spec import ROLES_SERVING, FleetSpec, ServiceClass
 from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from rl_autoscale.workload.trace import Workload
 

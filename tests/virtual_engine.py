@@ -6,7 +6,8 @@ import asyncio
 import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from rl_autoscale.fleet.spec import PoolSpec, ServiceClass
+from rl_autoscale.fleet.pool import PoolSpec
+from rl_autoscale.fleet.spec import ServiceClass
 from rl_autoscale.serving.calibration.server import Look, read_page
 from rl_autoscale.serving.emulator.engine import Engine
 from rl_autoscale.serving.emulator.loop import EngineLoop, Job

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import PoolSpec
 
 
 def replica_requests_per_s(

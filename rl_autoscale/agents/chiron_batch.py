@@ -22,8 +22,9 @@ from rl_autoscale.agents.chiron_groups import BatchPlan, QueuedBatch, form_group
 from rl_autoscale.agents.chiron_local import BoolArray, full_pools
 from rl_autoscale.agents.tiers import Tier
 from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
 RATE_WEIGHT = 0.2

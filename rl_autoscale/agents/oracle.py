@@ -31,7 +31,8 @@ from rl_autoscale.agents.fluid import FluidPlan, solve_fluid
 from rl_autoscale.agents.oracle_work import KnownWork, fluid_problem, known_work
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
 

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from rl_autoscale.agents.fluid import FluidProblem
 from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, IntArray, PoolSpec, ServiceClass
+from rl_autoscale.fleet.spec import FleetSpec, IntArray, ServiceClass
 from rl_autoscale.fleet.state import FloatArray
 
 MAX_SUBSTEPS = 10

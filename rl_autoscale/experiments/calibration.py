@@ -10,8 +10,8 @@ import numpy as np
 from rl_autoscale.experiments.validation.compare import MetricError, compare, request_times, times_of_records
 from rl_autoscale.experiments.validation.replay import one_replica, recorded_workload, run_compiled
 from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.pool import StartupPhase
 from rl_autoscale.fleet.profile import LatencyProfile
-from rl_autoscale.fleet.spec import StartupPhase
 from rl_autoscale.sim.fit import Hardware, candidate_knots, fit_profile, predict_s, split_rows
 from rl_autoscale.sim.iteration_table import REGIONS, IterationTable, table_from_columns
 from rl_autoscale.workload.trace import FloatArray, Int64Array

@@ -19,8 +19,9 @@ from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.experiments.runs import write_text
 from rl_autoscale.experiments.tables import Cell, Table
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.rng import stream
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.token_budget import token_budget_for
 from rl_autoscale.sim.fleet import FleetBatch
 from rl_autoscale.sim.result import pool_result

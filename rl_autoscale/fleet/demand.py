@@ -20,8 +20,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
 DEFAULT_TIME_CONSTANTS_S = (30.0, 120.0, 600.0)

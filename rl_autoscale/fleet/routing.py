@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl_autoscale.fleet.spec import PoolSpec, Router
+from rl_autoscale.fleet.pool import PoolSpec
+from rl_autoscale.fleet.spec import Router
 
 
 def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], next_place: int, u: float) -> int:

@@ -20,12 +20,12 @@ import math
 import numpy as np
 
 from rl_autoscale.fleet.jit import njit
+from rl_autoscale.sim.batch import batch_remove
 from rl_autoscale.sim.endings import drop
 from rl_autoscale.sim.estimate import book_residence, no_longer_pending
 from rl_autoscale.sim.kv_cache import blocks_of, free_blocks
 from rl_autoscale.sim.layout import FAILED, NONE, ROUND_ROBIN
 from rl_autoscale.sim.ordered import tree_set
-from rl_autoscale.sim.replica import batch_remove
 from rl_autoscale.sim.router import choose, count_in_flight, join_engine
 
 

@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 from rl_autoscale.fleet.jit import cached_njit, hot, njit
+from rl_autoscale.sim.batch import batch_remove
 from rl_autoscale.sim.bridge import end_transfer, hold_prompt, start_transfers
 from rl_autoscale.sim.class_queue import purge_timeouts
 from rl_autoscale.sim.endings import first_token
@@ -22,16 +23,7 @@ from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, 
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
 from rl_autoscale.sim.ordered import heap_remove, tree_argmin
 from rl_autoscale.sim.postprocess import end_work, finish
-from rl_autoscale.sim.replica import (
-    batch_remove,
-    book_until,
-    clear_replica,
-    commit_decode,
-    cut_leap,
-    join_decode,
-    leave_decode,
-    wake,
-)
+from rl_autoscale.sim.replica import book_until, clear_replica, commit_decode, cut_leap, join_decode, leave_decode, wake
 from rl_autoscale.sim.router import update_route
 from rl_autoscale.sim.schedulers.plan import plan
 from rl_autoscale.sim.snapshot import snapshot
@@ -264,9 +256,9 @@ SCHEDULER_FILES = tuple(
     for name in ("steps", "vllm", "vllm_v0", "sarathi", "trtllm", "fastserve", "slos_serve", "ranks", "plan")
 )
 KERNEL_FILES = (
-    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "replica.py", "router.py", "endings.py", "class_queue.py",
-    "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py", "lifecycle.py", "snapshot.py",
-    "engine.py", *SCHEDULER_FILES,
+    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "replica.py", "router.py", "endings.py",
+    "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py", "lifecycle.py",
+    "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.pool import PoolSpec, StartupPhase
 from rl_autoscale.fleet.rng import stream
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, StartupPhase
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray, ScalingDecision
 from rl_autoscale.sim.layout import COLD, LIFE, SPOT, WAKE, IntArray
 from rl_autoscale.workload.trace import Workload

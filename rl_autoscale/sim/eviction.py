@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rl_autoscale.fleet.jit import njit
+from rl_autoscale.sim.batch import waiting_remove
 from rl_autoscale.sim.class_queue import requeue
 from rl_autoscale.sim.estimate import leave_replica
 from rl_autoscale.sim.layout import NONE, PREFILL, READY
-from rl_autoscale.sim.replica import unload, waiting_remove
+from rl_autoscale.sim.replica import unload
 from rl_autoscale.sim.schedulers.steps import abandon
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import RANKED_SCHEDULERS, FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import (
     NEVER_REFUSE,
     ClassTelemetry,
@@ -35,8 +35,6 @@ from rl_autoscale.sim.layout import (
     PROMPT,
     REPLICA,
     REQUEST,
-    ROLE_CODES,
-    ROUTER_CODES,
     SCHEDULER_CODES,
     TPOT_EDGES_S,
     TRACE,
@@ -49,6 +47,7 @@ from rl_autoscale.sim.layout import (
     next_power_of_two,
 )
 from rl_autoscale.sim.prefix import prefix_blocks
+from rl_autoscale.sim.records import class_records, fleet_record, pool_records, token_times, units_per_block
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
 from rl_autoscale.workload.trace import Workload
 
@@ -100,10 +99,10 @@ class FleetBatch:
             cls=np.zeros((fleets, num_classes), dtype=CLASS),
             fleet=np.zeros((fleets, 1), dtype=FLEET),
             heap=np.zeros((fleets, num_slots, int(spec.batch_limits.max())), dtype=np.int64),
-            residue=np.zeros((fleets, num_slots, max(_units_per_block(pool) for pool in spec.pools)), dtype=np.int32),
+            residue=np.zeros((fleets, num_slots, max(units_per_block(pool) for pool in spec.pools)), dtype=np.int32),
             event_tree=np.full((fleets, 2 * event_tree_size), np.inf),
             route_tree=np.full((fleets, num_pools, 2 * tree_size), 1 << 40, dtype=np.int64),
-            token_time=np.stack([_token_times(spec)] * fleets),
+            token_time=np.stack([token_times(spec)] * fleets),
             coefficients=np.stack([np.stack([p.hardware.attention_coefficients_s for p in spec.pools])] * fleets),
             class_pools=class_pools,
             class_order=np.argsort([item.priority for item in spec.classes], kind="stable").astype(np.int64),
@@ -126,9 +125,9 @@ class FleetBatch:
         bases = np.cumsum([0, *slots[:-1]])
         for p in range(num_pools):
             world.rep["pool"][:, bases[p] : bases[p] + slots[p]] = p
-        self._fixed_fleet = _fleet_record(spec, event_tree_size)
-        self._fixed_pool = _pool_records(spec, bases, slots, tree_size)
-        self._fixed_class = _class_records(spec)
+        self._fixed_fleet = fleet_record(spec, event_tree_size)
+        self._fixed_pool = pool_records(spec, bases, slots, tree_size)
+        self._fixed_class = class_records(spec)
         return world
 
     def _grow(self, num_requests: int) -> None:
@@ -328,83 +327,6 @@ def _wider(array: Any, size: int) -> Any:
     wider = np.zeros((array.shape[0], size), dtype=array.dtype)
     wider[:, : array.shape[1]] = array
     return wider
-
-
-def _token_times(spec: FleetSpec) -> FloatArray:
-    widest = max(pool.token_budget for pool in spec.pools)
-    return np.stack([pool.hardware.token_time_table_s(widest) for pool in spec.pools])
-
-
-def _units_per_block(pool: PoolSpec) -> int:
-    return BLOCK_SIZE_TOKENS * pool.units_per_token
-
-
-def _fleet_record(spec: FleetSpec, event_tree_size: int) -> RecordArray:
-    record = np.zeros(1, dtype=FLEET)
-    record["event_tree_size"] = event_tree_size
-    record["evict_batch"] = spec.evict_batch
-    for name in ("bridge_head", "bridge_tail", "blocked_head", "blocked_tail", "post_head", "post_tail",
-                 "parked_head", "parked_tail"):  # fmt: skip
-        record[name] = NONE
-    if (transfer := spec.kv_transfer) is not None:
-        record["transfer_latency_s"], record["bridge_limit"] = transfer.latency_s, transfer.bridge_limit
-    if (stage := spec.postprocess) is not None:
-        record["num_workers"], record["post_limit"] = stage.num_workers, stage.queue_limit
-        record["post_request_s"], record["post_token_s"] = stage.request_s, stage.token_s
-    return record
-
-
-def _pool_records(spec: FleetSpec, bases: Any, slots: list[int], tree_size: int) -> RecordArray:
-    records = np.zeros(len(spec.pools), dtype=POOL)
-    for p, pool in enumerate(spec.pools):
-        record = records[p]
-        record["base"], record["num_slots"], record["tree_size"] = bases[p], slots[p], tree_size
-        record["router"] = ROUTER_CODES[spec.router]
-        record["scheduler"] = SCHEDULER_CODES[pool.scheduler]
-        record["ranked"] = pool.scheduler in RANKED_SCHEDULERS
-        record["block_move_s"] = pool.block_move_s
-        record["reserves"] = pool.reserves_output
-        record["contiguous"] = pool.kv_allocation == "contiguous"
-        record["serves_interactive"] = pool.role in ("interactive", "mixed", "prefill")
-        record["serves_batch"] = pool.role in ("batch", "mixed", "prefill")
-        record["batch_limit"] = record["cap"] = pool.batch_limit
-        record["token_budget"] = pool.token_budget
-        record["kv_blocks"] = pool.num_kv_blocks
-        record["prefix_caching"] = pool.prefix_caching
-        record["gpus"] = pool.hardware.gpus_per_replica
-        record["role"] = ROLE_CODES[pool.role]
-        record["transfer_block_s"] = spec.transfer_block_s(p)
-        record["token_shift"] = pool.units_per_token.bit_length() - 1
-        record["step_units"] = round(pool.tokens_per_iteration * pool.units_per_token)
-        record["phase_mask"] = _units_per_block(pool) - 1
-        record["verified_tokens"] = pool.verified_tokens
-        record["unit_tokens"] = 1.0 / pool.units_per_token
-        record["step_tokens"] = pool.tokens_per_iteration
-        record["lost_tokens"] = pool.verified_tokens - pool.tokens_per_iteration
-        record["draft_s"] = pool.draft_s
-        record["request_s"] = pool.typical_request_s
-        record["startup_mean_s"], record["wake_mean_s"] = pool.startup_mean_s, pool.wake_mean_s
-        record["max_sleeping"] = 0 if pool.sleep is None else pool.sleep.max_sleeping
-        record["sleep_price"] = pool.sleep_price_fraction
-        record["notice_length_s"] = 0.0 if pool.spot is None else pool.spot.notice_s
-        record["target"] = pool.initial
-    return records
-
-
-def _class_records(spec: FleetSpec) -> RecordArray:
-    records = np.zeros(len(spec.classes), dtype=CLASS)
-    for c, item in enumerate(spec.classes):
-        record = records[c]
-        record["interactive"] = item.kind == "interactive"
-        record["priority"] = item.priority
-        record["max_output_tokens"] = item.max_output_tokens or 0
-        record["queue_limit"] = item.queue_limit
-        record["ttft_slo_s"], record["tpot_slo_s"] = item.ttft_slo_s, item.tpot_slo_s
-        record["deadline_s"] = np.inf if item.deadline_s is None else item.deadline_s
-        record["timeout_s"] = np.inf if item.timeout_s is None else item.timeout_s
-        record["admission"] = NEVER_REFUSE
-        record["queue_head"] = record["queue_tail"] = NONE
-    return records
 
 
 class SimFleet:

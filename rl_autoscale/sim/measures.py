@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from rl_autoscale.fleet.jit import cached_njit
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.sim.layout import NONE, FloatArray, IntArray, Outcome, RecordArray
 
 

@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.fleet.admission import prefill_time_s
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.sim.layout import FloatArray, IntArray, Outcome, RecordArray
 
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, ServiceClass
+from rl_autoscale.fleet.spec import FleetSpec, ServiceClass
 from rl_autoscale.sim import measures
 from rl_autoscale.sim.layout import FloatArray, Outcome, RecordArray
 from rl_autoscale.sim.misses import count_misses

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.batch import waiting_insert
 from rl_autoscale.sim.layout import LEAST_LOADED, NO_ROOM, NONE, PACKING, PREFIX_AFFINITY, READY, ROUND_ROBIN
 from rl_autoscale.sim.ordered import tree_argmin, tree_set
-from rl_autoscale.sim.replica import cut_leap, waiting_insert, wake
+from rl_autoscale.sim.replica import cut_leap, wake
 from rl_autoscale.sim.schedulers.ranks import rank_arrival
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from rl_autoscale.fleet.pool import PoolSpec, Role
 from rl_autoscale.fleet.routing import choose_pool
-from rl_autoscale.fleet.spec import PoolSpec, Role, Router
+from rl_autoscale.fleet.spec import Router
 
 
 def pool(gpu: str, role: Role = "mixed") -> PoolSpec:

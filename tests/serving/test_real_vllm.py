@@ -33,7 +33,7 @@ from tiny_vllm import (
     vllm_python,
 )
 
-from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.serving.assemble import Assembly, assemble
 from rl_autoscale.serving.clock import SystemClock
 from rl_autoscale.serving.config import ControlConfig

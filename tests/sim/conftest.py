@@ -16,7 +16,8 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from rl_autoscale.fleet.spec import STAGED_SCHEDULERS, FleetSpec, PoolSpec
+from rl_autoscale.fleet.pool import STAGED_SCHEDULERS, PoolSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet

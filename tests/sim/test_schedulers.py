@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.pool import SchedulerName
 from rl_autoscale.fleet.profile import load_profile
-from rl_autoscale.fleet.spec import FleetSpec, SchedulerName
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.token_budget import BUSY_CONTEXT_TOKENS, BUSY_DECODES, TILE_TOKENS, token_budget_for
 from rl_autoscale.sim.fleet import SimFleet
 from rl_autoscale.sim.layout import SCHEDULER_CODES

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, SpeculationSpec
+from rl_autoscale.fleet.pool import PoolSpec, SpeculationSpec
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.sim.fleet import SimFleet
 from rl_autoscale.workload.trace import Workload
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import LatencyProfile
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, ServiceClass
+from rl_autoscale.fleet.spec import FleetSpec, ServiceClass
 from rl_autoscale.fleet.state import FloatArray
 from rl_autoscale.sim.fleet import FleetBatch
 from rl_autoscale.workload.trace import Workload

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import LatencyProfile
-from rl_autoscale.fleet.spec import FleetSpec, PoolSpec, ServiceClass
+from rl_autoscale.fleet.spec import FleetSpec, ServiceClass
 from rl_autoscale.sim.fleet import FleetBatch
 from rl_autoscale.sim.layout import FloatArray, IntArray, RecordArray
 from rl_autoscale.sim.reference import ReferenceFleet

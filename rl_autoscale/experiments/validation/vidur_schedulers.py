@@ -11,7 +11,7 @@ differ from vLLM V1 (sim/reference/schedulers/vllm.py):
 
 from __future__ import annotations
 
-from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.sim.reference.books import PoolBooks
 from rl_autoscale.sim.reference.request import Request, blocks_for
 from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler

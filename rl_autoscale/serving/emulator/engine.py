@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.fleet.spec import PoolSpec
 from rl_autoscale.sim.reference.books import PoolBooks
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler

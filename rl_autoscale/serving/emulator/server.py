@@ -15,8 +15,8 @@ from aiohttp import web
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.rng import stream
-from rl_autoscale.fleet.spec import PoolSpec
 from rl_autoscale.serving.emulator.answers import DONE, Answer, error
 from rl_autoscale.serving.emulator.engine import Engine
 from rl_autoscale.serving.emulator.loop import EngineLoop, Job

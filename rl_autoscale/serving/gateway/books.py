@@ -6,7 +6,7 @@ The arithmetic of the estimate is fleet/admission.py's; here are the sums it wan
 from __future__ import annotations
 
 from rl_autoscale.fleet.admission import corrected_clearing_s, prefill_time_s, residual_iteration_s, wait_ahead_s
-from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.serving.gateway.tickets import Ticket
 from rl_autoscale.serving.protocols import Phase
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.state import FloatArray
 from rl_autoscale.sim.layout import COLD, LIFE, SPOT, WAKE
 from rl_autoscale.sim.reference.books import PoolBooks

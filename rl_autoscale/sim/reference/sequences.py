@@ -13,8 +13,8 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass
 
+from rl_autoscale.fleet.pool import RANKED_SCHEDULERS, PoolSpec
 from rl_autoscale.fleet.profile import LatencyProfile
-from rl_autoscale.fleet.spec import RANKED_SCHEDULERS, PoolSpec
 from rl_autoscale.sim.reference.books import PoolBooks
 from rl_autoscale.sim.reference.kv_blocks import KvBlocks
 from rl_autoscale.sim.reference.request import Request, blocks_for

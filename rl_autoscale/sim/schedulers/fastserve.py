@@ -20,20 +20,16 @@ import math
 
 from rl_autoscale.fleet.admission import prefill_time_s
 from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.batch import batch_append, batch_remove, precedes, waiting_insert, waiting_remove
 from rl_autoscale.sim.kv_cache import blocks_of, free_blocks
 from rl_autoscale.sim.layout import NONE
 from rl_autoscale.sim.replica import (
-    batch_append,
-    batch_remove,
     constant_s,
     iteration_blocks,
     iterations_begun,
     join_decode,
     leap_duration_s,
-    precedes,
     stop_decode,
-    waiting_insert,
-    waiting_remove,
 )
 from rl_autoscale.sim.schedulers.steps import admit_head, continue_prompt, decode_leap, prompt_goes_on
 

@@ -17,12 +17,10 @@ from __future__ import annotations
 from rl_autoscale.fleet.jit import njit
 from rl_autoscale.sim.schedulers.steps import (
     admit_head,
-    continue_prompt,
-    decode_leap,
     head_blocks,
     head_fits,
-    make_room,
-    reserve_decodes,
+    iterations_ahead,
+    serve_running,
 )
 
 
@@ -31,22 +29,11 @@ def schedule_sarathi(w, r, now_s):
     """Decide the replica's next iterations; see the package."""
     rep = w.rep[r]
     pool = w.pool[rep.pool]
-    preempted, chunk, decode_need = make_room(w, r, True)
-    reserve_decodes(w, r, decode_need)
-    budget = pool.token_budget - rep.num_decode * pool.verified_tokens
-    running = rep.num_decode
-    if rep.partial >= 0:
-        continue_prompt(w, r, chunk)
-        budget -= chunk
-        running += 1
+    preempted, decode_need, budget, running = serve_running(w, r, True)
     while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
         tokens, num_hit, need = head_blocks(w, r)
         if not head_fits(w, r, need, decode_need):
             break
         budget -= admit_head(w, r, now_s, tokens, num_hit, budget)
         running += 1
-    if running == 0:
-        return 0
-    if rep.num_prefill > 0 or preempted:
-        return 1
-    return decode_leap(w, r)
+    return iterations_ahead(w, r, preempted)

@@ -19,9 +19,10 @@ from __future__ import annotations
 import math
 
 from rl_autoscale.fleet.jit import hot, njit, shared_njit
+from rl_autoscale.sim.batch import precedes, waiting_insert, waiting_remove
 from rl_autoscale.sim.kv_cache import blocks_of
 from rl_autoscale.sim.layout import FloatArray
-from rl_autoscale.sim.replica import iteration_blocks, precedes, waiting_insert, waiting_remove
+from rl_autoscale.sim.replica import iteration_blocks
 from rl_autoscale.sim.schedulers.steps import admit_head, continue_prompt, decode_leap, preempt, prompt_goes_on
 
 UNDECIDED, STANDARD, BEST_EFFORT = -1, 0, 1

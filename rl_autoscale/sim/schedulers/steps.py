@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.sim.batch import batch_append, precedes, waiting_insert, waiting_remove
 from rl_autoscale.sim.kv_cache import (
     blocks_of,
     extend_table,
@@ -13,16 +14,7 @@ from rl_autoscale.sim.kv_cache import (
     take_anonymous,
 )
 from rl_autoscale.sim.layout import BLOCK, VLLM_PRIORITY
-from rl_autoscale.sim.replica import (
-    batch_append,
-    iteration_blocks,
-    iterations_until_full,
-    join_decode,
-    precedes,
-    unload,
-    waiting_insert,
-    waiting_remove,
-)
+from rl_autoscale.sim.replica import iteration_blocks, iterations_until_full, join_decode, unload
 
 
 @njit
@@ -112,6 +104,35 @@ def continue_prompt(w, r, chunk):
     if w.pool[rep.pool].prefix_caching:
         extend_table(w, r, q, done, chunk)
     give_chunk(w, r, q, done, chunk)
+
+
+@hot
+def serve_running(w, r, whole_prompt):
+    """What runs goes on: every decode sequence gets its token, the partly computed prompt its chunk.
+
+    Args:
+        w: the fleet.
+        r: its replica.
+        whole_prompt: as for `make_room`.
+
+    Returns:
+        (whether anybody was preempted, blocks that the decode batch will need, tokens left of the budget, sequences).
+    """
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    preempted = False
+    chunk = 0
+    decode_need = 0
+    if rep.batch_tail >= 0:
+        preempted, chunk, decode_need = make_room(w, r, whole_prompt)
+    reserve_decodes(w, r, decode_need)
+    budget = pool.token_budget - rep.num_decode * pool.verified_tokens
+    running = rep.num_decode
+    if rep.partial >= 0:
+        continue_prompt(w, r, chunk)
+        budget -= chunk
+        running += 1
+    return preempted, decode_need, budget, running
 
 
 @hot
@@ -230,3 +251,14 @@ def decode_leap(w, r):
     rep = w.rep[r]
     free = w.pool[rep.pool].kv_blocks - rep.kv_used
     return iterations_until_full(w, r, free, (w.heap[r, 0] >> 32) - rep.iteration)
+
+
+@hot
+def iterations_ahead(w, r, preempted):
+    """For how many iterations what was decided stays true; 0 where nothing runs."""
+    rep = w.rep[r]
+    if rep.num_decode + rep.num_prefill == 0:
+        return 0
+    if rep.num_prefill > 0 or preempted:
+        return 1
+    return decode_leap(w, r)

@@ -17,12 +17,10 @@ from __future__ import annotations
 from rl_autoscale.fleet.jit import hot
 from rl_autoscale.sim.schedulers.steps import (
     admit_head,
-    continue_prompt,
-    decode_leap,
     head_blocks,
     head_fits,
-    make_room,
-    reserve_decodes,
+    iterations_ahead,
+    serve_running,
     take_over,
 )
 
@@ -32,18 +30,8 @@ def schedule_vllm(w, r, now_s):
     """Decide the replica's next iterations; see the package."""
     rep = w.rep[r]
     pool = w.pool[rep.pool]
-    preempted = False
-    chunk = 0
-    decode_need = 0
-    if rep.batch_tail >= 0:
-        preempted, chunk, decode_need = make_room(w, r, False)
-    reserve_decodes(w, r, decode_need)
-    budget = pool.token_budget - rep.num_decode * pool.verified_tokens
-    running = rep.num_decode + rep.num_parked
-    if rep.partial >= 0:
-        continue_prompt(w, r, chunk)
-        budget -= chunk
-        running += 1
+    preempted, decode_need, budget, running = serve_running(w, r, False)
+    running += rep.num_parked
     if not preempted or rep.batch_tail < 0:  # the last one had no room beside what is parked: another may
         while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
             if w.req[rep.wait_head].kv_in_bridge:
@@ -59,8 +47,4 @@ def schedule_vllm(w, r, now_s):
                 break
             budget -= admit_head(w, r, now_s, tokens, num_hit, budget)
             running += 1
-    if rep.num_decode + rep.num_prefill == 0:
-        return 0
-    if rep.num_prefill > 0 or preempted:
-        return 1
-    return decode_leap(w, r)
+    return iterations_ahead(w, r, preempted)

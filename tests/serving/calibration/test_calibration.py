@@ -25,8 +25,8 @@ from rl_autoscale.experiments.calibration import (
     startup_phase,
 )
 from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import LatencyProfile, load_profile
-from rl_autoscale.fleet.spec import PoolSpec
 from rl_autoscale.serving.calibration.load import Bench, Limits, Plan, decode_points, prompt_lengths
 from rl_autoscale.serving.calibration.server import HttpServer, read_page
 from rl_autoscale.serving.emulator.server import Emulator, EmulatorConfig

@@ -15,7 +15,7 @@ from virtual_engine import VirtualServer, in_virtual_time
 
 from rl_autoscale.experiments.calibration import fit_watched
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.spec import PoolSpec
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.serving.calibration.server import HttpServer
 from rl_autoscale.serving.calibration.watch import watch, watched_rows
 from rl_autoscale.serving.emulator.server import Emulator, EmulatorConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rl_autoscale.fleet.spec import SchedulerName
+from rl_autoscale.fleet.pool import SchedulerName
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.schedulers import fastserve, sarathi, slos_serve, trtllm, vllm, vllm_v0
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences

@@ -1,0 +1,249 @@
+"""What a pool of replicas is: hardware, role, engine settings, and how replicas start, sleep and are taken away."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.profile import (
+    BLOCK_SIZE_TOKENS,
+    TYPICAL_OUTPUT_TOKENS,
+    TYPICAL_PROMPT_TOKENS,
+    LatencyProfile,
+    load_profile,
+)
+
+Role = Literal["interactive", "mixed", "batch", "prefill", "decode"]
+SchedulerName = Literal[
+    "vllm", "vllm-priority", "vllm-v0", "sarathi", "trtllm-no-evict", "trtllm-max-utilization", "fastserve",
+    "slos-serve",
+]  # fmt: skip
+RANKED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm-priority", "fastserve", "slos-serve")
+"""Those that sort their waiting queue."""
+STAGED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm", "vllm-priority")
+"""Those that know of other stages: KV that comes over the bridge, places that post-processing keeps."""
+
+
+class StartupPhase(Config):
+    """One phase of a replica's start (node, image, weights, warm-up), Gamma distributed; cv 0 is a constant."""
+
+    name: str = "start"
+    mean_s: NonNegativeFloat
+    cv: NonNegativeFloat = 0.25
+
+
+class SleepSpec(Config):
+    """Replicas that keep their process and weights beside the GPU (vLLM's sleep mode) and wake in seconds.
+
+    A replica that has nothing left to do goes to sleep instead of leaving while fewer than ``max_sleeping`` do, and
+    sleepers are woken before a replica is started from scratch. The GPUs stay rented.
+    """
+
+    max_sleeping: PositiveInt
+    wake: tuple[StartupPhase, ...] = (StartupPhase(name="wake", mean_s=3.0),)
+    price_fraction: float = Field(default=1.0, ge=0, le=1, description="of the pool's price, while asleep")
+
+
+class SpotSpec(Config):
+    """Replicas that the provider takes away: after the notice they get no requests and drain while they can."""
+
+    mean_life_s: PositiveFloat = Field(description="exponential; from ready to the notice")
+    notice_s: NonNegativeFloat = Field(default=30.0, description="from the notice to the end; streams left then fail")
+
+
+class SpeculationSpec(Config):
+    """Speculative decoding: a drafter proposes tokens, and one iteration verifies all of them and keeps a prefix.
+
+    Drafts are accepted independently of each other and of the request, up to the first that is not (Leviathan et al.,
+    ICML 2023, section 3.1). Every decode sequence keeps the average of it, in whole tokens as they fill up.
+    """
+
+    draft_tokens: int = Field(ge=1, le=15, description="proposed per sequence and iteration")
+    acceptance: float = Field(ge=0, le=1, description="chance of a draft whose predecessors were accepted")
+    draft_s: NonNegativeFloat = Field(default=0.0, description="drafting, per iteration with decode sequences")
+
+    @property
+    def tokens_per_iteration(self) -> float:
+        """Tokens that a decode sequence keeps on average, the verifier's own included; rounded to 1/32."""
+        kept = sum(self.acceptance**accepted for accepted in range(self.draft_tokens + 1))
+        return round(kept * SPECULATION_UNITS_PER_TOKEN) / SPECULATION_UNITS_PER_TOKEN
+
+
+SPECULATION_UNITS_PER_TOKEN = 32
+"""Fractions of tokens are multiples of one over this power of two, so that their sums are exact."""
+
+
+class PoolSpec(Config):
+    """Replicas that share hardware, role and engine settings."""
+
+    name: str = Field(min_length=1)
+    role: Role = "mixed"
+    profile: str = Field(description="a shipped profile's name, or a path ending in .yaml")
+    min_replicas: NonNegativeInt = 1
+    max_replicas: PositiveInt = 50
+    initial_replicas: NonNegativeInt | None = Field(default=None, description="ready at time 0; default min_replicas")
+    startup: tuple[StartupPhase, ...] = (StartupPhase(name="start", mean_s=60.0),)
+    max_num_seqs: PositiveInt | None = Field(default=None, description="engine's batch limit; default the profile's")
+    max_num_batched_tokens: PositiveInt | None = Field(default=None, description="token budget; default the profile's")
+    kv_blocks: PositiveInt | None = Field(default=None, description="KV blocks of 16 tokens; default the profile's")
+    scheduler: SchedulerName = Field(default="vllm", description="docs/systems.md; vllm is V1, first come first served")
+    kv_allocation: Literal["paged", "contiguous"] = Field(
+        default="paged",
+        description="contiguous: each request takes its longest possible length at once, as before vLLM",
+    )
+    block_move_s: NonNegativeFloat = Field(
+        default=1e-4, description="a KV block from GPU to host or back, for schedulers that swap"
+    )
+    prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
+    mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
+    sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")
+    spot: SpotSpec | None = Field(default=None, description="replicas may be taken away")
+    speculation: SpeculationSpec | None = Field(default=None, description="several tokens per decode iteration")
+    price_usd_per_gpu_hour: NonNegativeFloat = 2.0
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSpec:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} exceeds max_replicas={self.max_replicas}; "
+                "lower it or raise max_replicas"
+            )
+        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
+            raise ValueError(
+                f"initial_replicas={self.initial_replicas} is outside min_replicas={self.min_replicas}.."
+                f"max_replicas={self.max_replicas}"
+            )
+        if self.sleep is not None and self.spot is not None:
+            raise ValueError("sleep and spot exclude each other: a sleeper would not survive its notice; drop one")
+        if self.role == "decode" and self.prefix_caching:
+            raise ValueError(
+                "prefix_caching is for pools that compute prompts; a decode pool is sent their KV: drop it"
+            )
+        if self.role == "prefill" and self.speculation is not None:
+            raise ValueError("speculation is for pools that decode; drop it from the prefill pool")
+        if self.kv_allocation == "contiguous" and self.prefix_caching:
+            raise ValueError("contiguous KV caches share no blocks; drop prefix_caching or kv_allocation: contiguous")
+        if self.scheduler in ("fastserve", "slos-serve"):
+            for option in ("prefix_caching", "speculation", "reserves_output"):
+                if getattr(self, option):
+                    raise ValueError(f"scheduler {self.scheduler} does not go with {option}; drop one")
+        if self.role in ("prefill", "decode") and (self.scheduler not in STAGED_SCHEDULERS or self.reserves_output):
+            raise ValueError(
+                f"role {self.role} goes with scheduler {' or '.join(STAGED_SCHEDULERS)} and paged KV allocation only"
+            )
+        hardware = self.hardware  # an unknown profile is refused here, not at the first iteration
+        if self.batch_limit > self.token_budget:
+            raise ValueError(
+                f"max_num_seqs={self.batch_limit} exceeds max_num_batched_tokens={self.token_budget}; "
+                "a decode batch must fit one iteration, as vLLM demands"
+            )
+        if self.batch_limit * self.verified_tokens > self.token_budget:
+            raise ValueError(
+                f"max_num_seqs={self.batch_limit} sequences of {self.verified_tokens} tokens (one and its drafts) "
+                f"exceed max_num_batched_tokens={self.token_budget}; lower max_num_seqs or draft_tokens"
+            )
+        del hardware
+        return self
+
+    @cached_property
+    def hardware(self) -> LatencyProfile:
+        """The resolved latency profile."""
+        return load_profile(self.profile)
+
+    @property
+    def batch_limit(self) -> int:
+        """The engine's ``max_num_seqs``."""
+        return self.max_num_seqs or self.hardware.max_num_seqs
+
+    @property
+    def token_budget(self) -> int:
+        """The engine's ``max_num_batched_tokens``."""
+        return self.max_num_batched_tokens or self.hardware.max_num_batched_tokens
+
+    @property
+    def num_kv_blocks(self) -> int:
+        """KV blocks of one replica."""
+        return self.kv_blocks or self.hardware.kv_blocks
+
+    @property
+    def longest_request_tokens(self) -> int:
+        """KV tokens of the longest request that a replica can hold; a last iteration may compute beyond its output."""
+        return self.num_kv_blocks * BLOCK_SIZE_TOKENS - self.verified_tokens + 1
+
+    @property
+    def reserves_output(self) -> bool:
+        """Whether a request is admitted only if the longest that it may become fits, beside all others."""
+        return self.scheduler == "trtllm-no-evict" or self.kv_allocation == "contiguous"
+
+    @property
+    def verified_tokens(self) -> int:
+        """Tokens that an iteration computes for a decode sequence: its next one and the drafts."""
+        return 1 if self.speculation is None else 1 + self.speculation.draft_tokens
+
+    @property
+    def tokens_per_iteration(self) -> float:
+        """Tokens that a decode sequence gets from an iteration, on average."""
+        return 1.0 if self.speculation is None else self.speculation.tokens_per_iteration
+
+    @property
+    def units_per_token(self) -> int:
+        """What ``tokens_per_iteration`` is a multiple of, as parts of a token; a power of two."""
+        return 1 if self.speculation is None else SPECULATION_UNITS_PER_TOKEN
+
+    @property
+    def draft_s(self) -> float:
+        """Drafting time of an iteration with decode sequences."""
+        return 0.0 if self.speculation is None else self.speculation.draft_s
+
+    def decode_s_per_token(self, batch_size: int, context_tokens: float) -> float:
+        """Seconds of one replica per generated token in a decode-only batch of that size and mean context."""
+        kept_tokens = self.tokens_per_iteration
+        verified_s = self.hardware.decode_s_per_token(
+            batch_size, context_tokens, verified_tokens=self.verified_tokens, kept_tokens=kept_tokens
+        )
+        return verified_s + self.draft_s / (batch_size * kept_tokens)
+
+    def full_batch_decode_s(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Seconds of one replica per generated token of such requests, in full batches.
+
+        Batches compute prompts as well, and then weights are read for them anyway; but not those of a decode pool.
+        """
+        if self.role == "decode":
+            context_tokens = prompt_tokens + output_tokens / 2.0
+            batch_size = min(self.batch_limit, int(self.num_kv_blocks * BLOCK_SIZE_TOKENS // context_tokens))
+            return self.decode_s_per_token(max(batch_size, 1), context_tokens)
+        return self.hardware.full_batch_decode_s(
+            prompt_tokens, output_tokens, verified_tokens=self.verified_tokens, kept_tokens=self.tokens_per_iteration
+        )
+
+    @cached_property
+    def typical_request_s(self) -> float:
+        """Seconds of one replica for its part of a typical request; what a router weighs different hardware by."""
+        prefill_s = TYPICAL_PROMPT_TOKENS * self.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
+        if self.role == "prefill":
+            return prefill_s
+        decode_s = TYPICAL_OUTPUT_TOKENS * self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
+        return decode_s if self.role == "decode" else prefill_s + decode_s
+
+    @property
+    def initial(self) -> int:
+        """Replicas ready at time 0."""
+        return self.min_replicas if self.initial_replicas is None else self.initial_replicas
+
+    @property
+    def startup_mean_s(self) -> float:
+        """Mean start-up time over all phases."""
+        return sum(phase.mean_s for phase in self.startup)
+
+    @property
+    def wake_mean_s(self) -> float:
+        """Mean time to wake over all phases; the start-up time where nobody sleeps."""
+        return self.startup_mean_s if self.sleep is None else sum(phase.mean_s for phase in self.sleep.wake)
+
+    @property
+    def sleep_price_fraction(self) -> float:
+        """Price of a sleeping replica over that of a serving one."""
+        return 0.0 if self.sleep is None else self.sleep.price_fraction
