@@ -10,6 +10,6 @@ It may read what a serving engine knows: prompts, tokens so far, KV blocks, SLOs
 time of the iterations follows from what is in them (plan.py). Each scheduler has a twin in sim/reference/schedulers,
 and tests/sim/test_differential.py holds the two together.
 
-A new one: its name in ``SchedulerName`` (fleet/spec.py) and ``SCHEDULER_CODES`` (sim/layout.py), its kernel here and
+A new one: its name in ``SchedulerName`` (fleet/pool.py) and ``SCHEDULER_CODES`` (sim/layout.py), its kernel here and
 in plan.py, its twin in the table of sim/reference/schedulers.
 """
