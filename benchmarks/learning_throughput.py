@@ -1,6 +1,6 @@
 """PPO's steps per second, learning included: fleets advanced together in one compiled call, or one by one from Python.
 
-    python benchmarks/learning_throughput.py [--scenario azure-conversation] [--rollouts 4] [--repeats 3] [--json]
+    python benchmarks/learning_throughput.py [--fleets 16] [--rollouts 4] [--repeats 3] [--json]
 
 The same network, settings and number of fleets. ``together``: `SB3Fleets` on ``--threads`` threads. ``one by one``:
 Stable-Baselines3's `DummyVecEnv` of as many `FleetEnv`, the way Gymnasium environments are commonly stepped. The two
@@ -69,12 +69,19 @@ def timed(model: Any, timesteps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", default="azure-conversation")
+    parser.add_argument("--fleets", type=int, default=16, help="fleets; a rollout stays 2,048 steps")
     parser.add_argument("--rollouts", type=int, default=4, help="rollouts in each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    config = PpoConfig(num_threads=options.threads)
+    # One fleet at a time, nothing knows what is to come: both learn without the critic that sees it.
+    config = PpoConfig(
+        num_fleets=options.fleets,
+        rollout_steps=2048 // options.fleets,
+        num_threads=options.threads,
+        foresight_critic=False,
+    )
     timesteps = options.rollouts * config.rollout_steps * config.num_fleets
     names = ("together", "one by one")
     models = {name: learner(options.scenario, config, together=name == "together") for name in names}

@@ -23,10 +23,13 @@ from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 
+SWEEP_POINTS = 7
 _GAIN = 1.5
 _LARGEST_FACTOR = 30.0
 
-_REQUIRED = ("format", "schema_version", "schema", "layout", "features", "actions", "onnx_sha256", "refuse")
+_REQUIRED = (
+    "format", "schema_version", "schema", "layout", "features", "actions", "onnx_sha256", "refuse", "miss_price_range",
+)  # fmt: skip
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -85,6 +88,12 @@ def load_network(path: Path, card: dict[str, Any]) -> Any:
     if (shape[0][-1], shape[1][-1]) != (len(card["features"]), len(card["actions"])):
         raise PolicyFileError(f"{network_path}: network of shape {shape} does not match its card")
     return session
+
+
+def price_sweep(card: Mapping[str, Any]) -> tuple[float, ...]:
+    """Settings of the dial that cover the prices a policy was trained on, evenly in their logarithm."""
+    low, high = card["miss_price_range"]
+    return tuple(float(f"{price:.3g}") for price in np.geomspace(low, high, SWEEP_POINTS))
 
 
 def price_for(attainment: float, dial: Sequence[Mapping[str, float]], otherwise: float) -> float:

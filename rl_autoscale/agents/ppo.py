@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,19 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
         self.return_spread[k].update(discounted)
         return (reward / np.sqrt(self.return_spread[k].var + 1e-8)).astype(np.float32)
 
+    def spread_to_json(self) -> list[dict[str, float]]:
+        """The running deviations of returns, per MDP: a run that goes on must scale rewards as it did before."""
+        return [
+            {"mean": float(item.mean), "variance": float(item.var), "count": float(item.count)}
+            for item in self.return_spread
+        ]
+
+    def restore_spread(self, spreads: Sequence[Mapping[str, float]]) -> None:
+        """Inverse of `spread_to_json`."""
+        for spread, saved in zip(self.return_spread, spreads, strict=True):
+            spread.mean, spread.var = np.asarray(saved["mean"]), np.asarray(saved["variance"])
+            spread.count = saved["count"]
+
     def close(self) -> None:
         """Nothing to close."""
 
@@ -348,13 +361,20 @@ def train_ppo(
 
 
 def save_checkpoint(model: PPO, folder: Path) -> None:
-    """Write weights, optimiser state and progress; each file replaces the old one whole."""
+    """Write weights, optimiser state, scale of rewards and progress; each file replaces the old one whole."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"policy": model.policy.state_dict(), "optimizer": model.policy.optimizer.state_dict()}
     torch.save(tensors, folder / "checkpoint.pt.tmp")
     (folder / "checkpoint.pt.tmp").replace(folder / "checkpoint.pt")
-    (folder / "checkpoint.json.tmp").write_text(json.dumps({"timesteps": model.num_timesteps}))
+    progress = {"timesteps": model.num_timesteps, "return_spread": _fleets_of(model).spread_to_json()}
+    (folder / "checkpoint.json.tmp").write_text(json.dumps(progress))
     (folder / "checkpoint.json.tmp").replace(folder / "checkpoint.json")
+
+
+def _fleets_of(model: PPO) -> SB3Fleets:
+    fleets = model.get_env()
+    assert isinstance(fleets, SB3Fleets)
+    return fleets
 
 
 def load_checkpoint(model: PPO, folder: Path) -> int:
@@ -370,7 +390,9 @@ def load_checkpoint(model: PPO, folder: Path) -> int:
         return 0
     try:
         tensors = torch.load(folder / "checkpoint.pt", weights_only=True)
-        timesteps = int(json.loads((folder / "checkpoint.json").read_text())["timesteps"])
+        progress = json.loads((folder / "checkpoint.json").read_text())
+        timesteps = int(progress["timesteps"])
+        _fleets_of(model).restore_spread(progress["return_spread"])
         model.policy.load_state_dict(tensors["policy"])
         model.policy.optimizer.load_state_dict(tensors["optimizer"])
     except Exception as error:

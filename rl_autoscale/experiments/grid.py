@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from rl_autoscale.agents.learned import price_sweep, read_card
 from rl_autoscale.agents.registry import policy_class
 from rl_autoscale.experiments.episodes import check_policy, is_whole
 from rl_autoscale.experiments.rows import Refusal, Row
@@ -61,6 +62,14 @@ class PolicySweep(Config):
     def registered(self) -> str:
         """The name in the registry."""
         return search_space(self.policy).base if self.tuned else self.policy
+
+
+def default_sweep(sweep: PolicySweep) -> tuple[float, ...]:
+    """The knob values to try where none are given: an exported policy's own range of prices, else the rule's."""
+    if sweep.trained:
+        return price_sweep(read_card(Path(str(sweep.knobs["path"]))))
+    knob = policy_class(sweep.registered).KNOB
+    return () if knob is None else knob.sweep
 
 
 class BenchmarkConfig(Config):
@@ -198,7 +207,7 @@ def _sweep_cells(
     cell = Cell(scenario, seed, sweep, refusal, None if knob is None else knob.name, None, base)
     if knob is None:
         return [cell]
-    values = thin(sweep.values or knob.sweep, config.max_knob_values)
+    values = thin(sweep.values or default_sweep(sweep), config.max_knob_values)
     cells = [replace(cell, knob_value=value, knobs={**base, knob.name: value}) for value in values]
     for result in results:
         if config.asked is None or result.asked_attainment in config.asked:
@@ -276,7 +285,7 @@ def check_sweep(sweep: PolicySweep, config: BenchmarkConfig) -> None:
     knob = policy_class(sweep.registered).KNOB
     if knob is None and sweep.values is not None:
         raise SpecError(f"policy '{sweep.policy}' has no knob to sweep; leave out values")
-    for value in sweep.values or (() if knob is None else knob.sweep[:1]):
+    for value in sweep.values or default_sweep(sweep)[:1]:
         assert knob is not None
         for refusal in config.refusal:
             check_policy(

@@ -120,13 +120,6 @@ def hours_at(attainment: FloatArray, gpu_hours: FloatArray, targets: FloatArray)
     return np.where(targets <= attainment[front][-1], hours, np.nan)
 
 
-def attainment_for(attainment: FloatArray, gpu_hours: FloatArray, budgets: FloatArray) -> FloatArray:
-    """The other way round: what a front attains within each budget of GPU-hours; NaN below its cheapest point."""
-    front = front_indices(attainment, gpu_hours)
-    reached = np.interp(budgets, gpu_hours[front], attainment[front])
-    return np.where(budgets >= gpu_hours[front][0], reached, np.nan)
-
-
 def resamples(num_seeds: int, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> IntArray:
     """Bootstrap resamples of seed indices, shape (num_resamples, num_seeds)."""
     return rng.integers(num_seeds, size=(num_resamples, num_seeds))

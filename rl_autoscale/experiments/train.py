@@ -168,9 +168,7 @@ def train(
     notes = {note for sampler in samplers for note in sampler.notes} | (set() if dial else {NO_DIAL})
     envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
     training = {
-        "scenarios": [scenario.name for scenario in scenarios],
-        "algorithm": "PPO, stable-baselines3",
-        "config": config.model_dump(mode="json"),
+        **_describe(config, scenarios),
         "timesteps": int(model.num_timesteps),
         "notes": sorted(notes),
         **(envelope.to_card() if envelope is not None else {}),
@@ -231,6 +229,14 @@ def _play(layers: list[Layer], mdp: FleetMdp, seed: int) -> list[dict[str, float
         for e in np.flatnonzero(step.truncated):
             books.setdefault(int(e), mdp.books(int(e)))
     return list(books.values())
+
+
+def _describe(config: TrainConfig, scenarios: Sequence[Scenario]) -> dict[str, Any]:
+    return {
+        "scenarios": [scenario.name for scenario in scenarios],
+        "algorithm": "PPO, stable-baselines3",
+        "config": config.model_dump(mode="json"),
+    }
 
 
 def _export(
@@ -295,14 +301,9 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     mdps, _ = _build_mdps(config, scenarios, store)
     model = build_ppo(mdps, config.ppo)
     timesteps = load_checkpoint(model, run / "checkpoint")
-    training = {
-        "scenarios": [scenario.name for scenario in scenarios],
-        "config": config.model_dump(mode="json"),
-        "timesteps": timesteps,
-    }
-    if (finished := finished_policy(run)) is not None:  # a checkpoint alone does not know where it was trained
-        envelope = Envelope.from_card(read_card(finished))
-        training |= envelope.to_card() if envelope is not None else {}
+    # A checkpoint alone knows neither its envelope nor what stood in for missing traces; a finished run's card does.
+    known = {} if (finished := finished_policy(run)) is None else read_card(finished)["training"]
+    training = {**known, **_describe(config, scenarios), "timesteps": timesteps}
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial)

@@ -75,13 +75,6 @@ class RateCurve:
         """The same shape with every rate multiplied."""
         return RateCurve(self.edges_s, self.rate_per_s * factor)
 
-    def with_mean(self, rate_per_s: float) -> RateCurve:
-        """The same shape with the given time average; raises SpecError for a curve that is zero everywhere."""
-        mean = self.mean_rate_per_s
-        if mean <= 0:
-            raise SpecError("rate curve: a curve that is zero everywhere cannot be scaled to a mean rate")
-        return self.scaled(rate_per_s / mean)
-
 
 @dataclass(frozen=True, slots=True)
 class GapLaw:

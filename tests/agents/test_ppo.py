@@ -89,9 +89,17 @@ def test_checkpoint_resumes_where_it_stopped(tmp_path):
     assert resumed.num_timesteps == 768
 
 
+def test_a_resumed_run_scales_rewards_as_before(tmp_path):
+    before = train_ppo([small_mdp()], SMALL, checkpoint_folder=tmp_path).get_env()
+    resumed = build_ppo([small_mdp()], SMALL)
+    load_checkpoint(resumed, tmp_path)
+    assert resumed.get_env().spread_to_json() == before.spread_to_json()
+    assert before.return_spread[0].var != 1.0
+
+
 def test_damaged_checkpoint_is_refused_clearly(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"not tensors")
-    (tmp_path / "checkpoint.json").write_text(json.dumps({"timesteps": 5}))
+    (tmp_path / "checkpoint.json").write_text(json.dumps({"timesteps": 5, "return_spread": []}))
     with pytest.raises(PolicyFileError, match="delete the folder"):
         load_checkpoint(build_ppo([small_mdp()], SMALL), tmp_path)
 

@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from rl_autoscale.experiments.statistics import (
     Sweep,
-    attainment_for,
     front_indices,
     hours_at,
     hours_at_attainment,
@@ -71,11 +70,6 @@ def test_hours_at_is_monotone_and_never_cheaper_than_every_point(points: tuple[n
 def test_hours_at_a_points_own_attainment_is_at_most_its_hours(points: tuple[np.ndarray, np.ndarray]) -> None:
     attainment, hours = points
     assert np.all(hours_at(attainment, hours, attainment) <= hours + 1e-9)
-
-
-def test_attainment_for_is_the_inverse_on_the_front() -> None:
-    np.testing.assert_allclose(attainment_for(ATTAINMENT, HOURS, np.array([7.5, 16.0, 99.0])), [0.85, 0.97, 0.99])
-    assert np.isnan(attainment_for(ATTAINMENT, HOURS, np.array([4.9])))[0]
 
 
 def test_hypervolume_known_answers() -> None:

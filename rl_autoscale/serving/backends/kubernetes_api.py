@@ -44,7 +44,6 @@ class ResourceType:
     plural: str
 
 
-PODS = ResourceType("", "v1", "pods")
 LEASES = ResourceType("coordination.k8s.io", "v1", "leases")
 AUTOSCALERS = ResourceType("autoscaling", "v1", "horizontalpodautoscalers")
 SCALED_OBJECTS = ResourceType("keda.sh", "v1alpha1", "scaledobjects")
