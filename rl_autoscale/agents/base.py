@@ -128,7 +128,7 @@ class RulePolicy(RegisteredPolicy):
         """Replicas asked for now, shape (num_pools,); where that is missing, what this policy last asked for."""
         asked_for = state.pools.asked_for
         assert asked_for.shape == (len(self.spec.pools),), "one fleet at a time, the one given to reset"
-        return np.where(np.isnan(asked_for), self._last_target, np.nan_to_num(asked_for)).astype(np.int64)
+        return np.where(np.isnan(asked_for), self._last_target, asked_for).astype(np.int64)
 
     def decision(
         self, target_replicas: IntArray | FloatArray, max_batch_size: IntArray | None = None

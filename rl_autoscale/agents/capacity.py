@@ -52,14 +52,16 @@ def replica_requests_per_s(
     batch = np.arange(1, pool.batch_limit + 1, dtype=np.float64)
     new_prompts = batch / output_tokens * (pool.role != "decode")
     fresh = new_prompts * prompt_tokens
-    decode_context, decode_seq, prefill_pair, _, prefill_seq = hardware.attention_coefficients_s
+    beside_prompts = np.minimum(new_prompts, 1.0)  # share of the iterations
+    decode_context = hardware.decode_context_s + hardware.mixed_context_s * beside_prompts
+    decode_seq = hardware.decode_seq_s + hardware.mixed_seq_s * beside_prompts
     iteration_s = (
         hardware.token_time_s(batch + fresh)
         + hardware.host_s
         + decode_context * batch * (prompt_tokens + output_tokens / 2.0)
         + decode_seq * batch
-        + prefill_pair * new_prompts * prompt_tokens**2 / 2.0
-        + prefill_seq * new_prompts
+        + hardware.prefill_pair_s * new_prompts * prompt_tokens**2 / 2.0
+        + hardware.prefill_seq_s * new_prompts
     )
     ttft_s = iteration_s * (0.5 + np.ceil(prompt_tokens / np.maximum(budget - batch, 1.0)))
     fits = (batch + fresh <= budget) & (

@@ -59,7 +59,7 @@ def prefill_time_s(
         decoding_tokens: their prompt tokens (what they generated since is neglected).
         token_budget: ``max_num_batched_tokens``.
         token_time_table_s: shape (token_budget + 1,), seconds of the linear part by new tokens.
-        attention_coefficients_s: shape (5,), see LatencyProfile.attention_coefficients_s.
+        attention_coefficients_s: shape (7,), see LatencyProfile.attention_coefficients_s.
     """
     if tokens <= 0:
         return 0.0
@@ -67,8 +67,8 @@ def prefill_time_s(
     num_iterations = math.ceil(tokens / room)
     last_tokens = min(num_decoding + tokens - (num_iterations - 1) * room, token_budget)
     per_iteration_s = (
-        attention_coefficients_s[0] * decoding_tokens
-        + attention_coefficients_s[1] * num_decoding
+        (attention_coefficients_s[0] + attention_coefficients_s[5]) * decoding_tokens
+        + (attention_coefficients_s[1] + attention_coefficients_s[6]) * num_decoding
         + attention_coefficients_s[4]
     )
     return float(

@@ -83,6 +83,8 @@ class DemandEstimator:
         self.work_pool = np.array([*spec.first_choice, *first_decode * len(spec.classes)])
         self.work_class = np.arange(len(self.work_pool)) % len(spec.classes)
         self._is_asked: FloatArray = (self.work_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
+        self._asks = np.zeros((len(spec.pools), len(spec.classes)), dtype=np.bool_)
+        self._asks[self.work_pool, self.work_class] = True
         # A time constant of 0 becomes one so short that the last window replaces everything before it.
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
         prices_s = np.array([_prices_s(spec.pools[p]) for p in self.work_pool])
@@ -136,7 +138,7 @@ class DemandEstimator:
 
     def classes_asking(self, pool_index: int) -> npt.NDArray[np.bool_]:
         """Which classes count for a pool, shape (num_classes,)."""
-        return np.isin(np.arange(len(self.spec.classes)), self.work_class[self.work_pool == pool_index])
+        return np.asarray(self._asks[pool_index])
 
     def _work(self, prompt_tokens_per_s: FloatArray, arrivals_per_s: FloatArray) -> FloatArray:
         prompts = np.where(np.isnan(prompt_tokens_per_s), 0.0, prompt_tokens_per_s)[..., self.work_class]

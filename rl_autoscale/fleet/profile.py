@@ -3,12 +3,18 @@
 One *iteration* is one forward pass of a vLLM engine over a batch that mixes decode sequences (one new token each)
 and chunks of prompts (chunked prefill). Its duration is modelled as
 
-    iteration_s = token_time(tokens)                                linear layers, weight reads, launches
-                + decode_context_s  x  total KV tokens read by decode sequences + decode_seq_s      x  number of
-                decode sequences + prefill_pair_s    x  sum over chunks of chunk * (context + chunk / 2) +
-                prefill_context_s x  sum over chunks of context tokens read + prefill_seq_s     x  number of chunks +
-                host_s                                            scheduler and CPU work not hidden by async
-                scheduling
+    iteration_s = token_time(tokens)        linear layers, weight reads, launches
+                + decode_context_s  x  KV tokens read by decode sequences
+                + decode_seq_s      x  decode sequences
+                + prefill_pair_s    x  sum over chunks of chunk * (context + chunk / 2)
+                + prefill_context_s x  sum over chunks of context tokens read
+                + prefill_seq_s     x  chunks
+                + host_s                    scheduler and CPU work not hidden by async scheduling
+
+and, in an iteration that holds a chunk, where one kernel computes the attention of prompts and decode together,
+
+                + mixed_context_s   x  KV tokens read by decode sequences
+                + mixed_seq_s       x  decode sequences
 
 ``token_time`` is piecewise linear in the number of new tokens, which holds the roofline (weight-read floor, then
 compute) without choosing where it bends. While a decode batch does not change, the time of the k-th iteration is
@@ -43,6 +49,13 @@ TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS = 1024, 200
 """Lengths where none are known yet (Azure 2023 conversation: means 1155 and 211)."""
 
 
+ATTENTION_COEFFICIENTS = (
+    "decode_context_s", "decode_seq_s", "prefill_pair_s", "prefill_context_s", "prefill_seq_s", "mixed_context_s",
+    "mixed_seq_s",
+)  # fmt: skip
+"""Fields of a profile that multiply what attention does, in the order in which fits and kernels hold them."""
+
+
 class LatencyProfile(Config):
     """Fitted iteration times and KV capacity of one (model, GPU, tensor parallelism) triple. All seconds, all >= 0."""
 
@@ -65,6 +78,10 @@ class LatencyProfile(Config):
     prefill_pair_s: float = Field(ge=0, description="per (query, key) pair of a prompt chunk")
     prefill_context_s: float = Field(ge=0, description="per KV token read by a prompt chunk")
     prefill_seq_s: float = Field(ge=0, description="per prompt chunk")
+    mixed_context_s: float = Field(
+        default=0.0, ge=0, description="more per KV token read by a decode sequence, beside a prompt chunk"
+    )
+    mixed_seq_s: float = Field(default=0.0, ge=0, description="more per decode sequence, beside a prompt chunk")
     host_s: float = Field(default=0.0, ge=0, description="per iteration, not hidden by async scheduling")
     source: str = Field(description="where the numbers come from: tool, version, licence")
     fit_error: dict[str, float] = Field(
@@ -100,10 +117,8 @@ class LatencyProfile(Config):
 
     @cached_property
     def attention_coefficients_s(self) -> FloatArray:
-        """Shape (5,): decode context, decode sequence, prefill pair, prefill context, prefill sequence."""
-        return np.array(
-            [self.decode_context_s, self.decode_seq_s, self.prefill_pair_s, self.prefill_context_s, self.prefill_seq_s]
-        )
+        """Shape (7,): decode context and sequence; prefill pair, context and sequence; mixed context and sequence."""
+        return np.array([getattr(self, name) for name in ATTENTION_COEFFICIENTS])
 
     def iteration_s(
         self,
@@ -127,12 +142,9 @@ class LatencyProfile(Config):
         tokens = num_decode + num_drafts + sum(new for new, _ in chunks)
         pairs = sum(new * (done + new / 2.0) for new, done in chunks)
         context = sum(done for _, done in chunks)
-        coefficients = self.attention_coefficients_s
-        return float(
-            self.token_time_s(tokens)
-            + self.host_s
-            + coefficients @ np.array([decode_context_tokens, num_decode, pairs, context, len(chunks)])
-        )
+        decode = np.array([decode_context_tokens, num_decode])
+        features = np.concatenate([decode, [pairs, context, len(chunks)], decode * (len(chunks) > 0)])
+        return float(self.token_time_s(tokens) + self.host_s + self.attention_coefficients_s @ features)
 
     def prefill_s_per_token(self, prompt_tokens: int = 1024) -> float:
         """Seconds of one replica per prompt token when chunks fill the token budget."""
@@ -155,7 +167,8 @@ class LatencyProfile(Config):
         """
         context_tokens = prompt_tokens + output_tokens / 2.0
         linear_s = verified_tokens * self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
-        return (linear_s + (self.decode_seq_s + self.decode_context_s * context_tokens)) / kept_tokens
+        seq_s, context_s = self.decode_seq_s + self.mixed_seq_s, self.decode_context_s + self.mixed_context_s
+        return (linear_s + (seq_s + context_s * context_tokens)) / kept_tokens
 
     def decode_s_per_token(
         self, batch_size: int, context_tokens: float, *, verified_tokens: int = 1, kept_tokens: float = 1.0

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.fleet.spec import FleetSpec, IntArray, ShieldSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 
 _ROLE_ORDER = {"interactive": 0, "prefill": 0, "decode": 0, "mixed": 1, "batch": 2}
 
@@ -77,8 +77,8 @@ class Shield:
         spec, limits = self.spec, self.limits
         blind = np.isnan(state.pools.ready)
         current = np.where(np.isnan(state.pools.asked_for), self._last, state.pools.asked_for).astype(np.int64)
-        ready = np.nan_to_num(state.pools.ready).astype(np.int64)
-        draining = np.nan_to_num(state.pools.draining).astype(np.int64)
+        ready = _whole(state.pools.ready)
+        draining = _whole(state.pools.draining)
 
         wanted = np.clip(decision.target_replicas, spec.min_replicas, spec.max_replicas)
         self._recommended[1:] = self._recommended[:-1]
@@ -127,3 +127,8 @@ class Shield:
                 rescue = endangered & (keeper == p)
                 target[..., p] = np.where(rescue, np.maximum(target[..., p], 1), target[..., p])
         return target
+
+
+def _whole(replicas: FloatArray) -> IntArray:
+    """Replicas as integers; 0 where they are missing."""
+    return np.where(np.isnan(replicas), 0.0, replicas).astype(np.int64)

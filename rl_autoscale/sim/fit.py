@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.profile import LatencyProfile
+from rl_autoscale.fleet.profile import ATTENTION_COEFFICIENTS, LatencyProfile
 from rl_autoscale.sim.iteration_table import REGIONS, FloatArray, IterationTable
 
 IntArray = npt.NDArray[np.int64]
@@ -30,6 +30,9 @@ KNOT_TOLERANCE = 0.004
 
 SIGNIFICANT_DIGITS = 6
 """Digits kept in a profile: far below the fit error, and diffs stay readable."""
+
+
+_NOT_JOINT = np.array([not name.startswith("mixed_") for name in ATTENTION_COEFFICIENTS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Hardware:
 
 
 def fit_profile(
-    train: IterationTable, test: IterationTable, hardware: Hardware, *, mixed_weight: float = 1.0
+    train: IterationTable, test: IterationTable, hardware: Hardware, *, joint_attention: bool = True
 ) -> LatencyProfile:
     """Fit a profile to `train` and record its error on `test`.
 
@@ -70,15 +73,16 @@ def fit_profile(
         train: iterations of at least two kinds of `REGIONS`, at least 8 rows, at least two different token counts.
         test: iterations that the fit does not see.
         hardware: the rest of the profile.
-        mixed_weight: say of mixed iterations against that of each other kind, > 0.
+        joint_attention: whether decode sequences may cost more beside a prompt chunk. A source that adds up kernels
+            measured apart cannot know.
 
     Raises:
         SpecError: the table cannot determine the parameters.
     """
     _check_trainable(train)
     candidates = measured_knots(candidate_knots(int(train.new_tokens.max())), train.new_tokens)
-    knots = choose_knots(candidates, _solve(train, candidates, mixed_weight)[0])
-    knot_s, attention_s = _solve(train, knots, mixed_weight)
+    knots = choose_knots(candidates, _solve(train, candidates, joint_attention)[0])
+    knot_s, attention_s = _solve(train, knots, joint_attention)
     profile = _assemble(hardware, knots, knot_s, attention_s, {})
     return _assemble(hardware, knots, knot_s, attention_s, fit_error(profile, test))
 
@@ -86,7 +90,6 @@ def fit_profile(
 def _assemble(
     hardware: Hardware, knots: IntArray, knot_s: FloatArray, attention_s: FloatArray, error: dict[str, float]
 ) -> LatencyProfile:
-    decode_context_s, decode_seq_s, prefill_pair_s, prefill_context_s, prefill_seq_s = map(_round, attention_s)
     return LatencyProfile(
         name=hardware.name,
         model=hardware.model,
@@ -98,11 +101,7 @@ def _assemble(
         max_num_batched_tokens=hardware.max_num_batched_tokens,
         token_knots=tuple(int(knot) for knot in knots),
         token_knot_s=tuple(_round(value) for value in knot_s),
-        decode_context_s=decode_context_s,
-        decode_seq_s=decode_seq_s,
-        prefill_pair_s=prefill_pair_s,
-        prefill_context_s=prefill_context_s,
-        prefill_seq_s=prefill_seq_s,
+        **dict(zip(ATTENTION_COEFFICIENTS, map(_round, attention_s), strict=True)),
         source=hardware.source,
         fit_error=error,
         notes=hardware.notes,
@@ -207,10 +206,11 @@ def choose_knots(candidates: IntArray, curve_s: FloatArray) -> IntArray:
     return candidates[chosen]
 
 
-def _solve(table: IterationTable, knots: IntArray, mixed_weight: float) -> tuple[FloatArray, FloatArray]:
+def _solve(table: IterationTable, knots: IntArray, joint_attention: bool) -> tuple[FloatArray, FloatArray]:
     """Non-negative least squares on relative errors; returns (seconds at each knot, attention coefficients)."""
-    features = np.concatenate([_increment_features(table.new_tokens, knots), table.attention_features], axis=1)
-    weights = _row_weights(table, mixed_weight)
+    attention = table.attention_features * (_NOT_JOINT | joint_attention)
+    features = np.concatenate([_increment_features(table.new_tokens, knots), attention], axis=1)
+    weights = _row_weights(table)
     relative = features / table.iteration_s[:, None] * weights[:, None]
     scale = np.maximum(np.linalg.norm(relative, axis=0), 1e-300)
     solution, _ = nnls(relative / scale, weights, maxiter=100 * features.shape[1])
@@ -233,13 +233,13 @@ def _increment_features(tokens: FloatArray, knots: IntArray) -> FloatArray:
     return np.concatenate([np.ones((len(tokens), 1)), rise], axis=1)
 
 
-def _row_weights(table: IterationTable, mixed_weight: float) -> FloatArray:
+def _row_weights(table: IterationTable) -> FloatArray:
     """Square-root weights that give each kind of iteration its say, however many rows it has; shape (num_rows,)."""
     weights = np.zeros(len(table))
     for name in REGIONS:
         rows = table.region(name)
         if rows.any():
-            weights[rows] = np.sqrt((mixed_weight if name == "mixed" else 1.0) / rows.sum())
+            weights[rows] = np.sqrt(1.0 / rows.sum())
     return weights
 
 

@@ -223,7 +223,7 @@ def fit_from_aic(
         notes=" ".join(part for part in (f"{source.kv_capacity.derivation}.", HOST_NOTE, notes) if part),
         kv_bytes_per_token=source.kv_capacity.bytes_per_token * tensor_parallel,
     )
-    return fit_profile(train, test, hardware)
+    return fit_profile(train, test, hardware, joint_attention=False)
 
 
 def sample_iterations(source: IterationSource, rng: np.random.Generator, num_rows: int) -> IterationTable:

@@ -82,14 +82,17 @@ class IterationTable:
 
     @property
     def attention_features(self) -> FloatArray:
-        """Shape (num_rows, 5), the multipliers of ``LatencyProfile.attention_coefficients_s`` in their order."""
+        """Shape (num_rows, 7), the multipliers of ``LatencyProfile.attention_coefficients_s`` in their order."""
+        decode_context, holds_chunk = self.num_decode * self.decode_context_tokens, self.num_chunks > 0
         return np.stack(
             [
-                self.num_decode * self.decode_context_tokens,
+                decode_context,
                 self.num_decode,
                 self.num_chunks * self.chunk_tokens * (self.chunk_context_tokens + self.chunk_tokens / 2.0),
                 self.num_chunks * self.chunk_context_tokens,
                 self.num_chunks,
+                decode_context * holds_chunk,
+                self.num_decode * holds_chunk,
             ],
             axis=-1,
         )

@@ -373,7 +373,7 @@ class World(NamedTuple):
     event_tree: Any  # (2 * event_tree_size,) float64: minimum of the next events, of replicas, then links and workers
     route_tree: Any  # (num_pools, 2 * tree_size) int64: minimum of the routing keys
     token_time: Any  # (num_pools, max token budget + 1) float64 seconds
-    coefficients: Any  # (num_pools, 5) float64, LatencyProfile.attention_coefficients_s
+    coefficients: Any  # (num_pools, 7) float64, LatencyProfile.attention_coefficients_s
     class_pools: (
         Any  # (num_classes + 1, num_pools) int64: pools that may serve, preferred first, then NONE; decode pools
     )

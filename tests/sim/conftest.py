@@ -58,6 +58,8 @@ decode_seq_s: 6.103515625e-05                            # 2^-14
 prefill_pair_s: 9.5367431640625e-07                      # 2^-20
 prefill_context_s: 1.9073486328125e-06                   # 2^-19
 prefill_seq_s: 0.00048828125                             # 2^-11
+mixed_context_s: 1.9073486328125e-06                     # 2^-19
+mixed_seq_s: 3.0517578125e-05                            # 2^-15
 host_s: 0.000244140625                                   # 2^-12
 source: made up; exact in binary
 """

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_autoscale.fleet.errors import SpecError
-from rl_autoscale.fleet.profile import LatencyProfile
+from rl_autoscale.fleet.profile import ATTENTION_COEFFICIENTS, LatencyProfile
 from rl_autoscale.sim.fit import (
     KNOT_TOLERANCE,
     MAX_KNOTS,
@@ -54,11 +54,7 @@ def roofline(floor_s: float, token_s: float, attention: list[float]) -> LatencyP
         **HARDWARE_FIELDS,
         token_knots=(1, bend, MAX_TOKENS),
         token_knot_s=(floor_s, floor_s, floor_s + token_s * (MAX_TOKENS - bend)),
-        decode_context_s=attention[0],
-        decode_seq_s=attention[1],
-        prefill_pair_s=attention[2],
-        prefill_context_s=attention[3],
-        prefill_seq_s=attention[4],
+        **dict(zip(ATTENTION_COEFFICIENTS, attention, strict=True)),
     )
 
 
@@ -68,7 +64,13 @@ HARDWARE_FIELDS = {
 } | {"max_num_batched_tokens": HARDWARE.max_num_batched_tokens}
 
 ATTENTION = st.tuples(
-    st.floats(2e-8, 2e-7), st.floats(0, 1e-5), st.floats(5e-10, 5e-9), st.floats(0, 1e-8), st.floats(0, 2e-4)
+    st.floats(2e-8, 2e-7),
+    st.floats(0, 1e-5),
+    st.floats(5e-10, 5e-9),
+    st.floats(0, 1e-8),
+    st.floats(0, 2e-4),
+    st.floats(0, 2e-7),
+    st.floats(0, 1e-5),
 )
 
 
@@ -84,12 +86,21 @@ def test_the_fit_recovers_the_profile_that_made_the_data(
     # The knots are thinned to KNOT_TOLERANCE, so that is how well noiseless data can be followed.
     assert max(fitted.fit_error.values()) < 2 * KNOT_TOLERANCE
     assert fitted.decode_context_s == pytest.approx(truth.decode_context_s, rel=0.02)
+    assert fitted.mixed_context_s == pytest.approx(truth.mixed_context_s, rel=0.05, abs=4e-9)
     assert fitted.prefill_pair_s == pytest.approx(truth.prefill_pair_s, rel=0.1, abs=2e-11)
+
+
+def test_a_source_that_adds_up_kernels_gives_decode_no_extra_beside_prompts() -> None:
+    rng = np.random.default_rng(3)
+    truth = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 0.0, 2e-5, 8e-8, 1e-6])
+    fitted = fit_profile(*split_rows(with_times(truth, draw_table(rng, 900)), rng), HARDWARE, joint_attention=False)
+    assert fitted.mixed_context_s == fitted.mixed_seq_s == 0.0
+    assert fitted.fit_error["mixed_mean"] > 0.01
 
 
 def test_noise_in_the_data_shows_in_the_error_and_not_in_the_laws() -> None:
     rng = np.random.default_rng(1)
-    truth = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 0.0, 2e-5])
+    truth = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 0.0, 2e-5, 0.0, 0.0])
     clean = with_times(truth, draw_table(rng, 3000))
     noisy = replace(clean, iteration_s=clean.iteration_s * rng.lognormal(0.0, 0.1, len(clean)))
     fitted = fit_profile(*split_rows(noisy, rng), HARDWARE)
@@ -116,7 +127,7 @@ def test_every_kind_of_iteration_counts_alike_however_many_rows_it_has() -> None
 
 def test_the_reported_error_is_that_of_the_rounded_profile() -> None:
     rng = np.random.default_rng(3)
-    truth = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 0.0, 2e-5])
+    truth = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 0.0, 2e-5, 0.0, 0.0])
     train, test = split_rows(with_times(truth, draw_table(rng, 900)), rng)
     noisy = replace(test, iteration_s=test.iteration_s * 1.1)
     fitted = fit_profile(train, noisy, HARDWARE)
@@ -125,7 +136,7 @@ def test_the_reported_error_is_that_of_the_rounded_profile() -> None:
 
 
 def test_predictions_equal_the_profile_one_iteration_at_a_time() -> None:
-    profile = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 2e-8, 2e-5])
+    profile = roofline(0.01, 5e-5, [8e-8, 1e-6, 3e-9, 2e-8, 2e-5, 1e-7, 1e-6])
     table = draw_table(np.random.default_rng(4), 60)
     for row, predicted in enumerate(predict_s(profile, table)):
         chunk = (int(table.chunk_tokens[row]), int(table.chunk_context_tokens[row]))
@@ -154,7 +165,7 @@ def test_tables_that_cannot_determine_a_profile_are_refused(keep, message: str) 
 
 def test_times_without_a_floor_are_refused() -> None:
     table = draw_table(np.random.default_rng(6), 600)
-    free_when_small = replace(table, iteration_s=table.attention_features @ np.array([1e-8, 0, 1e-9, 0, 0]))
+    free_when_small = replace(table, iteration_s=table.attention_features @ np.array([1e-8, 0, 1e-9, 0, 0, 0, 0]))
     with pytest.raises(SpecError, match=r"1 token\(s\) no time at all.*measure iterations of few tokens"):
         fit_profile(free_when_small, table, HARDWARE)
 

@@ -33,8 +33,9 @@ def test_rows_are_sorted_into_regions_and_counted() -> None:
 
 def test_attention_features_follow_the_profile_formula() -> None:
     table = table_from_columns(columns(prefill_chunks=[0, 1, 2]), where="here")
-    mixed = [16 * 500, 16, 2 * 256 * (1024 + 128), 2 * 1024, 2]
+    mixed = [16 * 500, 16, 2 * 256 * (1024 + 128), 2 * 1024, 2, 16 * 500, 16]
     np.testing.assert_allclose(table.attention_features[2], mixed)
+    assert not table.attention_features[:2, 5:].any()
     np.testing.assert_allclose(table.new_tokens[2], 2 * 256 + 16)
 
 

@@ -39,11 +39,6 @@ from rl_autoscale.sim.layout import RecordArray
 from rl_autoscale.workload.trace import Workload
 
 REQUESTS_SUFFIX = "_vllm_requests.csv"
-MIXED_WEIGHT = 0.1
-"""Say of mixed iterations in the fit: an engine runs about ten decode-only iterations for each one that holds a prompt
-(200 output tokens each, shared by a batch of 20). Chosen on the recorded run, after 1 and 0.3; see
-docs/fidelity.md."""
-
 _RESERVE_BYTES = 4.5e9
 """Activations, CUDA context and graphs where the server's block count is not recorded; see docs/profiles.md."""
 
@@ -196,7 +191,7 @@ def fit_operators(operators: OperatorTimes, *, name: str, model: str, seed: int 
         max_num_batched_tokens=system.max_num_batched_tokens,
         source="operators measured under vLLM",
     )
-    return fit_profile(train, test, hardware, mixed_weight=MIXED_WEIGHT)
+    return fit_profile(train, test, hardware)
 
 
 def predict_run(run: VllmRun, operators: OperatorTimes, profile: LatencyProfile) -> list[RunPrediction]:

@@ -49,8 +49,8 @@ def largest_chunk(
         table_s: seconds by new tokens, as in World.token_time.
         slopes: as in World.coefficients.
     """
-    fixed_s = slopes[1] * num_decode + slopes[0] * decode_context + slopes[3] * (context + done)
-    fixed_s += slopes[4] * (num_chunks + 1) + slopes[2] * pairs
+    fixed_s = (slopes[1] + slopes[6]) * num_decode + (slopes[0] + slopes[5]) * decode_context
+    fixed_s += slopes[3] * (context + done) + slopes[4] * (num_chunks + 1) + slopes[2] * pairs
     fits = 0
     too_many = most + 1
     while fits + 1 < too_many:

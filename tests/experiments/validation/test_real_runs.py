@@ -44,7 +44,7 @@ def test_every_run_of_vidur(real_profiles: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_vllm_server(real_profiles: Path) -> None:
-    """Operators measured on the GPU and the prefix cache in; of the fit, `MIXED_WEIGHT` was chosen on this run."""
+    """Operators measured on the GPU and the prefix cache in; nothing was chosen on this run."""
     paths = find_runs(real_profiles)
     assert paths
     for path in paths:
