@@ -18,9 +18,12 @@ from rl_autoscale.workload.trace import Workload
 
 
 class VirtualFleet:
-    """Every pool holds its initial replicas for ever."""
+    """Every pool holds its initial replicas for ever; answers to batch requests may come in one piece."""
 
-    def __init__(self, spec: FleetSpec, workload: Workload, draw: Callable[[], float]) -> None:
+    def __init__(
+        self, spec: FleetSpec, workload: Workload, draw: Callable[[], float], *, batch_streams: bool = True
+    ) -> None:
+        self._batch_streams = batch_streams
         self.core = GatewayCore(spec, draw)
         self.tickets: list[Ticket] = []
         self.requests = [
@@ -67,7 +70,8 @@ class VirtualFleet:
             self._begin_iterations(now_s)
 
     def _arrive(self, request: Request, now_s: float) -> None:
-        ticket = self.core.arrive(request.class_index, request.prompt_tokens, now_s)
+        streams = request.interactive or self._batch_streams
+        ticket = self.core.arrive(request.class_index, request.prompt_tokens, now_s, streams=streams)
         self.tickets.append(ticket)
         self._request_of[ticket] = request
         self._ticket_of[request] = ticket
@@ -77,7 +81,7 @@ class VirtualFleet:
         step = self.engines[name].end()
         for request in step.yielded:
             ticket = self._ticket_of[request]
-            if ticket.awaited:
+            if ticket.awaited and ticket.streams:
                 request.first_token_s = now_s
                 self.core.see_token(ticket, now_s)
             if request in step.finished:

@@ -38,6 +38,19 @@ def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], 
     return min(sorted({int(first), int(second)}), key=loads.__getitem__)
 
 
+def choose_evicting(num_evictable: Sequence[int]) -> int | None:
+    """Pick the replica on which batch work makes room for an interactive request; the first among equals wins.
+
+    Args:
+        num_evictable: batch requests that each replica could give up.
+
+    Returns:
+        An index into ``num_evictable``; None if no replica has any.
+    """
+    best = max(range(len(num_evictable)), key=num_evictable.__getitem__, default=None)
+    return best if best is not None and num_evictable[best] > 0 else None
+
+
 def choose_pool(router: Router, pools: Sequence[PoolSpec], loads: Sequence[int]) -> int:
     """Pick among the replicas that several pools offer, one each.
 

@@ -85,6 +85,7 @@ class ReplicaBook:
         self.suspended_until_s = 0.0  # it failed a request before its first token: left alone for a while
         self.num_failures = 0  # since the last success
         self.tickets: set[Ticket] = set()
+        self.evictable: dict[Ticket, None] = {}  # those that may be taken off it, in the order in which they came
         self.num_interactive = 0
         self.clearing_s = 0.0  # when the prompts sent here should have their first tokens
         self.pending_tokens = 0
@@ -97,9 +98,13 @@ class ReplicaBook:
         """Requests in flight."""
         return len(self.tickets)
 
+    def listens(self, now_s: float) -> bool:
+        """Whether requests are sent to it at all."""
+        return self.phase == "ready" and self.suspended_until_s <= now_s
+
     def has_room(self, now_s: float) -> bool:
         """Whether one more request may be sent to it."""
-        return self.phase == "ready" and len(self.tickets) < self.pool.cap and self.suspended_until_s <= now_s
+        return len(self.tickets) < self.pool.cap and self.listens(now_s)
 
     def expected_first_token_s(self, prompt_tokens: int, now_s: float) -> float:
         """When a prompt sent to it now should have its first token."""
@@ -108,11 +113,13 @@ class ReplicaBook:
         own_s = self._pending_time_s(prompt_tokens) - ahead_s
         return now_s + float(wait_ahead_s(now_s, self.clearing_s, ahead_s, residual_s)) + own_s
 
-    def add(self, ticket: Ticket, *, interactive: bool, now_s: float) -> None:
-        """A request is sent to it."""
+    def add(self, ticket: Ticket, *, interactive: bool, evictable: bool, now_s: float) -> None:
+        """A request is sent to it; ``evictable`` until its client gets something."""
         self.clearing_s = ticket.expected_s = self.expected_first_token_s(ticket.prompt_tokens, now_s)
         ticket.awaited = True
         self.tickets.add(ticket)
+        if evictable:
+            self.evictable[ticket] = None
         self._count_pending(ticket.prompt_tokens, 1)
         self.pool.in_flight += 1
         self.num_interactive += interactive
@@ -128,6 +135,7 @@ class ReplicaBook:
     def remove(self, ticket: Ticket, *, interactive: bool, now_s: float) -> None:
         """A request has left it, finished or not."""
         self.tickets.remove(ticket)
+        self.evictable.pop(ticket, None)
         if ticket.awaited:
             ticket.awaited = False
             self._no_longer_pending(ticket, now_s)

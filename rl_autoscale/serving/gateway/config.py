@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from rl_autoscale.fleet.config import Config, read_yaml
 from rl_autoscale.fleet.errors import SpecError
@@ -93,6 +101,9 @@ class Limits(Config):
     )
     answer_s: PositiveFloat = Field(default=1800.0, description="for an answer in one piece")
     tries: PositiveInt = Field(default=3, description="replicas that a request is sent to before it counts as failed")
+    evictions: NonNegativeInt = Field(
+        default=3, description="times that a batch request gives its place to an interactive one; fleet.evict_batch too"
+    )
     drain_s: NonNegativeFloat = Field(default=60.0, description="for streams to end after SIGTERM")
 
 

@@ -2,11 +2,12 @@
 
 Every method takes the time (monotonic seconds). The rules are those of the simulator's gateway, in the same order, and
 a test gives both the same arrivals and compares request by request. What differs is what a simulator does not have:
-clients that go away, replicas that answer with an error, answers in one piece. Not here: eviction of batch work: a
-live engine cannot give a running request back without losing what it has computed.
+clients that go away, replicas that answer with an error, answers in one piece. Eviction is narrower: a live engine
+cannot give a running request back with its tokens, so only one of which the client has nothing is taken off a replica,
+and it begins anew.
 
-Two laws hold at any moment: every request that arrived is in exactly one state, and nothing is sent to a replica that
-has its pool's cap in flight.
+Two laws hold at any moment: every request that arrived is in exactly one state, and a replica that has its pool's cap
+in flight gets an interactive request only in a batch request's place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from rl_autoscale.fleet.admission import estimate_queue_wait_s
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
-from rl_autoscale.fleet.routing import choose_pool, choose_replica
+from rl_autoscale.fleet.routing import choose_evicting, choose_pool, choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE
 from rl_autoscale.serving.gateway.books import PoolBook, ReplicaBook
@@ -35,14 +36,17 @@ class GatewayCore:
     Args:
         spec: the fleet: classes, pools, router.
         draw: gives random numbers in [0, 1), for the power of two router.
-        max_sent: how often a request is sent before it counts as failed.
+        max_sent: how often a request is sent before it counts as failed; evictions are not counted.
+        max_evictions: how often a request gives its place to another.
 
     Raises:
         SpecError: the router needs hashes of prompts, which this gateway does not make, or requests pass several
             stages.
     """
 
-    def __init__(self, spec: FleetSpec, draw: Callable[[], float], *, max_sent: int = 3) -> None:
+    def __init__(
+        self, spec: FleetSpec, draw: Callable[[], float], *, max_sent: int = 3, max_evictions: int = 3
+    ) -> None:
         if spec.router == "prefix_affinity":
             raise SpecError(
                 "router: prefix_affinity is for simulated fleets: the gateway does not hash prompts; "
@@ -59,6 +63,7 @@ class GatewayCore:
         self.replicas: dict[str, ReplicaBook] = {}
         self._draw = draw
         self._max_sent = max_sent
+        self._max_evictions = max_evictions if spec.evict_batch else 0
         self._num_places = 0
         self._pools_of = [[self.pools[p] for p in spec.pools_serving(c)] for c in range(len(spec.classes))]
         self._class_order = sorted(range(len(spec.classes)), key=lambda c: spec.classes[c].priority)
@@ -73,6 +78,7 @@ class GatewayCore:
         *,
         streams: bool = True,
         on_change: Callable[[], None] = _nobody_waits,
+        on_evict: Callable[[], None] = _nobody_waits,
     ) -> Ticket:
         """A request is refused, sent, held, or turned away because the queue is full.
 
@@ -82,22 +88,27 @@ class GatewayCore:
             now_s: the time.
             streams: whether its first token will be seen.
             on_change: called when it leaves the queue later on.
+            on_evict: called when the replica it was sent to has to give it up.
 
         Returns:
             The ticket, in any state but FINISHED, CANCELLED and FAILED.
         """
         book = self.classes[class_index]
-        ticket = Ticket(class_index, prompt_tokens, now_s, book.arrivals, streams, self._draw(), on_change)
+        ticket = Ticket(class_index, prompt_tokens, now_s, book.arrivals, streams, self._draw(), on_change, on_evict)
         book.arrivals += 1
         book.arrived_tokens += prompt_tokens
         self._drop_impatient(book, now_s)
-        replica = None if book.queue else self._pick(ticket, now_s)
+        replica, evicting = self._place_for(ticket, now_s)
         excess_s = self._lateness_s(ticket, replica, now_s)
         if excess_s > 0.0:
             ticket.retry_after_s = max(excess_s, _MIN_RETRY_AFTER_S) if math.isfinite(excess_s) else 60.0
             self._end(ticket, State.REFUSED, "the wait would exceed the class's time to first token")
         elif replica is not None:
+            if evicting:
+                self._evict_from(replica, now_s)
             self._send(ticket, replica, now_s)
+            if evicting:
+                self.dispatch_queued(now_s)  # another replica may have room for the evicted request
         elif len(book.queue) < book.promise.queue_limit:
             book.enqueue(ticket)
         else:
@@ -115,10 +126,15 @@ class GatewayCore:
         """A stream has sent its first token."""
         replica = _replica_of(ticket)
         replica.num_failures = 0
+        self.keep(ticket)
         if not ticket.has_begun:
             self.classes[ticket.class_index].book_first_token(ticket, now_s)
         if ticket.awaited:
             replica.see_token(ticket, now_s)
+
+    def keep(self, ticket: Ticket) -> None:
+        """Its client is about to get something of the answer: from now on it is not evicted."""
+        _replica_of(ticket).evictable.pop(ticket, None)
 
     def finish(self, ticket: Ticket, output_tokens: int, now_s: float) -> None:
         """An answer is complete and the client has it."""
@@ -143,16 +159,10 @@ class GatewayCore:
         """
         replica = _replica_of(ticket)
         self._suspend(replica, now_s)
-        if ticket.has_begun or ticket.num_sent >= self._max_sent:
+        if ticket.has_begun or ticket.num_sent - ticket.num_evictions >= self._max_sent:
             self._leave(ticket, State.FAILED, reason, now_s)
             return
-        book = self.classes[ticket.class_index]
-        self._off_replica(ticket, replica, now_s)
-        self._drop_impatient(book, now_s)
-        if book.lost_patience(ticket, now_s):
-            self._end(ticket, State.DROPPED, "waited longer than the class's timeout")
-        else:
-            book.enqueue(ticket)
+        self._hold_again(ticket, replica, now_s)
         self.dispatch_queued(now_s)
 
     # -- what the controller says ----------------------------------------------------------------------------------
@@ -252,6 +262,40 @@ class GatewayCore:
             return None
         return offers[choose_pool(self.spec.router, [r.pool.spec for r in offers], [r.load for r in offers])]
 
+    def _place_for(self, ticket: Ticket, now_s: float) -> tuple[ReplicaBook | None, bool]:
+        """Where to send a request now, and whether batch work must make room for it there. Nobody overtakes a queue."""
+        book = self.classes[ticket.class_index]
+        if book.queue:
+            return None, False
+        replica = self._pick(ticket, now_s)
+        if replica is None and book.interactive:
+            listening = [r for pool in self._pools_of[ticket.class_index] for r in pool.replicas if r.listens(now_s)]
+            best = choose_evicting([len(candidate.evictable) for candidate in listening])
+            if best is not None:
+                return listening[best], True
+        return replica, False
+
+    def _evict_from(self, replica: ReplicaBook, now_s: float) -> None:
+        """Free a place: the youngest request of the least urgent class is held again, and is not sent by this."""
+        victim = max(reversed(replica.evictable), key=lambda ticket: self.classes[ticket.class_index].promise.priority)
+        victim.num_evictions += 1
+        replica.pool.evictions += 1
+        self._hold_again(victim, replica, now_s)
+        victim.on_evict()
+
+    def _hold_again(self, ticket: Ticket, replica: ReplicaBook, now_s: float) -> None:
+        """A request of which the client has nothing has lost its replica: it is held at its place, or out of patience.
+
+        Nobody is told: who handles the request looks at its state once the replica is done with it.
+        """
+        book = self.classes[ticket.class_index]
+        self._off_replica(ticket, replica, now_s)
+        self._drop_impatient(book, now_s)
+        if book.lost_patience(ticket, now_s):
+            self._end(ticket, State.DROPPED, "waited longer than the class's timeout")
+        else:
+            book.enqueue(ticket)
+
     def _send(self, ticket: Ticket, replica: ReplicaBook, now_s: float) -> None:
         book = self.classes[ticket.class_index]
         ticket.state = State.SENT
@@ -259,7 +303,8 @@ class GatewayCore:
         ticket.sent_s = now_s
         ticket.num_sent += 1
         replica.pool.next_place = replica.place + 1
-        replica.add(ticket, interactive=book.interactive, now_s=now_s)
+        evictable = not book.interactive and ticket.num_evictions < self._max_evictions
+        replica.add(ticket, interactive=book.interactive, evictable=evictable, now_s=now_s)
         book.in_flight += 1
 
     def _lateness_s(self, ticket: Ticket, replica: ReplicaBook | None, now_s: float) -> float:

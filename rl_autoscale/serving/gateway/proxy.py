@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,14 +41,24 @@ class Exchange:
     Attributes:
         writing_since_s: when the write in progress began; None between writes.
         task: to be cancelled when the client does not read.
+        heard_s: when its replica was asked, or last said something.
         stalled: whether that has happened.
+        attempt: the sending in progress.
         changed: set when the ticket leaves the queue.
     """
 
     task: asyncio.Task[object] | None
+    heard_s: float = math.inf
     writing_since_s: float | None = None
     stalled: bool = False
+    attempt: asyncio.Timeout | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def give_up(self) -> None:
+        """Take the request off its replica, which sees us hang up; harmless when none has it yet."""
+        if self.attempt is not None:
+            self.attempt.reschedule(-math.inf)
+            self.attempt = None
 
 
 class _ClientGone(Exception):
@@ -129,12 +140,15 @@ class Proxy:
         return self._turn_away(503, "no_replica", "no replica is ready", retry_after_s=5.0)
 
     def tick(self) -> None:
-        """Let time pass for the core, and give up on clients that do not read."""
+        """Let time pass for the core, and give up on clients that do not read and replicas that say nothing."""
         now_s = self._clock()
         self.core.tick(now_s)
         for exchange in self._exchanges:
             since_s = exchange.writing_since_s
-            if since_s is not None and now_s - since_s > self._limits.client_stall_s and exchange.task is not None:
+            if since_s is None:
+                if now_s - exchange.heard_s > self._limits.replica_silence_s:
+                    exchange.give_up()
+            elif now_s - since_s > self._limits.client_stall_s and exchange.task is not None:
                 exchange.stalled = True
                 exchange.task.cancel()
 
@@ -153,6 +167,7 @@ class Proxy:
             self._clock(),
             streams=completion.streams,
             on_change=exchange.changed.set,
+            on_evict=exchange.give_up,
         )
         self._exchanges.add(exchange)
         reason = "the client went away"
@@ -185,9 +200,23 @@ class Proxy:
     async def _try_replica(
         self, request: web.Request, completion: Completion, ticket: Ticket, exchange: Exchange
     ) -> web.StreamResponse | None:
-        """Send the request to its replica; None when that failed before the client had anything."""
-        assert ticket.replica is not None
+        """Send the request to its replica; None when that failed, or was ended, before the client had anything."""
         relay = _Relay(self, request, completion, ticket, exchange)
+        if completion.streams:
+            exchange.heard_s = self._clock()
+        try:
+            async with asyncio.timeout(None) as exchange.attempt:
+                return await self._ask_replica(request, completion, ticket, relay)
+        except TimeoutError:  # given up
+            return await relay.failed(f"the replica said nothing for {self._limits.replica_silence_s:g} s")
+        finally:
+            exchange.attempt = None
+            exchange.heard_s = math.inf
+
+    async def _ask_replica(
+        self, request: web.Request, completion: Completion, ticket: Ticket, relay: _Relay
+    ) -> web.StreamResponse | None:
+        assert ticket.replica is not None
         pool = ticket.replica.pool.spec
         sets_priority = self._sets_priority and pool.scheduler == "vllm-priority"
         priority = self.core.spec.classes[ticket.class_index].priority if sets_priority else None
@@ -207,18 +236,21 @@ class Proxy:
         return {"Content-Type": "application/json", "Accept-Encoding": "identity", **kept, **self._replica_headers}
 
     def _timeout(self, completion: Completion) -> aiohttp.ClientTimeout:
-        limits = self._limits
-        if completion.streams:
-            return aiohttp.ClientTimeout(
-                total=None, sock_connect=limits.replica_connect_s, sock_read=limits.replica_silence_s
-            )
-        return aiohttp.ClientTimeout(total=limits.answer_s, sock_connect=limits.replica_connect_s)
+        # A stream has no timer of its own: one would be set anew with every token. The heartbeat sees to silence.
+        total_s = None if completion.streams else self._limits.answer_s
+        return aiohttp.ClientTimeout(total=total_s, sock_connect=self._limits.replica_connect_s)
 
     def _turn_away(
         self, status: int, reason: str, message: str, *, retry_after_s: float | None = None
     ) -> web.StreamResponse:
         self.turned_away[reason] = self.turned_away.get(reason, 0) + 1
         return _error(status, reason, message, retry_after_s)
+
+
+class _Stream(web.StreamResponse):
+    """A stream whose head leaves together with its first token, in one system call, as that of a whole answer does."""
+
+    _send_headers_immediately = False
 
 
 class _Relay:
@@ -236,6 +268,12 @@ class _Relay:
         self._exchange = exchange
         self._watch = StreamWatch()
         self._response: web.StreamResponse | None = None
+        self._attempt = ticket.num_sent
+
+    @property
+    def _evicted(self) -> bool:
+        """Whether the request was taken off this replica, and the news has not yet come to this task."""
+        return self._ticket.state is not State.SENT or self._ticket.num_sent != self._attempt
 
     async def answer(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse | None:
         """Bring the replica's answer to the client; None when there is none and another replica may be tried."""
@@ -249,6 +287,8 @@ class _Relay:
 
     async def failed(self, reason: str) -> web.StreamResponse | None:
         """The replica has failed: try another, or tell the client."""
+        if self._evicted:
+            return None
         log.warning("replica %s: %s", self._ticket.replica and self._ticket.replica.replica_id, reason)
         self._core.lose(self._ticket, self._clock(), reason)
         if self._response is None:
@@ -258,9 +298,11 @@ class _Relay:
         await self._finish_writing()
         return self._response
 
-    async def _pass_client_error(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
+    async def _pass_client_error(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse | None:
         """The request is wrong in a way that only the engine could see."""
         body = await upstream.read()
+        if self._evicted:
+            return None
         self._core.cancel(self._ticket, self._clock(), f"the replica answered {upstream.status}")
         return web.Response(status=upstream.status, body=body, content_type=upstream.content_type)
 
@@ -269,6 +311,9 @@ class _Relay:
         self._watch.see_json(body)
         if self._watch.error or self._watch.finish_reason == "abort":
             return await self.failed(self._watch.error or "the engine aborted the request")
+        if self._evicted:
+            return None
+        self._core.keep(self._ticket)
         headers = {name: upstream.headers[name] for name in _RETURNED if name in upstream.headers}
         response = web.Response(body=body, content_type=upstream.content_type, headers=headers)
         await self._guarded(response.prepare(self._request))
@@ -277,38 +322,43 @@ class _Relay:
         return response
 
     async def _pass_stream(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse | None:
-        splitter = EventSplitter()
+        splitter, watch, content = EventSplitter(), self._watch, upstream.content
         held: list[bytes] = []
-        while chunk := await upstream.content.readany():
-            ready = [event for event in splitter.feed(chunk) if self._wanted(event)]
+        last = b""
+        while chunk := await content.readany():
+            self._exchange.heard_s = self._clock()
+            ready = []
+            for event in splitter.feed(chunk):
+                if watch.see(event) is not Kind.USAGE or self._completion.wants_usage:
+                    ready.append(event)
             if self._response is None:
                 held += ready
                 if self._watch.error:
                     return await self.failed(self._watch.error)
                 if not self._watch.begun:
                     continue
+                if self._evicted:
+                    return None
                 await self._open(upstream)
                 ready, held = held, []
-            if ready:
+            if watch.complete and content.at_eof():
+                last = b"".join(ready)
+            elif ready:
                 await self._write(ready[0] if len(ready) == 1 else b"".join(ready))
         if not self._watch.complete:
             return await self.failed(
                 self._watch.error or "the replica closed the stream before the answer was complete"
             )
         assert self._response is not None, "a complete answer has begun"
-        await self._finish_writing()
+        await self._finish_writing(last)
         self._finish()
         return self._response
-
-    def _wanted(self, event: bytes) -> bool:
-        """Take note of an event; False for the usage event that only the gateway asked for."""
-        return self._watch.see(event) is not Kind.USAGE or self._completion.wants_usage
 
     async def _open(self, upstream: aiohttp.ClientResponse) -> None:
         """The first token is here: from now on the client gets what comes."""
         headers = {name: upstream.headers[name] for name in _RETURNED if name in upstream.headers}
         headers |= {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        response = web.StreamResponse(headers=headers)
+        response = _Stream(headers=headers)
         self._core.see_token(self._ticket, self._clock())
         await self._guarded(response.prepare(self._request))
         self._response = response
@@ -322,9 +372,9 @@ class _Relay:
             raise _ClientGone from None
         self._exchange.writing_since_s = None
 
-    async def _finish_writing(self) -> None:
+    async def _finish_writing(self, last: bytes = b"") -> None:
         assert self._response is not None
-        await self._guarded(self._response.write_eof())
+        await self._guarded(self._response.write_eof(last))
 
     async def _guarded(self, writing: object) -> None:
         self._exchange.writing_since_s = self._clock()

@@ -14,7 +14,6 @@ import aiohttp
 from aiohttp import web
 
 from rl_autoscale.fleet import admission
-from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.serving.gateway.config import GatewayConfig, is_loopback, read_secret
 from rl_autoscale.serving.gateway.control import Handler, control_app
 from rl_autoscale.serving.gateway.core import GatewayCore
@@ -42,7 +41,9 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        self.core = GatewayCore(config.fleet, random.random, max_sent=config.limits.tries)
+        self.core = GatewayCore(
+            config.fleet, random.random, max_sent=config.limits.tries, max_evictions=config.limits.evictions
+        )
         self.port = 0
         self.control_port = 0
         self._guard = Guard(config)
@@ -72,8 +73,6 @@ class Gateway:
         self.control_port = await self._listen(control, self.config.control_host, self.config.control_port, None)
         if not self.config.api_keys and not is_loopback(self.config.host):
             log.warning("no api_keys: whoever reaches %s:%d is served", self.config.host, self.port)
-        if _would_evict(self.config.fleet):
-            log.warning("evict_batch is not done live: simulate and train this fleet with evict_batch: false")
         self._heart = asyncio.create_task(self._beat())
         return self
 
@@ -153,12 +152,6 @@ class Gateway:
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
             self.proxy.tick()
-
-
-def _would_evict(fleet: FleetSpec) -> bool:
-    """Whether the simulated fleet takes batch requests off mixed replicas."""
-    has_batch = any(promise.kind == "batch" for promise in fleet.classes)
-    return fleet.evict_batch and has_batch and any(pool.role == "mixed" for pool in fleet.pools)
 
 
 def _tls(config: GatewayConfig) -> ssl.SSLContext | None:

@@ -44,6 +44,7 @@ class Ticket:
         streams: False for a request whose answer comes in one piece, so that its first token is not seen.
         routing_u: its number in [0, 1) for routers that draw.
         on_change: called when it leaves the queue, sent or dropped.
+        on_evict: called when it has to give its place on a replica to another; it is held again then, or dropped.
         state: where it is.
         replica: where it was sent last.
         sent_s: last time it was sent.
@@ -51,6 +52,7 @@ class Ticket:
         expected_s: when its first token was expected as it was sent.
         awaited: sent, and no token has come since.
         num_sent: how often it was sent.
+        num_evictions: how often it was taken off a replica for an interactive request.
         retry_after_s: for refused and dropped ones: when to come again.
         reason: why it ended, for logs and the client.
     """
@@ -62,6 +64,7 @@ class Ticket:
     streams: bool
     routing_u: float
     on_change: Callable[[], None] = field(default=_nobody_waits, repr=False)
+    on_evict: Callable[[], None] = field(default=_nobody_waits, repr=False)
     state: State = State.QUEUED
     replica: ReplicaBook | None = None
     sent_s: float = math.nan
@@ -69,6 +72,7 @@ class Ticket:
     expected_s: float = math.inf
     awaited: bool = False
     num_sent: int = 0
+    num_evictions: int = 0
     retry_after_s: float = 1.0
     reason: str = ""
 

@@ -5,6 +5,7 @@ It knows what it sent where and which streams have begun and ended; it sees no K
 
 from __future__ import annotations
 
+from rl_autoscale.fleet.routing import choose_evicting
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FloatArray
 from rl_autoscale.sim.layout import Outcome
@@ -260,8 +261,8 @@ class Gateway:
 def _most_evictable(pools: list[Pool]) -> Replica | None:
     """The ready replica with the most batch requests that may still be evicted; the first among equals."""
     candidates = [replica for pool in pools if pool.spec.role != "prefill" for replica in pool.replicas(State.READY)]
-    best = max(candidates, key=_num_evictable, default=None)
-    return best if best is not None and _num_evictable(best) > 0 else None
+    best = choose_evicting([_num_evictable(replica) for replica in candidates])
+    return None if best is None else candidates[best]
 
 
 def _num_evictable(replica: Replica) -> int:

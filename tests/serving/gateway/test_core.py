@@ -48,14 +48,23 @@ class AnySequence(RuleBasedStateMachine):
         self.core = core_with()
         self.now_s = 0.0
         self.tickets = []
-        self.caps_lowered_at = 0
+        self.num_told = 0  # of evictions
+
+    # Two arrivals find a mixed replica full of batch work more often than chance would have it.
+    @rule(streams=st.booleans())
+    def interactive_burst(self, streams):
+        for c in (1, 1, 0, 0):
+            self.arrive(c, 10, streams)
 
     def sent(self):
         return [ticket for ticket in self.tickets if ticket.state is State.SENT]
 
     @rule(c=st.integers(0, 1), tokens=st.integers(1, 2000), streams=st.booleans())
     def arrive(self, c, tokens, streams):
-        self.tickets.append(self.core.arrive(c, tokens, self.now_s, streams=streams))
+        self.tickets.append(self.core.arrive(c, tokens, self.now_s, streams=streams, on_evict=self.told))
+
+    def told(self):
+        self.num_told += 1
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 2.0, 40.0]))
     def pass_time(self, seconds):
@@ -120,6 +129,14 @@ class AnySequence(RuleBasedStateMachine):
             assert pool.in_flight_interactive == sum(ticket.class_index == 0 for ticket in on_it)
             assert all(ticket.replica is replica for replica in pool.replicas for ticket in replica.tickets)
         assert sum(pool.in_flight for pool in self.core.pools) == len(self.sent())
+
+    @invariant()
+    def evictions_are_bounded_told_of_and_cut_no_stream(self):
+        assert self.num_told == sum(pool.evictions for pool in self.core.pools)
+        assert self.num_told == sum(ticket.num_evictions for ticket in self.tickets)
+        for ticket in self.tickets:
+            assert ticket.num_evictions <= (3 if ticket.class_index == 1 else 0)
+            assert ticket.state is not State.QUEUED or not ticket.has_begun
 
     @invariant()
     def queues_are_in_the_order_of_arrival(self):

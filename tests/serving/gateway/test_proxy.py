@@ -229,15 +229,6 @@ def test_the_controllers_client_understands_the_gateway() -> None:
     run(test())
 
 
-@pytest.mark.parametrize(("evict_batch", "warned"), [(True, True), (False, False)])
-def test_a_fleet_whose_simulation_evicts_is_told_that_this_gateway_does_not(evict_batch, warned, caplog) -> None:
-    async def test():
-        async with gateway_for(fleet={**FLEET, "evict_batch": evict_batch}):
-            assert ("evict_batch: false" in caplog.text) == warned
-
-    run(test())
-
-
 def test_models_come_from_a_replica() -> None:
     async def models(_request):
         return web.json_response({"data": [{"id": "m"}]})
