@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
@@ -39,6 +40,8 @@ async def serve_until_signal(
         loop.add_signal_handler(number, on_any_signal)
     async with server as running:
         entered = True
+        gc.collect()
+        gc.freeze()  # imported code is looked through no more; with the compiler in it that is a long pause
         on_ready(running)
         await stop.wait()
         await on_signal(running)
