@@ -10,7 +10,7 @@ LOCK   := requirements/dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark benchmark-full test nightly test-serving rehearse test-ray test-vllm calibrate-vllm lint format types imports ci lock clean
+.PHONY: help setup demo benchmark benchmark-full test nightly test-serving rehearse test-browser test-ray test-vllm calibrate-vllm lint format types imports ci lock clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-serving: setup  ## gateway, emulator and controller as processes: start, ki
 
 rehearse: setup  ## controller, gateway and emulated replicas as real processes under load: 1 -> 3 -> 1, no stream lost
 	$(BIN)/python -m pytest -m live tests/serving/test_rehearsal.py $(ARGS)
+
+test-browser: setup  ## the controller's status page in a headless Chromium (skips without one; see docs/live.md)
+	$(BIN)/python -m pytest -m live -rs tests/serving/test_status_page_browser.py $(ARGS)
 
 # Ray listens on every address, so it gets a network namespace with loopback only; and an environment without torch.
 test-ray: $(RAY_VENV)/.installed  ## Ray Serve back end and benchmark on a real Ray (Linux; needs unshare and ip)
