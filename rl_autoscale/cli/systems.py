@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from rl_autoscale.fleet.errors import SpecError
+
+if TYPE_CHECKING:
+    from rl_autoscale.experiments.tables import Table
 
 
 def command(
     systems: Annotated[str | None, typer.Option(help="Comma-separated; default all. See docs/systems.md.")] = None,
     scenarios: Annotated[str | None, typer.Option(help="Comma-separated; default SLOs-Serve's six.")] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    token_gaps: Annotated[
+        bool, typer.Option("--token-gaps", help="Sarathi-Serve's experiment instead: 99 % of all gaps between tokens.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One seed, few requests: a look, not a result.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the run; what is found there is not looked for again.")] = Path(
         "runs/systems"
@@ -28,9 +36,19 @@ def command(
         rl-autoscale compare-systems --quick
 
         rl-autoscale compare-systems --systems vllm,slos-serve --scenarios chatbot,coder
+
+        rl-autoscale compare-systems --token-gaps
     """
+    folder = out / "quick" if quick else out
+    if token_gaps:
+        if systems is not None or scenarios is not None:
+            raise SpecError(
+                "--token-gaps is an experiment with its own systems and requests; "
+                "give it without --systems and --scenarios"
+            )
+        _compare_gaps(folder, quick, update, as_json)
+        return
     from rl_autoscale.cli.benchmark import BenchmarkBar
-    from rl_autoscale.experiments.report import rich_table
     from rl_autoscale.experiments.systems import (
         QUICK,
         SCENARIOS,
@@ -40,23 +58,41 @@ def command(
         compare_systems,
         speed_table,
     )
-    from rl_autoscale.experiments.validation.report import update_page
     from rl_autoscale.workload.store import TraceStore
 
     with BenchmarkBar() as bar:
         found = compare_systems(
             TraceStore(traces or ()),
-            out / "quick" if quick else out,
+            folder,
             systems=tuple(SYSTEMS) if systems is None else _names(systems),
             scenarios=SCENARIOS if scenarios is None else _names(scenarios),
             settings=QUICK if quick else Settings(),
             progress=bar,
         )
     tables = {"capacity": capacity_table(found), "speed": speed_table(found)}
+    as_data = {k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}
+    _show(tables, as_data, update, as_json)
+
+
+def _compare_gaps(folder: Path, quick: bool, update: Path | None, as_json: bool) -> None:
+    from rl_autoscale.cli.benchmark import BenchmarkBar
+    from rl_autoscale.experiments import token_gaps
+
+    settings = token_gaps.QUICK if quick else token_gaps.Settings()
+    with BenchmarkBar() as bar:
+        found = token_gaps.find_all(folder, settings=settings, progress=bar)
+    as_data = {k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}
+    _show({"token-gaps": token_gaps.gap_table(found)}, as_data, update, as_json)
+
+
+def _show(tables: dict[str, Table], as_data: Any, update: Path | None, as_json: bool) -> None:
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.validation.report import update_page
+
     if update is not None:
         update_page(update, tables)
     if as_json:
-        typer.echo(json.dumps({k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}, indent=2))
+        typer.echo(json.dumps(as_data, indent=2))
         return
     console = Console()
     for table in tables.values():

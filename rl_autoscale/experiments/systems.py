@@ -125,11 +125,7 @@ class _Replica:
 
     def attainment(self, rate_per_s: float) -> float:
         """Share of the requests that meet their SLOs at this rate."""
-        arrival_s = self.sample.arrival_s / rate_per_s
-        workload = Workload(
-            arrival_s, self.sample.prompt_tokens, self.sample.output_tokens, self.sample.class_index,
-            self.sample.class_names, float(arrival_s[-1]),
-        )  # fmt: skip
+        workload = at_rate(self.sample, rate_per_s)
         self.batch.load(0, workload, seed=self.seed)
         began_s = time.process_time()
         self.batch.run(0)
@@ -178,6 +174,15 @@ def largest_rate(attainment: Callable[[float], float], target: float, tolerance:
         else:
             high = middle
     return low
+
+
+def at_rate(sample: Workload, rate_per_s: float) -> Workload:
+    """The same requests and gaps, scaled to another rate; they must come at one per second."""
+    arrival_s = sample.arrival_s / rate_per_s
+    return Workload(
+        arrival_s, sample.prompt_tokens, sample.output_tokens, sample.class_index, sample.class_names,
+        float(arrival_s[-1]),
+    )  # fmt: skip
 
 
 def draw_requests(scenario: Scenario, store: TraceSource, num_requests: int, seed: int) -> Workload:

@@ -18,6 +18,7 @@ from rl_autoscale.sim.class_queue import purge_timeouts
 from rl_autoscale.sim.endings import first_token
 from rl_autoscale.sim.estimate import count_seen
 from rl_autoscale.sim.eviction import complete_evictions
+from rl_autoscale.sim.gaps import prompt_token
 from rl_autoscale.sim.gateway import arrive, dispatch_queued
 from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
@@ -50,6 +51,8 @@ def complete_prefills(w, r, now_s):
                 rep.partial = NONE
             request.generated_tokens += 1
             w.pool[rep.pool].generation_units += 1 << w.pool[rep.pool].token_shift
+            if w.fleet[0].counts_gaps:
+                prompt_token(w, r, q, now_s)
             if not request.first_token_s >= 0.0:
                 first_token(w, r, q, now_s)
             going_on = request.generated_tokens < request.output_tokens
@@ -239,6 +242,10 @@ def world_of(batch, e):
         batch.class_state[e],
         batch.stage_state[e],
         batch.worker[e],
+        batch.gap_edges,
+        batch.gap_hist[e],
+        batch.token_s[e],
+        batch.joined[e],
         batch.kv[e],
         batch.prompt[e],
         batch.hash_ids[e],
@@ -256,9 +263,9 @@ SCHEDULER_FILES = tuple(
     for name in ("steps", "vllm", "vllm_v0", "sarathi", "trtllm", "fastserve", "slos_serve", "ranks", "plan")
 )
 KERNEL_FILES = (
-    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "replica.py", "router.py", "endings.py",
-    "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py", "lifecycle.py",
-    "snapshot.py", "engine.py", *SCHEDULER_FILES,
+    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "gaps.py", "replica.py", "router.py",
+    "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py",
+    "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 
 

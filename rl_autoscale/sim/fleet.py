@@ -59,9 +59,13 @@ class FleetBatch:
         spec: what each fleet is made of.
         num_fleets: how many.
         num_threads: fleets are dealt out to so many threads; the kernels hold no GIL.
+        gap_edges_s: count every gap between two tokens of a request in a histogram with these bucket bounds
+            (increasing); None: count none, which is faster.
     """
 
-    def __init__(self, spec: FleetSpec, num_fleets: int = 1, *, num_threads: int = 1) -> None:
+    def __init__(
+        self, spec: FleetSpec, num_fleets: int = 1, *, num_threads: int = 1, gap_edges_s: FloatArray | None = None
+    ) -> None:
         self.spec = spec
         self.num_fleets = num_fleets
         num_threads = max(1, min(num_threads, num_fleets))
@@ -75,6 +79,7 @@ class FleetBatch:
         self._most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
         self._others = None if all(SCHEDULER_CODES[p.scheduler] <= VLLM_PRIORITY for p in spec.pools) else 1
         self._reads_hashes = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
+        self._gap_edges_s = gap_edges_s
         self._world = self._allocate()
         self._now_s = np.zeros(num_fleets)
 
@@ -91,6 +96,8 @@ class FleetBatch:
         class_pools = np.full((num_classes + 1, num_pools), NONE, dtype=np.int64)
         for c, serving in enumerate([*(spec.pools_serving(c) for c in range(num_classes)), spec.decode_pools]):
             class_pools[c, : len(serving)] = serving
+        counts_gaps = self._gap_edges_s is not None
+        edges_s = np.array(self._gap_edges_s if counts_gaps else [np.inf], dtype=np.float64)
         world = World(
             trace=np.zeros((fleets, 1), dtype=TRACE),
             req=np.zeros((fleets, 1), dtype=REQUEST),
@@ -116,6 +123,10 @@ class FleetBatch:
             class_state=np.zeros((fleets, num_classes, 18)),
             stage_state=np.zeros((fleets, 8)),
             worker=np.zeros((fleets, max(num_workers, 1)), dtype=np.int32),
+            gap_edges=edges_s,
+            gap_hist=np.zeros((fleets, num_pools, len(edges_s) + 1), dtype=np.int64),
+            token_s=np.zeros((fleets, 1)),
+            joined=np.zeros((fleets, num_slots, int(spec.batch_limits.max()) if counts_gaps else 1), dtype=np.int32),
             kv=np.zeros((fleets, num_slots, self._most_cached_blocks), dtype=KV_BLOCK),
             prompt=np.zeros((fleets, 1), dtype=PROMPT),
             hash_ids=np.zeros((fleets, 1), dtype=np.int64),
@@ -126,6 +137,7 @@ class FleetBatch:
         for p in range(num_pools):
             world.rep["pool"][:, bases[p] : bases[p] + slots[p]] = p
         self._fixed_fleet = fleet_record(spec, event_tree_size)
+        self._fixed_fleet["counts_gaps"] = counts_gaps
         self._fixed_pool = pool_records(spec, bases, slots, tree_size)
         self._fixed_class = class_records(spec)
         return world
@@ -142,7 +154,9 @@ class FleetBatch:
         route_u = np.zeros((self.num_fleets, size if self.spec.router == "power_of_two" else 1))
         req[:, :capacity], trace[:, :capacity] = old.req, old.trace
         route_u[:, : old.route_u.shape[1]] = old.route_u
-        self._world = old._replace(req=req, trace=trace, route_u=route_u)
+        token_s = np.zeros((self.num_fleets, 1 if self._gap_edges_s is None else size))
+        token_s[:, : old.token_s.shape[1]] = old.token_s
+        self._world = old._replace(req=req, trace=trace, route_u=route_u, token_s=token_s)
 
     def _load_prefixes(self, e: int, workload: Workload) -> None:
         """Give the kernels the prompts' hashes and every request room for its block table."""
@@ -218,6 +232,7 @@ class FleetBatch:
         world.route_tree[e] = 1 << 40
         world.ttft_hist[e] = 0
         world.tpot_hist[e] = 0
+        world.gap_hist[e] = 0
         for p, pool in enumerate(spec.pools):
             world.draws[e, p] = draw_replica_times(pool, seed, startup_scale)
         if spec.router == "power_of_two":
@@ -304,6 +319,13 @@ class FleetBatch:
         """The POOL records of one fleet (a view)."""
         return np.asarray(self._world.pool[e])
 
+    def token_gaps(self, e: int = 0) -> IntArray:
+        """Gaps between tokens so far by the pool of the later token, shape (num_pools, len(gap_edges_s) + 1); a copy.
+
+        Column k counts gaps of at most ``gap_edges_s[k]`` and more than the edge before; the last, those beyond all.
+        """
+        return np.asarray(self._world.gap_hist[e]).copy()
+
     def replicas(self, e: int = 0) -> RecordArray:
         """The REPLICA records of one fleet (a view)."""
         return np.asarray(self._world.rep[e])
@@ -340,6 +362,7 @@ class SimFleet:
         startup_scale: true start-up time over the spec's.
         drain_limit_s: how long after the last arrival the episode may go on until every request has ended; default the
             longest promise of any class plus ten minutes.
+        gap_edges_s: see `FleetBatch`.
 
     The episode ends when all requests have ended; control goes on until then, and all GPU time is counted.
     """
@@ -353,8 +376,9 @@ class SimFleet:
         speed: float = 1.0,
         startup_scale: float = 1.0,
         drain_limit_s: float | None = None,
+        gap_edges_s: FloatArray | None = None,
     ) -> None:
-        self._batch = FleetBatch(spec)
+        self._batch = FleetBatch(spec, gap_edges_s=gap_edges_s)
         self._batch.load(0, workload, seed=seed, speed=speed, startup_scale=startup_scale)
         self._end_s = workload.span_s
         self._limit_s = cut_off_s(spec, workload, drain_limit_s)

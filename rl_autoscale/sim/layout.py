@@ -158,6 +158,9 @@ REPLICA = np.dtype(
         ("doomed", _i),  # 1 after the notice
         ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
         ("generation", _i),  # replicas that have been ready in this slot
+        # Where gaps between tokens are counted, see gaps.py:
+        ("num_joined", _i),  # sequences that have joined the decode batch since it last got tokens
+        ("last_tokens_s", _f),  # when that was
         # Prefill replicas, see bridge.py:
         ("num_held", _i),  # computed prompts whose KV is still here
         ("held_head", _i),  # the one that is sent next, or now
@@ -325,6 +328,7 @@ FLEET = np.dtype(
         ("evict_batch", _i),
         ("blocks_per_hash", np.int64),
         ("num_events", np.int64),
+        ("counts_gaps", _i),  # 1 where gaps between tokens are counted
         # The bridge between prefill and decode, see bridge.py:
         ("transfer_latency_s", _f),
         ("bridge_limit", _i),
@@ -388,6 +392,11 @@ class World(NamedTuple):
     class_state: Any  # (num_classes, ClassTelemetry fields) float64
     stage_state: Any  # (StageTelemetry fields,) float64
     worker: Any  # (num_workers or 1,) int32: the request that each has
+    # Gaps between tokens, see gaps.py; one element each where nobody asked for them.
+    gap_edges: Any  # (num_edges,) float64 seconds, shared by a batch
+    gap_hist: Any  # (num_pools, num_edges + 1) int64
+    token_s: Any  # (num_requests,) float64
+    joined: Any  # (num_slots, max_num_seqs) int32
     # Prefix caching and prefix_affinity; one element each where a fleet has neither.
     kv: Any  # (num_slots, most kv_blocks) KV_BLOCK
     prompt: Any  # (num_requests,) PROMPT

@@ -23,6 +23,7 @@ import numpy as np
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.batch import batch_remove
 from rl_autoscale.sim.drafts import drafted_blocks, drafted_iterations, drafted_until_full
+from rl_autoscale.sim.gaps import count_gaps, join_gaps, leave_gaps
 from rl_autoscale.sim.kv_cache import free_blocks, take_anonymous
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
 from rl_autoscale.sim.ordered import heap_push, heap_remove, tree_set
@@ -68,6 +69,8 @@ def join_decode(w, r, q):
     w.residue[r, phase_column(w, r, units)] += 1
     rep.num_decode += 1
     rep.decode_units += units
+    if w.fleet[0].counts_gaps:
+        join_gaps(w, r, q)
 
 
 @hot
@@ -92,6 +95,8 @@ def leave_decode(w, r, q):
     rep.num_decode -= 1
     rep.decode_units -= units
     request.finish_iteration = 0
+    if w.fleet[0].counts_gaps:
+        leave_gaps(w, r, q)
 
 
 @njit
@@ -250,6 +255,10 @@ def commit_decode(w, r, iterations, duration_s):
         pool.itl_sum_s += duration_s * num_decode
         return
     if num_decode > 0:
+        if w.fleet[0].counts_gaps:
+            growth_s = w.coefficients[rep.pool, 0] * w.fleet[0].speed * num_decode * pool.step_tokens
+            first_s = duration_s if iterations == 1 else leap_duration_s(w, r, 1)
+            count_gaps(w, r, iterations, first_s, growth_s, duration_s)
         blocks = leap_blocks(w, r, iterations)
         rep.kv_used += blocks
         if pool.prefix_caching:
@@ -330,6 +339,8 @@ def clear_replica(w, r):
     rep.num_decode = 0
     rep.num_prefill = 0
     rep.num_set_aside = 0
+    rep.num_joined = 0
+    rep.last_tokens_s = 0.0
     rep.moved_blocks = 0
     rep.planned_s = 0.0
     rep.next_look_s = 0.0

@@ -27,10 +27,13 @@ POOL_COUNTS = (
 )  # fmt: skip
 
 
+GAP_EDGES_S = np.geomspace(1e-3, 1e3, 181)
+
+
 def run_both(case: Any) -> tuple[SimFleet, ReferenceFleet]:
     """Run engine and reference side by side and compare what a decision would read at every control step."""
     options = {"seed": case.seed, "speed": case.speed, "drain_limit_s": 12.0}
-    engine = SimFleet(case.spec, case.workload, **options)
+    engine = SimFleet(case.spec, case.workload, gap_edges_s=GAP_EDGES_S, **options)
     reference = ReferenceFleet(case.spec, case.workload, **options)
     step = 0
     going_on = True
@@ -70,6 +73,9 @@ def assert_same_books(engine: SimFleet, reference: ReferenceFleet) -> None:
     for name in ("replica_s", "ready_s", "sleep_s", "itl_sum_s", "itl_count"):
         np.testing.assert_allclose(pools[name], expected_pools[name], rtol=1e-9, atol=1e-9, err_msg=name)
     assert result.summary() == pytest.approx(expected_result.summary(), rel=1e-9, nan_ok=True)
+    for gaps, pool in zip(engine.batch.token_gaps(), reference.pools, strict=True):
+        expected_gaps = np.bincount(np.searchsorted(GAP_EDGES_S, pool.gaps_s), minlength=len(GAP_EDGES_S) + 1)
+        np.testing.assert_array_equal(gaps, expected_gaps)
     for name, values in result.timeline.items():
         np.testing.assert_allclose(values, expected_result.timeline[name], rtol=1e-9, atol=1e-12, err_msg=name)
 

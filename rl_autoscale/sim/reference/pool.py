@@ -51,6 +51,7 @@ class Pool:
         self.asleep: set[int] = set()  # places in `slots` whose replica sleeps
         self.token_time_table_s = spec.hardware.token_time_table_s(spec.token_budget)
         self.mean_residence_s = 0.0  # dispatch to last token
+        self.gaps_s: list[float] = []  # between every two tokens of a request, the later one from here
         self._num_residences = 0
         self._draws, self._speed = draws, speed
         self._booked_to_s = 0.0

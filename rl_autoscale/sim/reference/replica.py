@@ -156,6 +156,9 @@ class Replica:
         books.itl_sum_s += duration_s * (len(iteration.decodes) + iteration.num_stalled)
         books.itl_count += len(iteration.decodes)
         for request in self.scheduler.complete(iteration):
+            if request.has_begun:
+                self.pool.gaps_s.append(self.clock.now - request.latest_token_s)
+            request.latest_token_s = self.clock.now
             finished = request.generated_tokens == request.output_tokens
             prefilled = self.pool.spec.role == "prefill" and not finished
             if prefilled:

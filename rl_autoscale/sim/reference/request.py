@@ -41,6 +41,7 @@ class Request:
     dispatched_s: float = math.nan  # last dispatch
     scheduled_s: float = math.nan  # first time in an engine batch
     first_token_s: float = math.nan
+    latest_token_s: float = math.nan
     last_token_s: float = math.nan
     end_s: float = math.nan  # last token, or the end of post-processing
     outcome: Outcome = Outcome.PENDING
