@@ -81,6 +81,7 @@ class PoolSpec(Config):
 
     name: str = Field(min_length=1)
     role: Role = "mixed"
+    model: str | None = Field(default=None, description="it serves the classes that ask for this model, and no others")
     profile: str = Field(description="a shipped profile's name, or a path ending in .yaml")
     min_replicas: NonNegativeInt = 1
     max_replicas: PositiveInt = 50
@@ -147,6 +148,11 @@ class PoolSpec(Config):
             )
         del hardware
         return self
+
+    @property
+    def tier(self) -> tuple[Role, str | None]:
+        """Pools with the same role and model can stand in for each other."""
+        return self.role, self.model
 
     @cached_property
     def hardware(self) -> LatencyProfile:

@@ -9,8 +9,10 @@ In order, per control step:
 4. pending-start guard: no growth that would leave more than ``max_pending_starts`` replicas of a pool starting at once;
 5. GPU budget: growth is cut, interactive (prefill, decode) pools first served, then mixed, then batch; draining
    replicas still hold their GPUs;
-6. the last ready replica that can serve a class is never drained, even while others are starting, nor the last ready
-   one that can decode what prefill replicas have begun.
+6. shared GPUs: the same for the pools of each group, whose models take turns; a pool grows only into GPUs that are
+   free now, so what this decision removes must drain first;
+7. the last ready replica that can serve a class is never drained, even while others are starting, nor the last ready
+   one that can decode what prefill replicas have begun; unless the class has no GPUs but shared ones.
 
 All steps are pure array arithmetic with optional leading dimensions, so the same code clips one live fleet and a
 batch of simulated ones.
@@ -44,7 +46,9 @@ class Shield:
         self._recommended: IntArray = np.zeros(shape, dtype=np.int64)
         self._last: IntArray = np.broadcast_to(spec.initial_replicas, shape[1:]).copy()
         self._pool_order = sorted(range(len(spec.pools)), key=lambda p: _ROLE_ORDER[spec.pools[p].role])
-        self._pools_serving = [list(spec.pools_serving(c)) for c in range(len(spec.classes))]
+        shared = {p for pools, _ in spec.gpu_groups for p in pools}
+        serving = [list(spec.pools_serving(c)) for c in range(len(spec.classes))]
+        self._pools_serving = [pools for pools in serving if not shared.issuperset(pools)]
         if spec.decode_pools:
             self._pools_serving.append(list(spec.decode_pools))
 
@@ -93,7 +97,13 @@ class Shield:
         if limits.max_pending_starts is not None:
             target = np.minimum(target, np.maximum(current, ready + limits.max_pending_starts))
         if spec.gpu_budget is not None:
-            target = self._within_budget(target, current, draining, spec.gpu_budget)
+            held = np.minimum(target, current) + draining
+            target = self._within(spec.gpu_budget, self._pool_order, target, current, held)
+        for pools, gpus in spec.gpu_groups:
+            order = [p for p in self._pool_order if p in pools]
+            unknown = np.isnan(state.pools.draining[..., order]).any(axis=-1)
+            free_for_all = np.where(unknown, 0, gpus)  # whoever cannot be seen may hold them
+            target = self._within(free_for_all, order, target, current, current + draining)
         target = self._keep_last_ready(target, ready)
         self._last[...] = target
         admission = np.where(np.isnan(decision.admission), state.classes.admission, decision.admission)
@@ -104,15 +114,17 @@ class Shield:
             admission=np.maximum(admission, 0.0),
         )
 
-    def _within_budget(self, target: IntArray, current: IntArray, draining: IntArray, gpu_budget: int) -> IntArray:
+    def _within(
+        self, num_gpus: int | IntArray, order: list[int], target: IntArray, current: IntArray, held: IntArray
+    ) -> IntArray:
+        """Cut the growth of some pools, the first served first, to the GPUs that ``held`` replicas leave of so many."""
         gpus = self.spec.gpus_per_replica
         target = target.copy()
-        kept = np.minimum(target, current)
-        left = gpu_budget - (gpus * (kept + draining)).sum(axis=-1)
-        for p in self._pool_order:
-            affordable = np.maximum(left, 0) // gpus[p]
-            grown = np.minimum(target[..., p] - kept[..., p], affordable)
-            target[..., p] = kept[..., p] + grown
+        left = num_gpus - (gpus * held)[..., order].sum(axis=-1)
+        for p in order:
+            kept = np.minimum(target[..., p], current[..., p])
+            grown = np.minimum(target[..., p] - kept, np.maximum(left, 0) // gpus[p])
+            target[..., p] = kept + grown
             left = left - grown * gpus[p]
         return target
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.errors import did_you_mean
 from rl_autoscale.fleet.pool import STAGED_SCHEDULERS, PoolSpec, Role
 from rl_autoscale.fleet.profile import (
     BLOCK_SIZE_TOKENS,
@@ -42,6 +43,7 @@ class ServiceClass(Config):
 
     name: str = Field(min_length=1)
     kind: ClassKind = "interactive"
+    model: str | None = Field(default=None, description="it is served by pools of this model, where pools name models")
     ttft_slo_s: PositiveFloat = Field(description="arrival to first token, queueing included")
     tpot_slo_s: PositiveFloat = Field(description="(last token - first token) / (output tokens - 1)")
     deadline_s: PositiveFloat | None = Field(default=None, description="arrival to last token")
@@ -51,6 +53,16 @@ class ServiceClass(Config):
     max_output_tokens: PositiveInt | None = Field(
         default=None, description="the max_tokens that its requests ask for; pools that reserve output need it"
     )
+
+
+class SharedGpus(Config):
+    """GPUs on which the replicas of several pools take turns: a model is swapped out before another is swapped in.
+
+    What a swap takes is the start-up time of the pool that comes; what it gives up drains first.
+    """
+
+    pools: tuple[str, ...] = Field(min_length=2, description="names; no pool is in two such groups")
+    gpus: PositiveInt = Field(description="of all of them together; draining replicas hold theirs until they are gone")
 
 
 class ShieldSpec(Config):
@@ -82,7 +94,17 @@ class FleetSpec(Config):
     control_interval_s: PositiveFloat = 10.0
     telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")
     gpu_budget: PositiveInt | None = None
+    shared_gpus: tuple[SharedGpus, ...] = Field(
+        default=(), description="pools whose models take turns on the same GPUs"
+    )
     evict_batch: bool = Field(default=True, description="interactive requests may evict batch work from mixed replicas")
+    eviction: Literal["recompute", "host"] = Field(
+        default="recompute",
+        description="what becomes of an evicted sequence's KV cache: it is lost, or moved to host memory and back",
+    )
+    drain: Literal["wait", "migrate"] = Field(
+        default="wait", description="what a draining replica has ends there, or goes on where there is a place"
+    )
     kv_transfer: KvTransferSpec | None = Field(default=None, description="between prefill and decode pools")
     postprocess: PostprocessSpec | None = Field(default=None, description="CPU work after the last token")
 
@@ -99,11 +121,14 @@ class FleetSpec(Config):
                 f"telemetry_age_s={self.telemetry_age_s} exceeds control_interval_s={self.control_interval_s}"
             )
         self._check_disaggregation()
+        self._check_moving_streams()
+        self._check_shared_gpus()
         for c, service_class in enumerate(self.classes):
             if not self.pools_serving(c):
+                of_model = "" if service_class.model is None else f" and model {service_class.model}"
                 raise ValueError(
                     f"no pool may serve class '{service_class.name}' ({service_class.kind}); "
-                    f"add a pool with role {' or '.join(ROLES_SERVING[service_class.kind])}"
+                    f"add a pool with role {' or '.join(ROLES_SERVING[service_class.kind])}{of_model}"
                 )
             unstaged = [p.name for p in self.pools if p.scheduler not in STAGED_SCHEDULERS or p.reserves_output]
             if unstaged and self.postprocess is not None:
@@ -148,6 +173,46 @@ class FleetSpec(Config):
                 f"prefill and decode pools must run one model with one KV format; got {sorted(map(str, models))}"
             )
 
+    def _check_shared_gpus(self) -> None:
+        shared = [name for group in self.shared_gpus for name in group.pools]
+        for name in shared:
+            if name not in self.pool_names:
+                raise ValueError(
+                    f"shared_gpus names pool '{name}'{did_you_mean(name, self.pool_names)}; "
+                    f"pools: {', '.join(self.pool_names)}"
+                )
+            if shared.count(name) > 1:
+                raise ValueError(f"shared_gpus names pool '{name}' twice; a pool shares its GPUs with one group")
+            if self.pools[self.pool_names.index(name)].spot is not None:
+                raise ValueError(
+                    f"pool '{name}' shares its GPUs and is spot; a replica under notice is replaced elsewhere: drop one"
+                )
+        for pools, gpus in self.gpu_groups:
+            taken = int((self.gpus_per_replica * self.initial_replicas)[list(pools)].sum())
+            if taken > gpus:
+                raise ValueError(f"shared_gpus: the initial replicas of its pools take {taken} of {gpus} GPUs")
+
+    def _check_moving_streams(self) -> None:
+        """A sequence that takes its KV cache along must find schedulers that know it, and its model."""
+        option = "eviction: host" if self.eviction == "host" else "drain: migrate"
+        if option == "drain: migrate" and self.drain == "wait":
+            return
+        for pool in self.pools:
+            if pool.role in ("prefill", "decode"):
+                raise ValueError(f"{option} is not for prefill and decode pools; drop it")
+            if pool.scheduler not in STAGED_SCHEDULERS or pool.reserves_output:
+                raise ValueError(
+                    f"{option} goes with scheduler {' or '.join(STAGED_SCHEDULERS)} and paged KV allocation only; "
+                    f"change pool '{pool.name}' or drop {option}"
+                )
+        for c, service_class in enumerate(self.classes):
+            models = sorted({self.pools[p].hardware.model for p in self.pools_serving(c)})
+            if len(models) > 1:
+                raise ValueError(
+                    f"{option}: class '{service_class.name}' may be served by {', '.join(models)}, and a KV cache "
+                    "belongs to one model; give each model a class of its own or drop it"
+                )
+
     @property
     def pool_names(self) -> tuple[str, ...]:
         """Pool names in order; every (num_pools,) array follows it."""
@@ -179,20 +244,25 @@ class FleetSpec(Config):
         return np.array([pool.initial for pool in self.pools], dtype=np.int64)
 
     @cached_property
+    def gpu_groups(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """``shared_gpus`` as (indices of the pools, GPUs)."""
+        return tuple((tuple(map(self.pool_names.index, group.pools)), group.gpus) for group in self.shared_gpus)
+
+    @cached_property
     def batch_limits(self) -> IntArray:
         """Shape (num_pools,): each pool's ``max_num_seqs``."""
         return np.array([pool.batch_limit for pool in self.pools], dtype=np.int64)
 
     @cached_property
     def cheapest_first(self) -> tuple[tuple[int, ...], ...]:
-        """Pools of one role stand beside each other: for each role, its pools by the price of a typical request."""
+        """For each role and model, its pools, which stand beside each other, by the price of a typical request."""
 
         def request_usd(p: int) -> float:
             pool = self.pools[p]
             return pool.price_usd_per_gpu_hour * pool.hardware.gpus_per_replica * pool.typical_request_s / 3600.0
 
-        roles = dict.fromkeys(pool.role for pool in self.pools)
-        beside = ([p for p, pool in enumerate(self.pools) if pool.role == role] for role in roles)
+        tiers = dict.fromkeys(pool.tier for pool in self.pools)
+        beside = ([p for p, pool in enumerate(self.pools) if pool.tier == tier] for tier in tiers)
         return tuple(tuple(sorted(pools, key=request_usd)) for pools in beside)
 
     @cached_property
@@ -205,7 +275,8 @@ class FleetSpec(Config):
     def pools_serving(self, class_index: int) -> tuple[int, ...]:
         """Indices of the pools that the gateway may send a class to, preferred first."""
         roles = (*ROLES_SERVING[self.classes[class_index].kind], "prefill")
-        return tuple(p for role in roles for p, pool in enumerate(self.pools) if pool.role == role)
+        model = self.classes[class_index].model
+        return tuple(p for role in roles for p, pool in enumerate(self.pools) if pool.tier == (role, model))
 
     def pools_passed(self, class_index: int) -> tuple[int, ...]:
         """Indices of all pools that requests of a class may be on: those that serve it, and the decode pools."""

@@ -22,6 +22,7 @@ from rl_autoscale.sim.gaps import prompt_token
 from rl_autoscale.sim.gateway import arrive, dispatch_queued
 from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
+from rl_autoscale.sim.migration import migrate
 from rl_autoscale.sim.ordered import heap_remove, tree_argmin
 from rl_autoscale.sim.postprocess import end_work, finish
 from rl_autoscale.sim.replica import book_until, clear_replica, commit_decode, cut_leap, join_decode, leave_decode, wake
@@ -94,6 +95,8 @@ def end_iterations(w, r, now_s):
         complete_prefills(w, r, now_s)
     if rep.num_evict_marked > 0:
         complete_evictions(w, r, now_s)
+    if rep.state == DRAINING and w.fleet[0].migrates:
+        migrate(w, r, now_s)
 
 
 @njit
@@ -265,7 +268,7 @@ SCHEDULER_FILES = tuple(
 KERNEL_FILES = (
     "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "gaps.py", "replica.py", "router.py",
     "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py",
-    "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
+    "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 
 

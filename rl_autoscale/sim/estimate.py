@@ -87,10 +87,10 @@ def leave_replica(w, r, q, now_s):
 
 @njit
 def requests_ahead(w, c, now_s):
-    """Requests in gateway queues that are served before a new one of this class."""
+    """Requests in gateway queues that are served before a new one of this class, by the same model."""
     ahead = 0
     for other in range(w.cls.shape[0]):
-        if w.cls[other].priority <= w.cls[c].priority:
+        if w.cls[other].priority <= w.cls[c].priority and w.cls[other].model == w.cls[c].model:
             purge_timeouts(w, other, now_s)
             ahead += w.cls[other].queue_length
     return ahead

@@ -7,7 +7,7 @@ from rl_autoscale.sim.batch import waiting_remove
 from rl_autoscale.sim.class_queue import requeue
 from rl_autoscale.sim.estimate import leave_replica
 from rl_autoscale.sim.layout import NONE, PREFILL, READY
-from rl_autoscale.sim.replica import unload
+from rl_autoscale.sim.replica import swap_out, unload
 from rl_autoscale.sim.schedulers.steps import abandon
 
 
@@ -43,7 +43,8 @@ def evict_for(w, r, now_s):
     while q >= 0:
         if not w.cls[w.req[q].class_index].interactive:
             waiting_remove(w, r, q)
-            abandon(w, r, q)
+            if not w.fleet[0].evicts_to_host:  # else it waits without KV cache, or with one on the host
+                abandon(w, r, q)
             return_to_queue(w, r, q, now_s)
             return
         q = w.req[q].prev
@@ -70,6 +71,7 @@ def return_to_queue(w, r, q, now_s):
 def complete_evictions(w, r, now_s):
     """At an iteration's end, take the marked batch requests off the engine, youngest first.
 
+    Where eviction is to the host a decode sequence keeps its KV cache; a prompt under way is computed again.
     All of them are still in the batch: they were marked during the iteration that ends; preemption is at the next.
     """
     rep = w.rep[r]
@@ -79,6 +81,9 @@ def complete_evictions(w, r, now_s):
         if w.req[q].evict:
             w.req[q].evict = 0
             rep.num_evict_marked -= 1
-            unload(w, r, q)
+            if w.fleet[0].evicts_to_host and w.req[q].finish_iteration > 0:
+                swap_out(w, r, q)
+            else:
+                unload(w, r, q)
             return_to_queue(w, r, q, now_s)
         q = before

@@ -43,11 +43,15 @@ def send(w, q, r, now_s, slot):
         remember_prompt(w, r, q)
     request.replica = r
     request.dispatched_s = now_s
-    request.awaited = 1
     tokens = np.int64(request.prompt_tokens)
-    rep.clearing_s = expected_first_token_s(w, r, tokens, now_s)
-    rep.pending_tokens += tokens
-    rep.pending_squares += tokens * tokens
+    if request.on_host:  # a stream that goes on at once
+        rep.seen_tokens += tokens
+        rep.num_seen += 1
+    else:
+        request.awaited = 1
+        rep.clearing_s = expected_first_token_s(w, r, tokens, now_s)
+        rep.pending_tokens += tokens
+        rep.pending_squares += tokens * tokens
     join_engine(w, r, q, now_s, slot)
 
 

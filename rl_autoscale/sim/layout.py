@@ -215,7 +215,6 @@ POOL = np.dtype(
         ("ranked", _i),  # 1 where the waiting queue is sorted
         ("block_move_s", _f),  # a KV block from GPU to host, or back
         ("contiguous", _i),  # 1 where that is also what it takes
-        ("serves_interactive", _i),
         ("serves_batch", _i),
         ("batch_limit", _i),
         ("token_budget", _i),
@@ -268,6 +267,7 @@ POOL = np.dtype(
         ("moved_blocks", np.int64),  # between GPU and host
         ("preemptions", np.int64),
         ("evictions", np.int64),
+        ("migrations", np.int64),  # from its draining replicas
         ("crashes", np.int64),
         ("notices", np.int64),
         ("taken_away", np.int64),  # before they were empty
@@ -284,6 +284,7 @@ POOL = np.dtype(
 CLASS = np.dtype(
     [
         ("interactive", _i),
+        ("model", _i),  # a number for each model that classes name
         ("priority", _i),
         ("max_output_tokens", _i),  # that a request may ask for; 0 where nobody reserves it
         ("queue_limit", _i),
@@ -326,6 +327,8 @@ FLEET = np.dtype(
         ("unresolved", np.int64),  # arrived and not ended
         ("event_tree_size", np.int64),
         ("evict_batch", _i),
+        ("evicts_to_host", _i),  # 1 where an evicted sequence keeps its KV cache in host memory
+        ("migrates", _i),  # 1 where what a draining replica has goes on elsewhere
         ("blocks_per_hash", np.int64),
         ("num_events", np.int64),
         ("counts_gaps", _i),  # 1 where gaps between tokens are counted

@@ -11,9 +11,22 @@ from rl_autoscale.sim.drafts import fraction_units
 from rl_autoscale.sim.endings import drop
 from rl_autoscale.sim.estimate import leave_replica
 from rl_autoscale.sim.kv_cache import empty_cache
-from rl_autoscale.sim.layout import COLD, DRAINING, FAILED, LIFE, NONE, OFF, READY, SLEEPING, SPOT, STARTING, WAKE
+from rl_autoscale.sim.layout import (
+    COLD,
+    DRAINING,
+    FAILED,
+    LIFE,
+    NO_SLOT,
+    NONE,
+    OFF,
+    READY,
+    SLEEPING,
+    SPOT,
+    STARTING,
+    WAKE,
+)
 from rl_autoscale.sim.postprocess import lose_parked
-from rl_autoscale.sim.replica import book_until, clear_replica, schedule_event
+from rl_autoscale.sim.replica import book_until, clear_replica, cut_leap, schedule_event
 from rl_autoscale.sim.router import update_route
 
 
@@ -139,7 +152,14 @@ def cancel_start(w, p):
 
 
 @njit
-def drain_replica(w, p):
+def begin_to_migrate(w, r, now_s, slot):
+    """A replica drains: where requests migrate, they leave from the end of its iteration on; see `migrate`."""
+    if w.fleet[0].migrates and w.rep[r].cuttable:
+        cut_leap(w, r, now_s, slot)
+
+
+@njit
+def drain_replica(w, p, now_s):
     """Take the ready replica with the least interactive work, then the least work, out of service."""
     pool = w.pool[p]
     best = NONE
@@ -161,6 +181,7 @@ def drain_replica(w, p):
         leave(w, best, True)
     else:
         pool.draining += 1
+        begin_to_migrate(w, best, now_s, NO_SLOT)
 
 
 @njit
@@ -177,7 +198,7 @@ def reconcile(w, p, now_s):
         if pool.starting > 0:
             cancel_start(w, p)
         else:
-            drain_replica(w, p)
+            drain_replica(w, p, now_s)
 
 
 @njit
@@ -256,6 +277,7 @@ def give_notice(w, r, now_s):
             leave(w, r, False)
         else:
             pool.draining += 1
+            begin_to_migrate(w, r, now_s, r - 1)  # its own iteration that ends now is still running
     reconcile(w, rep.pool, now_s)
 
 

@@ -38,6 +38,7 @@ def fleet_record(spec: FleetSpec, event_tree_size: int) -> RecordArray:
     record = np.zeros(1, dtype=FLEET)
     record["event_tree_size"] = event_tree_size
     record["evict_batch"] = spec.evict_batch
+    record["evicts_to_host"], record["migrates"] = spec.eviction == "host", spec.drain == "migrate"
     for name in ("bridge_head", "bridge_tail", "blocked_head", "blocked_tail", "post_head", "post_tail",
                  "parked_head", "parked_tail"):  # fmt: skip
         record[name] = NONE
@@ -61,7 +62,6 @@ def pool_records(spec: FleetSpec, bases: IntArray, slots: list[int], tree_size: 
         record["block_move_s"] = pool.block_move_s
         record["reserves"] = pool.reserves_output
         record["contiguous"] = pool.kv_allocation == "contiguous"
-        record["serves_interactive"] = pool.role in ("interactive", "mixed", "prefill")
         record["serves_batch"] = pool.role in ("batch", "mixed", "prefill")
         record["batch_limit"] = record["cap"] = pool.batch_limit
         record["token_budget"] = pool.token_budget
@@ -90,9 +90,11 @@ def pool_records(spec: FleetSpec, bases: IntArray, slots: list[int], tree_size: 
 def class_records(spec: FleetSpec) -> RecordArray:
     """The CLASS records."""
     records = np.zeros(len(spec.classes), dtype=CLASS)
+    models = [item.model for item in spec.classes]
     for c, item in enumerate(spec.classes):
         record = records[c]
         record["interactive"] = item.kind == "interactive"
+        record["model"] = models.index(item.model)
         record["priority"] = item.priority
         record["max_output_tokens"] = item.max_output_tokens or 0
         record["queue_limit"] = item.queue_limit

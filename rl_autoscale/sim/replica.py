@@ -24,7 +24,7 @@ from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.batch import batch_remove
 from rl_autoscale.sim.drafts import drafted_blocks, drafted_iterations, drafted_until_full
 from rl_autoscale.sim.gaps import count_gaps, join_gaps, leave_gaps
-from rl_autoscale.sim.kv_cache import free_blocks, take_anonymous
+from rl_autoscale.sim.kv_cache import blocks_of, free_blocks, take_anonymous
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
 from rl_autoscale.sim.ordered import heap_push, heap_remove, tree_set
 
@@ -125,6 +125,24 @@ def unload(w, r, q):
     free_blocks(w, r, q, request.computed_tokens, False)
     request.computed_tokens = 0
     request.chunk_tokens = 0
+    batch_remove(w, r, q)
+
+
+@hot
+def count_moves(w, r, blocks):
+    """Blocks are moved between GPU and host before the next iteration."""
+    w.rep[r].moved_blocks += blocks
+    w.pool[w.rep[r].pool].moved_blocks += blocks
+
+
+@njit
+def swap_out(w, r, q):
+    """Take a decode sequence out of the batch with its KV cache, which goes to host memory."""
+    stop_decode(w, r, q)
+    request = w.req[q]
+    free_blocks(w, r, q, request.computed_tokens, False)
+    count_moves(w, r, blocks_of(request.computed_tokens))
+    request.on_host = 1
     batch_remove(w, r, q)
 
 

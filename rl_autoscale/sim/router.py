@@ -89,7 +89,9 @@ def affine_replica(w, c, q):
         r = sent & 0xFFFFFFFF
         rep = w.rep[r]
         pool = w.pool[rep.pool]
-        serves = pool.serves_interactive if w.cls[c].interactive else pool.serves_batch
+        serves = False
+        for position in range(w.class_pools.shape[1]):
+            serves = serves or w.class_pools[c, position] == rep.pool
         if rep.state != READY or rep.generation != sent >> 32 or not serves:
             continue
         within_share = 4 * np.int64(rep.in_flight) * pool.ready < 5 * (pool.in_flight + 1)

@@ -99,6 +99,27 @@ def test_the_gpu_budget_goes_to_interactive_pools_first(clip: Any, a_spec: Any, 
     assert clip([4, 4, 4], asked_for=[1, 1, 1], draining=[2, 0, 0], spec=spec) == [1, 1, 4]
 
 
+def test_models_take_turns_on_shared_gpus_and_one_leaves_before_the_next_comes(
+    clip: Any, a_spec: Any, a_pool: Any
+) -> None:
+    spec = a_spec(a_pool("a"), a_pool("b"), a_pool("own"), shared_gpus=[{"pools": ["a", "b"], "gpus": 2}])
+    assert clip([5, 0, 5], asked_for=[1, 0, 1], spec=spec) == [2, 0, 5]
+    assert clip([0, 2, 1], asked_for=[2, 0, 1], spec=spec) == [0, 0, 1]
+    assert clip([0, 2, 1], asked_for=[0, 0, 1], draining=[1, 0, 0], spec=spec) == [0, 1, 1]
+    assert clip([0, 2, 1], asked_for=[0, 0, 1], draining=[np.nan, 0, 0], spec=spec) == [0, 0, 1]
+
+
+def test_the_last_replica_of_a_class_may_leave_only_where_models_take_turns(
+    a_spec: Any, a_pool: Any, clip: Any
+) -> None:
+    pools = [a_pool("a", model="a"), a_pool("b", model="b"), a_pool("c", model="c")]
+    promise = {"ttft_slo_s": 1.0, "tpot_slo_s": 0.1}
+    classes = [{"name": name, "model": name, **promise} for name in "abc"]
+    shared = [{"pools": ["a", "b"], "gpus": 1}]
+    spec = FleetSpec.from_dict({"pools": pools, "classes": classes, "shared_gpus": shared})
+    assert clip([0, 1, 0], asked_for=[1, 0, 1], spec=spec) == [0, 0, 1]
+
+
 def test_gpus_are_counted_not_replicas(clip: Any, a_spec: Any, a_pool: Any) -> None:
     spec = a_spec(a_pool("big", profile="llama-3.1-70b_a100_tp4"), gpu_budget=10)
     assert clip([5], asked_for=[1], spec=spec) == [2]  # 3 would take 12 GPUs

@@ -27,6 +27,15 @@ def one_class(**changes: Any) -> dict[str, Any]:
     return fleet(classes=[{**fleet()["classes"][0], **changes}])
 
 
+def shared(*names: str, **changes: Any) -> dict[str, Any]:
+    """Two pools that share three GPUs."""
+    pool = {**fleet()["pools"][0], **changes}
+    return fleet(pools=[pool, {**pool, "name": "gpu2"}], shared_gpus=[{"pools": names, "gpus": 3}])
+
+
+TWO_MODELS = [fleet()["pools"][0], {"name": "big", "profile": "llama-3.1-70b_a100_tp4"}]
+
+
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
@@ -49,6 +58,14 @@ def one_class(**changes: Any) -> dict[str, Any]:
         (fleet(classes=fleet()["classes"] * 2), "class names must differ; repeated: chat"),
         (fleet(router="random"), "router"),
         (fleet(pools=[]), "at least one pool|pools"),
+        (one_class(model="a"), "no pool may serve class 'chat' .interactive.; .* and model a"),
+        (shared("gpu", "gqu2"), "shared_gpus names pool 'gqu2'.*did you mean 'gpu2'"),
+        (shared("gpu", "gpu2", "gpu"), "names pool 'gpu' twice"),
+        (shared("gpu", "gpu2", spot={"mean_life_s": 60.0}), "shares its GPUs and is spot"),
+        (shared("gpu", "gpu2", initial_replicas=2), "the initial replicas of its pools take 4 of 3 GPUs"),
+        ({**one_pool(scheduler="sarathi"), "eviction": "host"}, "eviction: host goes with scheduler vllm"),
+        ({**one_pool(kv_allocation="contiguous"), "drain": "migrate"}, "drain: migrate goes with scheduler vllm"),
+        (fleet(pools=TWO_MODELS, eviction="host"), "a KV cache belongs to one model"),
     ],
 )
 def test_one_line_says_what_is_wrong(data: dict[str, Any], complaint: str) -> None:

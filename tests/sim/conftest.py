@@ -226,9 +226,19 @@ def staged_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
 
 
 @pytest.fixture(scope="session")
-def all_cases(fleet_cases: st.SearchStrategy[Case], staged_cases: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
-    """Both."""
-    return st.one_of(fleet_cases, staged_cases)
+def moving_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
+    """The same where evicted sequences take their KV cache along, or draining replicas give theirs away."""
+    return _cases(str(exact_profile), (*ROLES[2:], ["mixed", "mixed", "mixed"]), least_requests=20, moving=True)
+
+
+@pytest.fixture(scope="session")
+def all_cases(
+    fleet_cases: st.SearchStrategy[Case],
+    staged_cases: st.SearchStrategy[Case],
+    moving_cases: st.SearchStrategy[Case],
+) -> st.SearchStrategy[Case]:
+    """All of them."""
+    return st.one_of(fleet_cases, staged_cases, moving_cases)
 
 
 @pytest.fixture
@@ -286,7 +296,9 @@ def _classes(draw: st.DrawFn, name: str, kind: str) -> dict[str, Any]:
 
 
 @st.composite
-def _cases(draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], least_requests: int = 0) -> Case:
+def _cases(
+    draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], least_requests: int = 0, moving: bool = False
+) -> Case:
     roles = draw(st.sampled_from(role_sets))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
     for pool in pools:
@@ -298,21 +310,32 @@ def _cases(draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], leas
         if pool["scheduler"] in ("fastserve", "slos-serve"):
             pool |= {"kv_allocation": "paged", "prefix_caching": False, "speculation": None}
         pool["prefix_caching"] &= pool["kv_allocation"] == "paged"
-        if pool["role"] in ("prefill", "decode"):
+        if moving:  # small, so that interactive work must make room
+            pool["max_num_seqs"] = min(pool["max_num_seqs"], 4)
+        if moving or pool["role"] in ("prefill", "decode"):
             pool |= {"scheduler": draw(st.sampled_from(["vllm", "vllm-priority"])), "kv_allocation": "paged"}
         verified_tokens = 1 + (pool["speculation"] or {}).get("draft_tokens", 0)
         pool["max_num_batched_tokens"] = max(pool["max_num_batched_tokens"], pool["max_num_seqs"] * verified_tokens)
-    kinds = draw(st.sampled_from([["interactive"], ["interactive", "batch"], ["batch", "interactive", "interactive"]]))
+    mixes = [["interactive", "batch"], ["batch", "interactive", "interactive"]]
+    kinds = draw(st.sampled_from(mixes if moving else [["interactive"], *mixes]))
+    classes = [draw(_classes(f"class{k}", kind)) for k, kind in enumerate(kinds)]
+    if roles == ["mixed", "mixed"] and draw(
+        st.booleans()
+    ):  # two models, each with a pool and the classes that ask for it
+        for k, item in enumerate((*pools, *classes)):
+            item["model"] = "ab"[k % 2]
     interval_s = draw(st.sampled_from([1.0, 2.0]))
     staged = all(pool["scheduler"] in STAGED_SCHEDULERS and pool["kv_allocation"] == "paged" for pool in pools)
     spec = FleetSpec.from_dict(
         {
             "pools": pools,
-            "classes": [draw(_classes(f"class{k}", kind)) for k, kind in enumerate(kinds)],
+            "classes": classes,
             "router": draw(st.sampled_from(sorted(ROUTER_CODES))),
             "control_interval_s": interval_s,
             "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
-            "evict_batch": draw(st.sampled_from([True, True, False])),
+            "evict_batch": draw(st.sampled_from([True, True, moving])),
+            "eviction": draw(st.sampled_from(["host", "host", "recompute"])) if moving else "recompute",
+            "drain": draw(st.sampled_from(["wait", "migrate"])) if moving else "wait",
             "kv_transfer": draw(st.sampled_from(KV_TRANSFERS)) if "prefill" in roles else None,
             "postprocess": draw(st.sampled_from([None, None, None, *POSTPROCESSES])) if staged else None,
         }

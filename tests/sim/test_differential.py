@@ -23,7 +23,7 @@ FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
 POOL_COUNTS = (
     "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens",
     "num_wakes", "notices", "taken_away", "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted",
-    "released_tokens", "released_blocks", "moved_blocks",
+    "released_tokens", "released_blocks", "moved_blocks", "migrations",
 )  # fmt: skip
 
 
@@ -151,7 +151,30 @@ def served_beside(engine: SimFleet, requests: Any) -> int:
     return sum(roles[p] in roles[:p] for p in pools)
 
 
-def compare_many(strategy: st.SearchStrategy[Any], num_examples: int) -> Counter[str]:
+def moving_cases_seen(engine: SimFleet, case: Any) -> Counter[str]:
+    """How often sequences took their KV cache along."""
+    requests, pools = engine.batch.requests(), engine.batch.pools()
+    moved, caching, drafting = pools["moved_blocks"], pools["prefix_caching"], pools["token_shift"] > 0
+    to_host = case.spec.eviction == "host"
+    evicted = to_host * int(requests["num_evictions"].sum())
+    finished = (requests["num_evictions"] > 0) & (requests["outcome"] == Outcome.FINISHED)
+    return Counter(
+        {
+            "moved": int(moved.sum()),
+            "moved beside a prefix cache": int((moved * caching).sum()),
+            "moved between drafts": int((moved * drafting).sum()),
+            "evicted to the host": evicted,
+            "evicted to the host and finished": to_host * int(finished.sum()),
+            "preempted beside moves": int(pools["preemptions"].sum()) * bool(moved.any()),
+            "migrated": int(pools["migrations"].sum()),
+            "migrated under notice": int((pools["migrations"] * (pools["notices"] > 0)).sum()),
+            "migrated by priority": int((pools["migrations"] * (pools["scheduler"] == VLLM_PRIORITY)).sum()),
+            "moved beside post-processing": int(moved.sum() * (case.spec.postprocess is not None)),
+        }
+    )
+
+
+def compare_many(strategy: st.SearchStrategy[Any], num_examples: int, count: Any = None) -> Counter[str]:
     seen: Counter[str] = Counter()
 
     @settings(max_examples=num_examples, database=None)
@@ -159,7 +182,7 @@ def compare_many(strategy: st.SearchStrategy[Any], num_examples: int) -> Counter
     def compare(case: Any) -> None:
         engine, reference = run_both(case)
         assert_same_books(engine, reference)
-        seen.update(hard_cases(engine, case))
+        seen.update(hard_cases(engine, case) if count is None else count(engine, case))
 
     compare()
     return seen
@@ -180,6 +203,17 @@ def test_engine_equals_reference_nightly(
     seen = compare_many(fleet_cases, 2000)
     seen.update(compare_many(staged_cases, 1000))
     assert all(seen[name] > 10 for name in seen), seen
+
+
+@pytest.mark.usefixtures("exact_draws")
+@pytest.mark.parametrize(
+    ("num_examples", "least"), [(100, 1), pytest.param(1000, 10, marks=pytest.mark.slow)], ids=["now", "nightly"]
+)
+def test_engine_equals_reference_where_sequences_move(
+    moving_cases: st.SearchStrategy[Any], num_examples: int, least: int
+) -> None:
+    seen = compare_many(moving_cases, num_examples, moving_cases_seen)
+    assert all(seen[name] >= least for name in seen), seen
 
 
 @dataclass(frozen=True)

@@ -328,7 +328,8 @@ class GatewayCore:
             return pools[0].spec.startup_mean_s
         ahead = 0
         for book in self.classes:
-            if book.promise.priority <= self.classes[ticket.class_index].promise.priority:
+            promise = self.classes[ticket.class_index].promise
+            if book.promise.priority <= promise.priority and book.promise.model == promise.model:
                 self._drop_impatient(book, now_s)
                 ahead += len(book.queue)
         in_flight = sum(pool.in_flight for pool in pools)

@@ -17,6 +17,7 @@ class PoolBooks:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     evictions: int = 0
+    migrations: int = 0  # from draining replicas
     starts: int = 0  # wake-ups included
     wakes: int = 0
     crashes: int = 0

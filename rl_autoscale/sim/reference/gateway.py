@@ -82,8 +82,9 @@ class Gateway:
         if admission == NEVER_REFUSE:
             return False
         ahead = 0
-        for c in range(len(self.queues)):
-            if self.spec.classes[c].priority <= request.service_class.priority:
+        for c, service_class in enumerate(self.spec.classes):
+            same_model = service_class.model == request.service_class.model
+            if same_model and service_class.priority <= request.service_class.priority:
                 self.drop_impatient(c)
                 ahead += len(self.queues[c])
         ttft_s = estimate_ttft_s(request, replica, self._pools_serving(request), ahead, self.clock.now)
@@ -149,8 +150,9 @@ class Gateway:
     def _send(self, request: Request, replica: Replica) -> None:
         request.dispatched_s = self.clock.now
         request.slot = replica.slot
-        request.awaited = True
-        replica.clearing_s = expected_first_token_s(request, replica, self.clock.now)
+        if not request.on_host:  # else it is a stream that goes on at once
+            request.awaited = True
+            replica.clearing_s = expected_first_token_s(request, replica, self.clock.now)
         self._router.on_send(replica)
         self._router.remember(request, replica)
         replica.receive(request)
@@ -218,11 +220,39 @@ class Gateway:
         if self.postprocessor is not None:
             self.postprocessor.forget(replica)
 
-    def take_back(self, replica: Replica, request: Request) -> None:
-        """An evicted request, already off the engine, is held again; it keeps its tokens so far."""
+    def evict(self, replica: Replica, request: Request) -> None:
+        """A marked request leaves a running batch; its KV cache is lost, unless it decodes and the host keeps it."""
+        if self.spec.eviction == "host" and request.decoding:
+            replica.scheduler.swap_out(request)
+        else:
+            replica.scheduler.remove(request)
+        self.take_back(replica, request)
+
+    def migrate_from(self, replica: Replica) -> None:
+        """Give away what a draining replica has and another has a place for, decode sequences with their KV cache."""
+        scheduler = replica.scheduler
+        decodes = [request for request in scheduler.running if request.decoding]
+        for request in decodes + list(scheduler.waiting):
+            place = self._router.pick(request, self._pools_serving(request))
+            if place is None:
+                continue
+            if request in decodes:
+                scheduler.swap_out(request)
+            else:
+                scheduler.waiting.remove(request)
+            self._leave(replica, request)
+            replica.pool.books.migrations += 1
+            self._send(request, place)
+
+    def _leave(self, replica: Replica, request: Request) -> None:
         replica.in_flight.remove(request)
         if request.awaited:
+            request.awaited = False
             correct_clearing(replica, self.clock.now)
+
+    def take_back(self, replica: Replica, request: Request) -> None:
+        """An evicted request, already off the engine, is held again; it keeps its tokens so far."""
+        self._leave(replica, request)
         request.marked_for_eviction = False
         request.num_evictions += 1
         replica.pool.books.evictions += 1
@@ -232,7 +262,10 @@ class Gateway:
         """Free a place: the youngest waiting batch request leaves now, or the youngest running one soon."""
         for request in reversed(replica.scheduler.waiting):
             if not request.interactive:
-                replica.scheduler.remove(request)
+                if self.spec.eviction == "host":  # it waits without KV cache, or with one on the host
+                    replica.scheduler.waiting.remove(request)
+                else:
+                    replica.scheduler.remove(request)
                 self.take_back(replica, request)
                 return
         for request in reversed(replica.scheduler.running):

@@ -169,8 +169,9 @@ class Replica:
                 self.pool.gateway.bridge.on_held(self)
         for request in reversed(list(self.scheduler.running)):
             if request.marked_for_eviction:
-                self.scheduler.remove(request)
-                self.pool.gateway.take_back(self, request)
+                self.pool.gateway.evict(self, request)
+        if self.state is State.DRAINING and self.pool.gateway.spec.drain == "migrate":
+            self.pool.gateway.migrate_from(self)
 
     def _die(self, startup_s: float, life_s: float) -> Process:
         """Crash at the end of its life, unless it has left before; the iteration in progress is lost."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.schedulers import RANKS, SCHEDULERS
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
@@ -19,5 +21,7 @@ class Scheduler(Sequences):
         self.enqueue(request)
 
     def schedule(self, now_s: float) -> Iteration | None:
-        """Decide the next iteration; None with nothing to run."""
-        return SCHEDULERS[self.pool.scheduler](self, now_s)
+        """Decide the next iteration, beside which blocks are moved; None with nothing to run."""
+        iteration = SCHEDULERS[self.pool.scheduler](self, now_s)
+        move_s, self.moved_blocks = self.moved_blocks * self.pool.block_move_s, 0
+        return None if iteration is None else replace(iteration, move_s=move_s)

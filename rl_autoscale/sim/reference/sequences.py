@@ -73,6 +73,7 @@ class Sequences:
         self.parked: list[Request] = []  # finished; they keep sequence and blocks until post-processing has room
         self.planned_s = 0.0  # when the scheduler was last asked
         self.next_look_s = 0.0  # fastserve: when it looks for starved requests again
+        self.moved_blocks = 0  # between GPU and host, before the next iteration
         self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, self.books)
 
     @property
@@ -161,6 +162,20 @@ class Sequences:
         request.token_fraction = 0.0
         request.on_host = False
         request.decoding = False
+
+    def swap_out(self, request: Request) -> None:
+        """A decode sequence leaves, and its KV cache goes to host memory."""
+        self.running.remove(request)
+        self.count_moves(len(request.block_table))
+        self.kv.free(request)
+        request.token_fraction = 0.0
+        request.on_host = True
+        request.decoding = False
+
+    def count_moves(self, num_blocks: int) -> None:
+        """Blocks are moved between GPU and host."""
+        self.moved_blocks += num_blocks
+        self.books.moved_blocks += num_blocks
 
     def park(self, request: Request) -> None:
         """A finished sequence must wait: it computes nothing more, but keeps its place in the batch and its blocks."""

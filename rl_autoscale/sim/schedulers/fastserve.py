@@ -25,6 +25,7 @@ from rl_autoscale.sim.kv_cache import blocks_of, free_blocks
 from rl_autoscale.sim.layout import NONE
 from rl_autoscale.sim.replica import (
     constant_s,
+    count_moves,
     iteration_blocks,
     iterations_begun,
     join_decode,
@@ -135,13 +136,6 @@ def swap_out_last(w, r, keep):
             return True
         q = request.prev
     return False
-
-
-@hot
-def count_moves(w, r, blocks):
-    """Blocks are moved between GPU and host before the next iteration."""
-    w.rep[r].moved_blocks += blocks
-    w.pool[w.rep[r].pool].moved_blocks += blocks
 
 
 @njit
@@ -256,7 +250,6 @@ def stays_true(w, r, now_s):
 def schedule_fastserve(w, r, now_s):
     """Decide the replica's next iterations; see the package."""
     rep = w.rep[r]
-    rep.moved_blocks = 0
     demote(w, r, now_s)
     promote_starved(w, r, now_s)
     chunk = keep_running(w, r, now_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rl_autoscale.fleet.jit import hot, njit
-from rl_autoscale.sim.layout import FASTSERVE, SARATHI, SLOS_SERVE, VLLM_PRIORITY, VLLM_V0
+from rl_autoscale.sim.layout import DRAINING, FASTSERVE, SARATHI, SLOS_SERVE, VLLM_PRIORITY, VLLM_V0
 from rl_autoscale.sim.replica import constant_s, leap_duration_s, schedule_event
 from rl_autoscale.sim.schedulers.fastserve import schedule_fastserve
 from rl_autoscale.sim.schedulers.sarathi import schedule_sarathi
@@ -69,18 +69,22 @@ def plan(w, r, now_s, others):
     rep.chunk_context = 0
     rep.stalled = 0
     iterations = schedule_vllm(w, r, now_s) if others is None else schedule_any(w, r, now_s)
+    moved_blocks = rep.moved_blocks
+    rep.moved_blocks = 0
     if iterations == 0:
         rep.event_s = math.inf
         rep.cuttable = 0
         schedule_event(w, r)
         return
+    if moved_blocks > 0 or (rep.state == DRAINING and w.fleet[0].migrates):  # it looks for places at each one's end
+        iterations = 1
     if rep.num_prefill > 0:
         duration_s = mixed_duration_s(w, r)
     else:
         rep.leap_iteration_s = w.fleet[0].speed * constant_s(w, r)
         duration_s = leap_duration_s(w, r, iterations)
-    if rep.moved_blocks > 0:  # beside the computation
-        duration_s = max(duration_s, rep.moved_blocks * w.pool[rep.pool].block_move_s)
+    if moved_blocks > 0:  # beside the computation
+        duration_s = max(duration_s, moved_blocks * w.pool[rep.pool].block_move_s)
     rep.leap_iterations = iterations
     rep.event_s = now_s + duration_s
     rep.cuttable = 1 if iterations > 1 else 0

@@ -14,7 +14,7 @@ from rl_autoscale.sim.kv_cache import (
     take_anonymous,
 )
 from rl_autoscale.sim.layout import BLOCK, VLLM_PRIORITY
-from rl_autoscale.sim.replica import iteration_blocks, iterations_until_full, join_decode, unload
+from rl_autoscale.sim.replica import count_moves, iteration_blocks, iterations_until_full, join_decode, unload
 
 
 @njit
@@ -195,7 +195,7 @@ def admit_head(w, r, now_s, tokens, num_hit, budget):
 
 @njit
 def take_over(w, r, free, budget):
-    """Let the head of the waiting queue decode, whose KV waits in the bridge: it has no prompt to compute.
+    """Let the head of the waiting queue decode, whose KV waits in the bridge or on the host: it computes no prompt.
 
     Args:
         w: the fleet.
@@ -217,8 +217,16 @@ def take_over(w, r, free, budget):
     waiting_remove(w, r, q)
     batch_append(w, r, q)
     rep.kv_used += held
-    request.kv_in_bridge = 0
-    w.fleet[0].bridge_used -= 1
+    if pool.prefix_caching:
+        extend_table(w, r, q, 0, request.computed_tokens)
+        take_anonymous(w, r, needed - held)
+        rep.reserved += needed - held
+    if request.on_host:
+        request.on_host = 0
+        count_moves(w, r, held)
+    else:
+        request.kv_in_bridge = 0
+        w.fleet[0].bridge_used -= 1
     join_decode(w, r, q)
     return needed - held
 

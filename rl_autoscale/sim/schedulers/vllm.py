@@ -8,8 +8,8 @@ Reference: vllm 0.33.0, v1/core/sched/scheduler.py; twin: sim/reference/schedule
 - When running sequences need more blocks than are free, the batch's tail (FCFS) or the worst (priority, arrival) is
   preempted: it loses its KV, goes to the front of the waiting queue and recomputes prompt and output so far. Nothing is
   admitted in that iteration.
-- A request whose KV was transferred decodes as soon as its blocks fit. A finished stream that post-processing has no
-  room for is still one of ``max_num_seqs``.
+- A request whose KV was transferred, or is in host memory, decodes as soon as its blocks fit. A finished stream that
+  post-processing has no room for is still one of ``max_num_seqs``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def schedule_vllm(w, r, now_s):
     running += rep.num_parked
     if not preempted or rep.batch_tail < 0:  # the last one had no room beside what is parked: another may
         while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
-            if w.req[rep.wait_head].kv_in_bridge:
+            if w.req[rep.wait_head].kv_in_bridge or w.req[rep.wait_head].on_host:
                 need = take_over(w, r, pool.kv_blocks - rep.kv_used - decode_need, budget)
                 if need < 0:
                     break

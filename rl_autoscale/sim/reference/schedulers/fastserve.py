@@ -6,8 +6,6 @@ told in the kernel of the same name (sim/schedulers/fastserve.py).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from rl_autoscale.fleet.admission import prefill_time_s
 from rl_autoscale.sim.reference.request import Request, blocks_for
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
@@ -29,14 +27,13 @@ def schedule(engine: Sequences, now_s: float) -> Iteration | None:
     """The requests in the order of their levels, while batch limit, token budget and KV cache last."""
     _demote(engine, now_s)
     _promote_starved(engine, now_s)
-    moved: list[int] = []
-    _keep_running(engine, now_s, moved)
+    _keep_running(engine, now_s)
     scheduled = _next_tokens(engine)
     while engine.waiting:
         head = engine.waiting[0]
         budget = engine.pool.token_budget - sum(scheduled.values())
-        if _makes_room(engine, scheduled, head, budget, moved):
-            scheduled[head] = _bring_in(engine, head, budget, now_s, moved)
+        if _makes_room(engine, scheduled, head, budget):
+            scheduled[head] = _bring_in(engine, head, budget, now_s)
             continue
         worst = _worst_decode(engine)
         if worst is None or worst.order < head.order:
@@ -45,9 +42,7 @@ def schedule(engine: Sequences, now_s: float) -> Iteration | None:
         del scheduled[worst]
     for request, tokens in scheduled.items():
         engine.kv.extend(request, engine.computed_after(request, tokens))
-    engine.books.moved_blocks += sum(moved)
-    iteration = engine.iteration(scheduled, 0)
-    return None if iteration is None else replace(iteration, move_s=sum(moved) * engine.pool.block_move_s)
+    return engine.iteration(scheduled, 0)
 
 
 def _quantum_s(level: int) -> float:
@@ -74,10 +69,10 @@ def _promote_starved(engine: Sequences, now_s: float) -> None:
     engine.waiting.sort(key=lambda waiting: waiting.order)
 
 
-def _keep_running(engine: Sequences, now_s: float, moved: list[int]) -> None:
+def _keep_running(engine: Sequences, now_s: float) -> None:
     """Make room for the next tokens of those that run: swap out who is parked, then park who runs, the last first."""
     while _growth(engine, _next_tokens(engine)) > engine.kv.num_free:
-        if not _swap_out_last(engine, moved):
+        if not _swap_out_last(engine):
             worst = _worst_decode(engine)
             if worst is None:
                 return
@@ -98,7 +93,7 @@ def _growth(engine: Sequences, scheduled: dict[Request, int]) -> int:
     return sum(max(blocks_for(tokens) - len(request.block_table), 0) for request, tokens in after.items())
 
 
-def _makes_room(engine: Sequences, scheduled: dict[Request, int], head: Request, budget: int, moved: list[int]) -> bool:
+def _makes_room(engine: Sequences, scheduled: dict[Request, int], head: Request, budget: int) -> bool:
     """Whether the head of the waiting queue can run; swaps out who is parked where that helps."""
     pool, left = engine.pool, engine.tokens_to_compute(head)
     if len(engine.running) >= pool.batch_limit or budget <= 0 or budget < left <= pool.token_budget:
@@ -107,12 +102,12 @@ def _makes_room(engine: Sequences, scheduled: dict[Request, int], head: Request,
     if goes_on and head.computed_tokens == 0:  # one prompt at a time is computed in pieces
         return False
     while blocks_for(head.num_tokens) - len(head.block_table) > engine.kv.num_free - _growth(engine, scheduled):
-        if not _swap_out_last(engine, moved, keep=head):
+        if not _swap_out_last(engine, keep=head):
             return False
     return True
 
 
-def _bring_in(engine: Sequences, head: Request, budget: int, now_s: float, moved: list[int]) -> int:
+def _bring_in(engine: Sequences, head: Request, budget: int, now_s: float) -> int:
     """The head of the waiting queue joins the batch; returns the tokens that it takes."""
     engine.running.append(engine.waiting.pop(0))
     if not head.scheduled_s >= 0.0:
@@ -120,7 +115,7 @@ def _bring_in(engine: Sequences, head: Request, budget: int, now_s: float, moved
     if head.on_host:
         head.on_host = False
         engine.kv.extend(head, head.computed_tokens)
-        moved.append(len(head.block_table))
+        engine.count_moves(len(head.block_table))
     if head.computed_tokens > 0:
         head.decoding = True
         return 1
@@ -140,11 +135,11 @@ def _park(engine: Sequences, request: Request, now_s: float) -> None:
     engine.enqueue(request)
 
 
-def _swap_out_last(engine: Sequences, moved: list[int], keep: Request | None = None) -> bool:
+def _swap_out_last(engine: Sequences, keep: Request | None = None) -> bool:
     """Move the KV cache of the last parked sequence to the host; returns whether there was one."""
     for request in reversed(engine.waiting):
         if request is not keep and request.block_table:
-            moved.append(len(request.block_table))
+            engine.count_moves(len(request.block_table))
             engine.kv.free(request)
             request.on_host = True
             return True

@@ -69,7 +69,7 @@ def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float
     budget = engine.pool.token_budget - sum(scheduled.values())
     while engine.waiting and budget > 0 and len(engine.running) + len(engine.parked) < engine.pool.batch_limit:
         request = engine.waiting[0]
-        if request.kv_in_bridge:
+        if request.kv_in_bridge or request.on_host:
             if not _take_over(engine, request, budget):
                 break
             scheduled[request] = engine.pool.verified_tokens
@@ -92,13 +92,15 @@ def admit_waiting(engine: Sequences, scheduled: dict[Request, int], now_s: float
 
 
 def _take_over(engine: Sequences, request: Request, budget: int) -> bool:
-    """Let the head of the waiting queue decode, whose KV waits in the bridge; False where it does not fit."""
+    """Let the head of the waiting queue decode, whose KV waits in bridge or host memory; False if it does not fit."""
     num_tokens = request.computed_tokens + request.tokens_after(engine.pool.tokens_per_iteration)
     if blocks_for(num_tokens) > engine.kv.num_free or engine.pool.verified_tokens > budget:
         return False
+    if request.on_host:
+        engine.count_moves(blocks_for(request.computed_tokens))
     engine.kv.extend(request, num_tokens)
     engine.running.append(engine.waiting.pop(0))
-    request.kv_in_bridge = False
+    request.kv_in_bridge = request.on_host = False
     request.decoding = True
     return True
 
