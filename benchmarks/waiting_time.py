@@ -35,6 +35,7 @@ def main() -> None:
                 f"{f'{low} to {high - 1}':>13}{len(error):>13}{error.mean():>+9.1%}{np.abs(error).mean():>14.1%}"
                 f"{part.coverage(1.645):>24.1%}"
             )
+    print(f"R^2 over all: {every.r_squared:.4f}; at 30 to 1000 queued: {every.between(30, 1000).r_squared:.4f}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ from collections import deque
 
 import numpy as np
 
-from rl_autoscale.agents.chiron_groups import BatchPlan, QueuedBatch, form_groups, plan_batch, queued_arrivals
+from rl_autoscale.agents.chiron_groups import (
+    BatchPlan,
+    QueuedBatch,
+    form_groups,
+    plan_batch,
+    queued_arrivals,
+    work_bounds_tokens,
+)
 from rl_autoscale.agents.chiron_local import BoolArray, full_pools
 from rl_autoscale.agents.tiers import Tier
 from rl_autoscale.fleet.demand import DemandEstimator
@@ -125,6 +132,19 @@ class BatchLoop:
             loading=loading,
             z=self._z,
         )
+
+    def slack_s(
+        self, state: FleetState, batch_cap: FloatArray, pool: int, *, replicas: int, load_time_s: float
+    ) -> float:
+        """Least time that any group of the queue has to spare if so many replicas of a pool serve it, once loaded.
+
+        Negative when a group's bound exceeds its time left; inf without a queue.
+        """
+        now_s = float(state.time_s)
+        groups = form_groups([item for c in self.classes for item in self._queue(c, state, now_s)], now_s)
+        rate = replicas * self.instance_rate(pool, float(batch_cap[pool]))
+        waits_s = [load_time_s + tokens / rate for tokens in work_bounds_tokens(groups, self._z)]
+        return min((g.deadline_s - now_s - wait_s for g, wait_s in zip(groups, waits_s, strict=True)), default=math.inf)
 
     def waiting_time_s(self, state: FleetState, batch_cap: FloatArray) -> tuple[float, float]:
         """QLM's estimate of the wait of a request that joins the end of the queue now: mean and standard deviation.

@@ -16,8 +16,13 @@ confirmed by the authors' blog) and the trigger, "only when the estimator predic
 fleet; its workshop version names autoscaling among the operations without a rule, so growth, base and shrinking are
 ours (growth is the sizing of Chiron's batch loop, by the same authors). Of QLM's other operations, eviction, load
 balancing and the order of service are the gateway's here (``evict_batch``, ``router``, class priorities), the same for
-every policy, and pulling is bounded by ``batch_cap``. Left out: model swapping, since a replica keeps its model for
-life in this fleet; and the linear programme, since groups are not placed on instances but taken by whichever is free.
+every policy, and pulling is bounded by ``batch_cap``. Left out: the linear programme, since groups are not placed on
+instances but taken by whichever is free.
+
+Model swapping: where pools share GPUs (``FleetSpec.shared_gpus``), what the sizing asks for is dealt out by
+`rl_autoscale.agents.turns`, the model whose groups have the least time to spare first. A load then takes as long as the
+swap and two control steps, in which what is swapped out drains and the free GPU is seen; work with a step's time to
+spare or less cannot wait any longer (both ours: QLM's scheduler decides at once and evicts what runs).
 
 The bound needs long queues: with a few requests ahead, what the running ones have left dominates the wait
 (`benchmarks/waiting_time.py`). QLM promises first tokens within 20 s or more and no inter-token latency; with an SLO of
@@ -34,6 +39,7 @@ import numpy as np
 from rl_autoscale.agents.base import Knob, RulePolicy
 from rl_autoscale.agents.chiron_batch import BatchLoop
 from rl_autoscale.agents.tiers import RecentTraffic, Tier, tiers_of
+from rl_autoscale.agents.turns import take_turns
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -96,7 +102,33 @@ class QlmPolicy(RulePolicy):
         for k in range(len(self._tiers)):
             self._queues[k].observe(state, self.batch_ceiling().astype(np.float64), readable)
             target = self._sized(k, target, state, bool(readable[list(self._tiers[k].pools)].all()))
+        for pools, num_gpus in self.spec.gpu_groups:
+            target[list(pools)] = self._dealt(list(pools), num_gpus, target, self.standing_target(state), state)
         return self.decision(target)
+
+    def _dealt(self, pools: list[int], num_gpus: int, target: IntArray, held: IntArray, state: FleetState) -> IntArray:
+        """Replicas of pools that share GPUs, shape (len(pools),)."""
+        cap = self.batch_ceiling().astype(np.float64)
+        needed, slack_s = target.copy(), np.full(len(target), np.inf)
+        for tier, queue in zip(self._tiers, self._queues, strict=True):
+            for p in set(tier.pools) & set(pools):
+                load_time_s = 0.0 if held[p] > 0 else self._load_time_s(p)
+                slack_s[p] = queue.slack_s(state, cap, p, replicas=max(int(held[p]), 1), load_time_s=load_time_s)
+                if slack_s[p] == np.inf:  # nothing waits, and what runs may drain
+                    needed[p] = self._base(tier, queue, float(state.time_s))[p]
+        return take_turns(
+            needed[pools],
+            held[pools],
+            slack_s[pools],
+            margin_s=self.spec.control_interval_s,
+            gpus_each=self.spec.gpus_per_replica[pools],
+            num_gpus=num_gpus,
+        )
+
+    def _load_time_s(self, pool: int) -> float:
+        """From the decision for a replica to its first request."""
+        shares = any(pool in pools for pools, _ in self.spec.gpu_groups)
+        return self.spec.pools[pool].startup_mean_s + 2 * self.spec.control_interval_s * shares
 
     def _sized(self, k: int, target: IntArray, state: FleetState, readable: bool) -> IntArray:
         """The tier's pools resized, shape (num_pools,)."""
@@ -107,7 +139,7 @@ class QlmPolicy(RulePolicy):
         base = self._base(tier, queue, now_s)
         grown = np.maximum(target, base)
         pool = next((p for p in pools if grown[p] < self.spec.max_replicas[p]), pools[0])
-        load_time_s = self.spec.pools[pool].startup_mean_s
+        load_time_s = self._load_time_s(pool)
         loading = int(np.nan_to_num(state.pools.starting[pools]).sum() + (grown - target).sum())
         grown[pool] += queue.plan(state, cap, pool, load_time_s=load_time_s, loading=loading).instances
         if (grown > target).any():
@@ -127,7 +159,7 @@ class QlmPolicy(RulePolicy):
         """Fewest replicas, cheapest pools first, that carry the arriving tokens; zero for the pools of other tiers."""
         assert self._traffic is not None
         arrivals = np.nan_to_num(self._traffic.rates_per_s(tier, now_s))
-        load_time_s = min(self.spec.pools[p].startup_mean_s for p in tier.pools)
+        load_time_s = min(self._load_time_s(p) for p in tier.pools)
         left = sum(
             rate * self._traffic.lengths(c, now_s)[1] / self.load_share
             for c, rate in zip(tier.classes, arrivals, strict=True)

@@ -1,7 +1,8 @@
 """Pools that can stand in for each other, their traffic of late, and what a replica of each can serve of it.
 
-Rules that choose *which* hardware grows (`infaas`, `cocktail`, `qlm`) see a fleet as tiers: all pools of one role, and
-the classes whose first choice is that role. A pool that is no class's first choice is left to whoever runs the fleet.
+Rules that choose *which* hardware grows (`infaas`, `cocktail`, `qlm`) see a fleet as tiers: all pools of one role and
+model, and the classes whose first choice they are. A pool that is no class's first choice is left to whoever runs the
+fleet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rl_autoscale.fleet.state import FleetState, FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Pools of one role, as listed, and the classes that are sent there first; both as indices."""
+    """Pools of one role and model, as listed, and the classes that are sent there first; both as indices."""
 
     pools: tuple[int, ...]
     classes: tuple[int, ...]
@@ -27,13 +28,13 @@ class Tier:
 
 def tiers_of(spec: FleetSpec) -> list[Tier]:
     """The tiers of a fleet, by their first class."""
-    roles = [spec.pools[p].role for p in spec.first_choice]
+    tiers = [spec.pools[p].tier for p in spec.first_choice]
     return [
         Tier(
-            tuple(p for p, pool in enumerate(spec.pools) if pool.role == role),
-            tuple(c for c, of_class in enumerate(roles) if of_class == role),
+            tuple(p for p, pool in enumerate(spec.pools) if pool.tier == tier),
+            tuple(c for c, of_class in enumerate(tiers) if of_class == tier),
         )
-        for role in dict.fromkeys(roles)
+        for tier in dict.fromkeys(tiers)
     ]
 
 

@@ -83,6 +83,7 @@ def test_waiting_times_are_right_for_long_queues_and_not_for_short_ones():
     assert short.mean() > 1.5 * long.mean()
     assert every.between(30, 300).coverage(1.645) > 0.75  # asked: 0.95; the errors of rate and mean are not in it
     assert every.coverage(0.0) < every.coverage(1.645)
+    assert every.between(30, 1000).r_squared > 0.95
 
 
 def test_a_backlog_with_hours_to_spare_is_not_rushed():

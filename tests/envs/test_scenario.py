@@ -23,9 +23,9 @@ from rl_autoscale.workload.store import TraceStore
 SHIPPED = (
     "azure-code", "azure-conversation", "burstgpt-week", "bursty", "chatbot", "chiron", "chiron-deadlines",
     "chiron-interactive", "coder", "cold-start-15s", "cold-start-1s", "cold-start-300s", "cold-start-600s",
-    "cold-start-60s", "disaggregated", "diurnal", "heterogeneous", "mixed-apps", "mooncake", "multi-tenant",
-    "non-linear-load", "real-time", "reasoning", "servegen-week", "sudden-burst", "summariser", "tool-calls",
-    "very-large-model",
+    "cold-start-60s", "disaggregated", "diurnal", "heterogeneous", "mixed-apps", "model-swapping", "mooncake",
+    "multi-tenant", "non-linear-load", "real-time", "reasoning", "servegen-week", "sudden-burst", "summariser",
+    "tool-calls", "very-large-model",
 )  # fmt: skip
 SLICE_S = {"azure-code": 60.0, "coder": 60.0}
 """Their traffic begins with silence."""

@@ -46,6 +46,13 @@ class WaitingTimes:
         """Predicted mean over truth, less one."""
         return self.mean_s / self.true_s - 1.0
 
+    @property
+    def r_squared(self) -> float:
+        """Share of the variance of true waits that the predicted means explain."""
+        return float(
+            1.0 - np.square(self.mean_s - self.true_s).sum() / np.square(self.true_s - self.true_s.mean()).sum()
+        )
+
     def coverage(self, z: float) -> float:
         """Share of waits within the bound mean + z deviations."""
         return float((self.true_s <= self.mean_s + z * self.std_s).mean())
