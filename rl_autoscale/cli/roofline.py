@@ -16,7 +16,9 @@ from rl_autoscale.fleet.profile import LatencyProfile, load_profile, shipped_pro
 
 
 def command(
-    model: Annotated[str, typer.Option(help="llama-3.1-8b, llama-3.1-70b, qwen3-32b, mistral-7b, or a .yaml file.")],
+    model: Annotated[
+        str, typer.Option(help="llama-3.1-8b, llama-3.1-70b, qwen3-32b, mistral-7b, opt-13b, opt-66b, or a .yaml.")
+    ],
     gpu: Annotated[str, typer.Option(help="A100, H100, H200, L40S, or a .yaml file.")],
     tp: Annotated[int, typer.Option(min=1, help="GPUs per replica (tensor parallelism).")] = 1,
     attention: Annotated[str, typer.Option(help="flash, or standard: scores are written to memory.")] = "flash",

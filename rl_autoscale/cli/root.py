@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("rl_autoscale.cli.evaluate", "Run one policy on one scenario: what it cost and broke."),
     "benchmark": ("rl_autoscale.cli.benchmark", "Compare every policy: GPU-hours at equal SLO attainment."),
     "compare-systems": ("rl_autoscale.cli.systems", "Compare schedulers: requests per second and GPU within the SLOs."),
+    "place": ("rl_autoscale.cli.place", "Find the placement of prefill and decode with the most goodput per GPU."),
     "replay": ("rl_autoscale.cli.replay", "Replay recorded traffic: what each policy would cost and break."),
     "report": ("rl_autoscale.cli.report", "Turn a benchmark's results into an HTML report with figures."),
     "export": ("rl_autoscale.cli.export", "Write a trained policy as ONNX with its card."),

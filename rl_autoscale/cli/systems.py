@@ -23,6 +23,9 @@ def command(
     token_gaps: Annotated[
         bool, typer.Option("--token-gaps", help="Sarathi-Serve's experiment instead: 99 % of all gaps between tokens.")
     ] = False,
+    placements: Annotated[
+        bool, typer.Option("--placements", help="DistServe's comparison instead: prefill and decode apart or together.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One seed, few requests: a look, not a result.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the run; what is found there is not looked for again.")] = Path(
         "runs/systems"
@@ -40,13 +43,13 @@ def command(
         rl-autoscale compare-systems --token-gaps
     """
     folder = out / "quick" if quick else out
-    if token_gaps:
-        if systems is not None or scenarios is not None:
+    if token_gaps or placements:
+        if systems is not None or scenarios is not None or (token_gaps and placements):
             raise SpecError(
-                "--token-gaps is an experiment with its own systems and requests; "
-                "give it without --systems and --scenarios"
+                "--token-gaps and --placements are experiments with their own systems and requests; "
+                "give one of them, without --systems and --scenarios"
             )
-        _compare_gaps(folder, quick, update, as_json)
+        (_compare_gaps if token_gaps else _compare_placements)(folder, quick, update, as_json)
         return
     from rl_autoscale.cli.benchmark import BenchmarkBar
     from rl_autoscale.experiments.systems import (
@@ -83,6 +86,17 @@ def _compare_gaps(folder: Path, quick: bool, update: Path | None, as_json: bool)
         found = token_gaps.find_all(folder, settings=settings, progress=bar)
     as_data = {k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}
     _show({"token-gaps": token_gaps.gap_table(found)}, as_data, update, as_json)
+
+
+def _compare_placements(folder: Path, quick: bool, update: Path | None, as_json: bool) -> None:
+    from rl_autoscale.cli.benchmark import BenchmarkBar
+    from rl_autoscale.experiments import distserve, placement
+
+    settings = placement.QUICK if quick else placement.Settings()
+    with BenchmarkBar() as bar:
+        found = distserve.compare(folder / "placements", settings=settings, progress=bar)
+    as_data = {name: placement.as_data(tried) for name, tried in found.items()}
+    _show({"placements": distserve.placements_table(found)}, as_data, update, as_json)
 
 
 def _show(tables: dict[str, Table], as_data: Any, update: Path | None, as_json: bool) -> None:

@@ -111,9 +111,14 @@ MODELS = {
                    intermediate=25_600, vocabulary=151_936),
         ModelShape(name="mistral-7b", layers=32, hidden=4096, heads=32, kv_heads=8, head_size=128,
                    intermediate=14_336, vocabulary=32_000),
+        ModelShape(name="opt-13b", layers=40, hidden=5120, heads=40, kv_heads=40, head_size=128,
+                   intermediate=13_653, vocabulary=50_272),
+        ModelShape(name="opt-66b", layers=64, hidden=9216, heads=72, kv_heads=72, head_size=128,
+                   intermediate=24_576, vocabulary=50_272),
     )
 }  # fmt: skip
-"""From the ``config.json`` that each publisher ships."""
+"""From the ``config.json`` that each publisher ships. OPT's feed-forward has no gate: two thirds of its width (20,480
+and 36,864) with one are the same weights and operations."""
 
 GPUS = {
     limits.name: limits
