@@ -1,7 +1,7 @@
 """The same load and the same policies in the simulator, on emulated servers and on real vLLM: do they decide alike?
 
     rl-autoscale train --scenario examples/sim_to_real/scenario.yaml --timesteps 60000 --out runs/sim-to-real/train
-    python benchmarks/sim_to_real.py --policy runs/sim-to-real/train/policy      # 20 minutes; see --worlds
+    python benchmarks/sim_to_real.py --policy runs/sim-to-real/train/policy      # 25 minutes; see --worlds
 
 Emulators and vLLM servers are processes of the `local` back end behind the gateway, in real time; the controller is the
 one of ``rl-autoscale control``, and attainment is what the client saw. The emulated runs of all policies go on at the
@@ -55,10 +55,11 @@ Answer = tuple[int, float, float]  # HTTP status (0: not answered in full), TTFT
 NUM_DRAWS, MOMENTS_S = 40, 15.0  # HPA looks every 15 s: the moment the load begins matters
 
 
-def policies(folder: Path) -> dict[str, Choice]:
+def policies(trained: Path | None) -> dict[str, Choice]:
     """By label. HPA's target suits two slots; its window suits four minutes."""
     return {
-        "PPO": (str(folder.resolve()), {}),
+        **({} if trained is None else {"PPO": (str(trained.resolve()), {})}),
+        "single-pool": ("pretrained/single-pool", {"attainment": 0.95}),
         "Chiron-robust": ("chiron-robust", {}),
         "HPA": ("hpa", {"target": 1.5, "down_stabilisation_s": 60.0}),
     }
@@ -271,7 +272,7 @@ def summarise(world: str, label: str, scenario: Scenario, answers: list[Answer],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", type=Path, required=True, help="folder of an exported policy")
+    parser.add_argument("--policy", type=Path, help="folder of a policy trained for this load; without it, the others")
     parser.add_argument("--worlds", default="simulator,emulator,vllm", help="which to run now; none only reports")
     parser.add_argument("--only", help="one policy's label")
     parser.add_argument("--out", type=Path, default=Path("runs/sim-to-real/runs"))
