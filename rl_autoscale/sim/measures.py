@@ -30,8 +30,8 @@ def busy_replica_s(requests: RecordArray, pools: RecordArray) -> FloatArray:
     """Time in which a replica had a request, summed over the replicas of each pool; shape (num_pools,).
 
     Not for prefill and decode pools: the records tell only where a request was last. An engine never idles with work,
-    so this is the union of the requests' stays. A stay that ended in an eviction or a crash is not in the records; it
-    is missing where no other request was there.
+    so this is the union of the requests' stays. A stay that ended in an eviction, a migration or a crash is not in the
+    records; it is missing where no other request was there.
     """
     outcome = requests["outcome"]
     stayed = (outcome == Outcome.FINISHED) | (outcome == Outcome.FAILED)
