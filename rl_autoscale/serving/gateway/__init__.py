@@ -10,6 +10,7 @@ both the same arrivals; what talks is around it.
     tokens.py     prompt tokens guessed from bytes, corrected by what replicas report
     sse.py        a stream cut into events, and what an event says
     completion.py what a client asks for, and what is sent on
+    errors.py     what a client is told when it gets nothing, or no more
     config.py     what a user writes
     guard.py      API keys, classes, limits
     proxy.py      one request from the client to a replica and back

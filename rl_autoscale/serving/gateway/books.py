@@ -8,6 +8,7 @@ from __future__ import annotations
 from rl_autoscale.fleet.admission import corrected_clearing_s, prefill_time_s, residual_iteration_s, wait_ahead_s
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.serving.gateway.tickets import Ticket
+from rl_autoscale.serving.gateway_api import PoolSnapshot
 from rl_autoscale.serving.protocols import Phase
 
 _RESIDENCE_MEMORY = 64
@@ -40,6 +41,17 @@ class PoolBook:
         self._num_residences += 1
         step_s = (residence_s - self.mean_residence_s) / min(self._num_residences, _RESIDENCE_MEMORY)
         self.mean_residence_s += step_s
+
+    def snapshot(self) -> PoolSnapshot:
+        """Gauges and the counter of evictions."""
+        return PoolSnapshot(
+            in_flight=self.in_flight,
+            in_flight_interactive=self.in_flight_interactive,
+            busy_interactive=sum(replica.num_interactive > 0 for replica in self.replicas),
+            pending_prompt_tokens=self.pending_tokens,
+            batch_cap=self.cap,
+            evictions=self.evictions,
+        )
 
     def prefill_time_s(self, tokens: int, squared_tokens: int, num_decoding: int, decoding_tokens: int) -> float:
         """Time in which one of its replicas computes prompts beside running decodes."""

@@ -23,7 +23,7 @@ from rl_autoscale.fleet.state import NEVER_REFUSE
 from rl_autoscale.serving.gateway.books import PoolBook, ReplicaBook
 from rl_autoscale.serving.gateway.classes import ClassBook
 from rl_autoscale.serving.gateway.tickets import INSIDE, State, Ticket, _nobody_waits
-from rl_autoscale.serving.gateway_api import GatewayDecision, GatewaySnapshot, PoolSnapshot, ReplicaAddress
+from rl_autoscale.serving.gateway_api import GatewayDecision, GatewaySnapshot, ReplicaAddress
 
 _FIRST_SUSPENSION_S = 0.5
 _LONGEST_SUSPENSION_S = 30.0
@@ -237,7 +237,7 @@ class GatewayCore:
         return GatewaySnapshot(
             started_at_s=started_at_s,
             uptime_s=uptime_s,
-            pools={pool.spec.name: _pool_snapshot(pool) for pool in self.pools},
+            pools={pool.spec.name: pool.snapshot() for pool in self.pools},
             classes={book.promise.name: book.snapshot(now_s) for book in self.classes},
             in_flight_by_replica={replica.replica_id: replica.load for replica in self.replicas.values()},
         )
@@ -396,14 +396,3 @@ def _refuse_unknown(kind: str, given: Mapping[str, object], known: tuple[str, ..
     for name in given:
         if name not in known:
             raise UnknownNameError(kind, name, known)
-
-
-def _pool_snapshot(pool: PoolBook) -> PoolSnapshot:
-    return PoolSnapshot(
-        in_flight=pool.in_flight,
-        in_flight_interactive=pool.in_flight_interactive,
-        busy_interactive=sum(replica.num_interactive > 0 for replica in pool.replicas),
-        pending_prompt_tokens=pool.pending_tokens,
-        batch_cap=pool.cap,
-        evictions=pool.evictions,
-    )

@@ -9,7 +9,6 @@ go through as they come; a replica that fails then ends the stream with an error
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from aiohttp import web
 from rl_autoscale.serving.gateway.completion import BadRequestError, Completion, parse_completion
 from rl_autoscale.serving.gateway.config import GatewayConfig
 from rl_autoscale.serving.gateway.core import GatewayCore
+from rl_autoscale.serving.gateway.errors import error_event, error_response
 from rl_autoscale.serving.gateway.guard import Guard
 from rl_autoscale.serving.gateway.sse import EventSplitter, Kind, StreamError, StreamWatch
 from rl_autoscale.serving.gateway.tickets import INSIDE, State, Ticket
@@ -195,7 +195,7 @@ class Proxy:
                 if response is not None:
                     return response
             else:
-                return _error(_STATUS[ticket.state], ticket.state.value, ticket.reason, ticket.retry_after_s)
+                return error_response(_STATUS[ticket.state], ticket.state.value, ticket.reason, ticket.retry_after_s)
 
     async def _try_replica(
         self, request: web.Request, completion: Completion, ticket: Ticket, exchange: Exchange
@@ -244,7 +244,7 @@ class Proxy:
         self, status: int, reason: str, message: str, *, retry_after_s: float | None = None
     ) -> web.StreamResponse:
         self.turned_away[reason] = self.turned_away.get(reason, 0) + 1
-        return _error(status, reason, message, retry_after_s)
+        return error_response(status, reason, message, retry_after_s)
 
 
 class _Stream(web.StreamResponse):
@@ -294,7 +294,7 @@ class _Relay:
         if self._response is None:
             return None  # it is queued, sent elsewhere, dropped or failed; the loop sees to that
         if not self._watch.error:
-            await self._write(_error_event("replica_failed", "the replica failed before the answer was complete"))
+            await self._write(error_event("replica_failed", "the replica failed before the answer was complete"))
         await self._finish_writing()
         return self._response
 
@@ -389,19 +389,3 @@ class _Relay:
         if watch.prompt_tokens is not None:
             self._proxy.estimator.correct(self._completion.size, watch.prompt_tokens)
         self._core.finish(self._ticket, watch.output_tokens, self._clock())
-
-
-def error_body(kind: str, message: str) -> dict[str, object]:
-    """An error in OpenAI's shape."""
-    return {"error": {"message": message, "type": kind, "code": kind}}
-
-
-def _error(status: int, kind: str, message: str, retry_after_s: float | None) -> web.Response:
-    headers = {}
-    if status in (429, 503) and retry_after_s is not None:
-        headers["Retry-After"] = str(max(round(retry_after_s + 0.5), 1))
-    return web.json_response(error_body(kind, message), status=status, headers=headers)
-
-
-def _error_event(kind: str, message: str) -> bytes:
-    return b"data: " + json.dumps(error_body(kind, message)).encode() + b"\n\ndata: [DONE]\n\n"
