@@ -15,6 +15,7 @@ from rl_autoscale.fleet.profile import (
     LatencyProfile,
     load_profile,
 )
+from rl_autoscale.fleet.slos_serve import SlosServeSpec
 
 Role = Literal["interactive", "mixed", "batch", "prefill", "decode"]
 SchedulerName = Literal[
@@ -91,6 +92,7 @@ class PoolSpec(Config):
     max_num_batched_tokens: PositiveInt | None = Field(default=None, description="token budget; default the profile's")
     kv_blocks: PositiveInt | None = Field(default=None, description="KV blocks of 16 tokens; default the profile's")
     scheduler: SchedulerName = Field(default="vllm", description="docs/systems.md; vllm is V1, first come first served")
+    slos_serve: SlosServeSpec = Field(default=SlosServeSpec(), description="options of the scheduler slos-serve")
     kv_allocation: Literal["paged", "contiguous"] = Field(
         default="paged",
         description="contiguous: each request takes its longest possible length at once, as before vLLM",

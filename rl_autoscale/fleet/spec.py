@@ -272,6 +272,11 @@ class FleetSpec(Config):
         preferred = [self.pools_serving(c)[0] for c in range(len(self.classes))]
         return np.array([cheapest[p] for p in preferred], dtype=np.int64)
 
+    @cached_property
+    def tpot_tiers_s(self) -> tuple[float, ...]:
+        """TPOT SLOs of the classes in ascending order, then inf."""
+        return (*sorted({item.tpot_slo_s for item in self.classes}), float("inf"))
+
     def pools_serving(self, class_index: int) -> tuple[int, ...]:
         """Indices of the pools that the gateway may send a class to, preferred first."""
         roles = (*ROLES_SERVING[self.classes[class_index].kind], "prefill")

@@ -69,4 +69,5 @@ def requeue(w, q, now_s):
     if not w.req[q].first_token_s >= 0.0 and w.req[q].arrival_s + w.cls[c].timeout_s <= now_s:
         drop(w, q, TIMED_OUT, now_s)
     else:
+        w.req[q].num_declined = 0
         enqueue(w, q, True)

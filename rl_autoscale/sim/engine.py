@@ -19,7 +19,7 @@ from rl_autoscale.sim.endings import first_token
 from rl_autoscale.sim.estimate import count_seen
 from rl_autoscale.sim.eviction import complete_evictions
 from rl_autoscale.sim.gaps import prompt_token
-from rl_autoscale.sim.gateway import arrive, dispatch_queued
+from rl_autoscale.sim.gateway import arrive, dispatch_queued, forward_declined
 from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
 from rl_autoscale.sim.migration import migrate
@@ -166,6 +166,9 @@ def run_until(w, until_s, others):
                 retire(w, r, event_s)
             else:
                 plan(w, r, event_s, others)
+                if others is not None:  # noqa: SIM102 -- Numba leaves out what stands behind a test for None alone
+                    if rep.declined_head >= 0:
+                        forward_declined(w, r, event_s)
         if fleet.num_blocked > 0:
             start_transfers(w, event_s)
     if until_s < math.inf:
@@ -254,6 +257,12 @@ def world_of(batch, e):
         batch.hash_ids[e],
         batch.table[e],
         batch.sent_to[e],
+        batch.periods_s,
+        batch.plan_prompt[e],
+        batch.plan_count[e],
+        batch.plan_time[e],
+        batch.plan_context[e],
+        batch.plan_chosen[e],
     )
 
 
@@ -263,8 +272,10 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 
 SCHEDULER_FILES = tuple(
     f"schedulers/{name}.py"
-    for name in ("steps", "vllm", "vllm_v0", "sarathi", "trtllm", "fastserve", "slos_serve", "ranks", "plan")
-)
+    for name in (
+        "steps", "vllm", "vllm_v0", "sarathi", "trtllm", "fastserve", "slos_plan", "slos_serve", "ranks", "plan",
+    )
+)  # fmt: skip
 KERNEL_FILES = (
     "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "gaps.py", "replica.py", "router.py",
     "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py",

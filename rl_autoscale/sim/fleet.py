@@ -49,6 +49,7 @@ from rl_autoscale.sim.layout import (
 from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.records import class_records, fleet_record, pool_records, token_times, units_per_block
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
+from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, plan_labels
 from rl_autoscale.workload.trace import Workload
 
 
@@ -132,6 +133,7 @@ class FleetBatch:
             hash_ids=np.zeros((fleets, 1), dtype=np.int64),
             table=np.zeros((fleets, 1), dtype=np.int32),
             sent_to=np.full((fleets, 1), NONE, dtype=np.int64),
+            **self._plan_arrays(),
         )
         bases = np.cumsum([0, *slots[:-1]])
         for p in range(num_pools):
@@ -141,6 +143,20 @@ class FleetBatch:
         self._fixed_pool = pool_records(spec, bases, slots, tree_size)
         self._fixed_class = class_records(spec)
         return world
+
+    def _plan_arrays(self) -> dict[str, Any]:
+        """Room for the dynamic programme of `slos-serve`, if a pool has it."""
+        spec, fleets = self.spec, self.num_fleets
+        planned = [pool.batch_limit for pool in spec.pools if pool.scheduler == "slos-serve"]
+        labels = plan_labels(len(spec.tpot_tiers_s) if planned else 0)
+        return {
+            "periods_s": np.array(spec.tpot_tiers_s),
+            "plan_prompt": np.zeros((fleets, max(planned, default=0) + 1), dtype=PLAN_PROMPT),
+            "plan_count": np.stack([labels.used] * fleets),
+            "plan_time": np.stack([labels.time_s] * fleets),
+            "plan_context": np.stack([labels.context] * fleets),
+            "plan_chosen": np.stack([labels.chosen] * fleets),
+        }
 
     def _grow(self, num_requests: int) -> None:
         """Make room for so many requests per fleet; what is there stays."""
@@ -223,6 +239,8 @@ class FleetBatch:
         world.cls["admission"][e] = admission
         world.fleet[e] = self._fixed_fleet
         world.fleet["num_requests"][e] = workload.num_requests
+        for name in ("plan_prompt", "plan_count", "plan_time", "plan_context", "plan_chosen"):
+            getattr(world, name)[e] = 0
         world.fleet["speed"][e] = speed
         if self._reads_hashes:
             self._load_prefixes(e, workload)

@@ -16,11 +16,12 @@ from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.bridge import dispatch_bridge
 from rl_autoscale.sim.class_queue import dequeue, enqueue, purge_timeouts
 from rl_autoscale.sim.endings import drop
-from rl_autoscale.sim.estimate import estimate_ttft_s, expected_first_token_s
+from rl_autoscale.sim.estimate import estimate_ttft_s, expected_first_token_s, leave_replica
 from rl_autoscale.sim.eviction import evict_for, evictable_replica
 from rl_autoscale.sim.layout import NO_SLOT, NONE, PREFIX_AFFINITY, QUEUE_FULL, REFUSED, ROUND_ROBIN
 from rl_autoscale.sim.replica import cut_leap
-from rl_autoscale.sim.router import join_engine, remember_prompt, route
+from rl_autoscale.sim.router import attend, has_room, join_engine, remember_prompt, route
+from rl_autoscale.sim.schedulers.slos_serve import give_up
 
 
 @hot
@@ -78,6 +79,36 @@ def dispatch_queued(w, now_s, slot):
 
 
 @njit
+def next_with_room(w, r):
+    """The next replica of the pool, in the order of slots and round again, that has room; NONE if no other has any."""
+    pool = w.pool[w.rep[r].pool]
+    for step in range(1, pool.num_slots):
+        other = pool.base + (r - pool.base + step) % pool.num_slots
+        if has_room(w, other):
+            return other
+    return NONE
+
+
+@njit
+def forward_declined(w, r, now_s):
+    """Send what a replica has declined to the next one with room; who finds none stays, as best effort."""
+    rep = w.rep[r]
+    while rep.declined_head >= 0:
+        q = rep.declined_head
+        rep.declined_head = w.req[q].next
+        other = next_with_room(w, r)
+        if other >= 0:
+            w.pool[rep.pool].forwarded += 1
+            leave_replica(w, r, q, now_s)
+            send(w, q, other, now_s, r)
+        else:
+            give_up(w, q)
+            attend(w, r, q, now_s, r)
+    if w.fleet[0].queued > 0:
+        dispatch_queued(w, now_s, r)
+
+
+@njit
 def dispatch_after_eviction(w, now_s):
     """Another replica may have room for the evicted request at once."""
     dispatch_queued(w, now_s, NO_SLOT)
@@ -111,6 +142,7 @@ def enter(w, q):
     request.evict = 0
     request.num_preemptions = 0
     request.num_evictions = 0
+    request.num_declined = 0
     request.rank = 0
     request.rank_s = 0.0
     request.level_s = 0.0

@@ -57,6 +57,8 @@ SCHEDULER_CODES = {
     "fastserve": FASTSERVE,
     "slos-serve": SLOS_SERVE,
 }
+ADMIT_ALL, ADMIT_LATE, ADMIT_GREEDY, ADMIT_DP, ADMIT_FIRM = 0, 1, 2, 3, 4
+ADMISSION_CODES = {"all": ADMIT_ALL, "late": ADMIT_LATE, "greedy": ADMIT_GREEDY, "dp": ADMIT_DP, "firm": ADMIT_FIRM}
 INTERACTIVE, MIXED, BATCH, PREFILL, DECODE = 0, 1, 2, 3, 4
 ROLE_CODES = {"interactive": INTERACTIVE, "mixed": MIXED, "batch": BATCH, "prefill": PREFILL, "decode": DECODE}
 
@@ -102,6 +104,7 @@ REQUEST = np.dtype(
         ("evict", _i),  # 1 when marked for eviction at the end of the iteration
         ("num_preemptions", _i),
         ("num_evictions", _i),
+        ("num_declined", _i),  # slos-serve: times, since the gateway last took it from its queue
         ("rank", _i),  # where the waiting queue is sorted: lower is served first,
         ("rank_s", _f),  # then since when it has that rank, then arrival
         ("level_s", _f),  # fastserve: time served at its level
@@ -166,6 +169,8 @@ REPLICA = np.dtype(
         ("held_head", _i),  # the one that is sent next, or now
         ("held_tail", _i),
         ("sending", _i),  # 1 while a transfer is under way
+        ("declined_head", _i),  # slos-serve: linked list of those that another replica is offered
+        ("declined_tail", _i),
         ("blocked_next", _i),  # linked list: replicas that wait for a place in the bridge
         # Finished streams that post-processing has no room for, see postprocess.py:
         ("num_parked", _i),
@@ -213,6 +218,9 @@ POOL = np.dtype(
         ("scheduler", _i),
         ("reserves", _i),  # 1 where a sequence is admitted only if all that it may become fits
         ("ranked", _i),  # 1 where the waiting queue is sorted
+        ("slos_admission", _i),  # SlosServeSpec.admission
+        ("tries", _i),  # SlosServeSpec.tries
+        ("slack_batches", _i),  # 1 where an iteration lasts as long as the SLOs allow
         ("block_move_s", _f),  # a KV block from GPU to host, or back
         ("contiguous", _i),  # 1 where that is also what it takes
         ("serves_batch", _i),
@@ -268,6 +276,7 @@ POOL = np.dtype(
         ("preemptions", np.int64),
         ("evictions", np.int64),
         ("migrations", np.int64),  # from its draining replicas
+        ("forwarded", np.int64),  # declined here, sent to another replica
         ("crashes", np.int64),
         ("notices", np.int64),
         ("taken_away", np.int64),  # before they were empty
@@ -287,6 +296,7 @@ CLASS = np.dtype(
         ("model", _i),  # a number for each model that classes name
         ("priority", _i),
         ("max_output_tokens", _i),  # that a request may ask for; 0 where nobody reserves it
+        ("tier", _i),  # its TPOT's place in World.periods_s
         ("queue_limit", _i),
         ("ttft_slo_s", _f),
         ("tpot_slo_s", _f),
@@ -332,6 +342,7 @@ FLEET = np.dtype(
         ("blocks_per_hash", np.int64),
         ("num_events", np.int64),
         ("counts_gaps", _i),  # 1 where gaps between tokens are counted
+        ("num_planned", np.int64),  # rows of plan_prompt in use
         # The bridge between prefill and decode, see bridge.py:
         ("transfer_latency_s", _f),
         ("bridge_limit", _i),
@@ -406,6 +417,13 @@ class World(NamedTuple):
     hash_ids: Any  # (num_hashes,) int64, see prefix.py
     table: Any  # (blocks of all requests,) int32: block tables
     sent_to: Any  # (num_hashes,) int64: generation << 32 | slot to which a hash was last sent, NONE before
+    # slos-serve's dynamic programme, see schedulers/slos_plan.py; one element each where no pool has it.
+    periods_s: Any  # (num_tiers,) float64: TPOT SLOs in ascending order, then inf
+    plan_prompt: Any  # (most that wait + 1,) PLAN_PROMPT
+    plan_count: Any  # these four as in PlanLabels
+    plan_time: Any
+    plan_context: Any
+    plan_chosen: Any
 
 
 def next_power_of_two(number: int) -> int:

@@ -9,6 +9,7 @@ from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE
 from rl_autoscale.sim.layout import (
+    ADMISSION_CODES,
     CLASS,
     FLEET,
     NONE,
@@ -59,6 +60,9 @@ def pool_records(spec: FleetSpec, bases: IntArray, slots: list[int], tree_size: 
         record["router"] = ROUTER_CODES[spec.router]
         record["scheduler"] = SCHEDULER_CODES[pool.scheduler]
         record["ranked"] = pool.scheduler in RANKED_SCHEDULERS
+        record["slos_admission"] = ADMISSION_CODES[pool.slos_serve.admission]
+        record["tries"] = pool.slos_serve.tries
+        record["slack_batches"] = pool.slos_serve.slack_batches
         record["block_move_s"] = pool.block_move_s
         record["reserves"] = pool.reserves_output
         record["contiguous"] = pool.kv_allocation == "contiguous"
@@ -97,6 +101,7 @@ def class_records(spec: FleetSpec) -> RecordArray:
         record["model"] = models.index(item.model)
         record["priority"] = item.priority
         record["max_output_tokens"] = item.max_output_tokens or 0
+        record["tier"] = spec.tpot_tiers_s.index(item.tpot_slo_s)
         record["queue_limit"] = item.queue_limit
         record["ttft_slo_s"], record["tpot_slo_s"] = item.ttft_slo_s, item.tpot_slo_s
         record["deadline_s"] = np.inf if item.deadline_s is None else item.deadline_s

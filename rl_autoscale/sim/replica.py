@@ -379,6 +379,8 @@ def clear_replica(w, r):
     rep.held_head = NONE
     rep.held_tail = NONE
     rep.sending = 0
+    rep.declined_head = NONE
+    rep.declined_tail = NONE
     rep.blocked_next = NONE
     rep.num_parked = 0
     rep.num_parked_batch = 0

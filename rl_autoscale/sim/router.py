@@ -189,6 +189,13 @@ def join_engine(w, r, q, now_s, slot):
     count_in_flight(w, r, w.req[q].class_index, 1)
     if w.pool[rep.pool].ranked:
         rank_arrival(w, r, q, now_s)
+    attend(w, r, q, now_s, slot)
+
+
+@hot
+def attend(w, r, q, now_s, slot):
+    """Put a request into an engine's waiting queue, and see to it that the engine looks; arguments as above."""
+    rep = w.rep[r]
     waiting_insert(w, r, q, False)
     if rep.event_s == math.inf:
         wake(w, r, now_s)

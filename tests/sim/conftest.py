@@ -21,7 +21,7 @@ from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet
-from rl_autoscale.sim.layout import COLD, LIFE, ROUTER_CODES, SCHEDULER_CODES, SPOT, WAKE
+from rl_autoscale.sim.layout import ADMISSION_CODES, COLD, LIFE, ROUTER_CODES, SCHEDULER_CODES, SPOT, WAKE
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.sim.reference import fleet as reference_fleet
 from rl_autoscale.workload.trace import Workload
@@ -100,6 +100,15 @@ SPECULATIONS: list[dict[str, Any]] = [
     {"draft_tokens": 4, "acceptance": 0.0, "draft_s": 2.0**-10},
     {"draft_tokens": 15, "acceptance": 1.0},
 ]
+
+
+SLOS_SERVE_OPTIONS = st.fixed_dictionaries(
+    {
+        "admission": st.sampled_from(["dp", "dp", *ADMISSION_CODES]),
+        "tries": st.integers(1, 3),
+        "slack_batches": st.sampled_from([True, True, False]),
+    }
+)
 
 
 KV_TRANSFERS: list[dict[str, Any]] = [
@@ -226,6 +235,12 @@ def staged_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
 
 
 @pytest.fixture(scope="session")
+def slos_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
+    """The same with `slos-serve` on several replicas, and always with traffic."""
+    return _cases(str(exact_profile), (["mixed"], ["mixed", "batch"]), least_requests=20, scheduler="slos-serve")
+
+
+@pytest.fixture(scope="session")
 def moving_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
     """The same where evicted sequences take their KV cache along, or draining replicas give theirs away."""
     return _cases(str(exact_profile), (*ROLES[2:], ["mixed", "mixed", "mixed"]), least_requests=20, moving=True)
@@ -272,6 +287,7 @@ def _pools(draw: st.DrawFn, profile: str, name: str, role: str) -> dict[str, Any
         "max_num_batched_tokens": draw(st.sampled_from([batch_limit, 8, 16, 24, 64, 100])),
         "kv_blocks": draw(st.sampled_from([12, 16, 24, 40, 400])),
         "scheduler": draw(st.sampled_from(["vllm", *SCHEDULER_CODES])),
+        "slos_serve": draw(SLOS_SERVE_OPTIONS),
         "mean_time_to_crash_s": draw(st.sampled_from([None, None, 3.0, 15.0])),
         "prefix_caching": draw(st.booleans()),
         "speculation": draw(st.sampled_from([None, None, *SPECULATIONS])),
@@ -297,11 +313,18 @@ def _classes(draw: st.DrawFn, name: str, kind: str) -> dict[str, Any]:
 
 @st.composite
 def _cases(
-    draw: st.DrawFn, profile: str, role_sets: tuple[list[str], ...], least_requests: int = 0, moving: bool = False
+    draw: st.DrawFn,
+    profile: str,
+    role_sets: tuple[list[str], ...],
+    least_requests: int = 0,
+    scheduler: str | None = None,
+    moving: bool = False,
 ) -> Case:
     roles = draw(st.sampled_from(role_sets))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
     for pool in pools:
+        if scheduler is not None:
+            pool |= {"scheduler": scheduler, "min_replicas": 2, "initial_replicas": 2, "max_replicas": 3}
         if pool["role"] == "prefill":
             pool["speculation"] = None
         if pool["role"] == "decode":  # small, so that some are preempted after their transfer

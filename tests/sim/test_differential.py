@@ -23,7 +23,7 @@ FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
 POOL_COUNTS = (
     "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens",
     "num_wakes", "notices", "taken_away", "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted",
-    "released_tokens", "released_blocks", "moved_blocks", "migrations",
+    "released_tokens", "released_blocks", "moved_blocks", "migrations", "forwarded",
 )  # fmt: skip
 
 
@@ -130,6 +130,7 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "lost with its prefill replica": int(((outcome == Outcome.FAILED) & (roles == PREFILL)).sum()),
             "lost with its decode replica": int(((outcome == Outcome.FAILED) & (roles == DECODE)).sum()),
             "preempted by others than vLLM": int((pools["preemptions"] * (pools["scheduler"] > VLLM_PRIORITY)).sum()),
+            "forwarded": int(pools["forwarded"].sum()),
             "swapped": int(pools["moved_blocks"].sum()),
             "reserved": int((pools["residence_count"] * pools["reserves"]).sum()),
             "met": int(requests["slo_met"].sum()),
@@ -189,19 +190,23 @@ def compare_many(strategy: st.SearchStrategy[Any], num_examples: int, count: Any
 
 
 @pytest.mark.usefixtures("exact_draws")
-def test_engine_equals_reference(fleet_cases: st.SearchStrategy[Any], staged_cases: st.SearchStrategy[Any]) -> None:
+def test_engine_equals_reference(
+    fleet_cases: st.SearchStrategy[Any], staged_cases: st.SearchStrategy[Any], slos_cases: st.SearchStrategy[Any]
+) -> None:
     seen = compare_many(fleet_cases, 200)
     seen.update(compare_many(staged_cases, 100))
+    seen.update(compare_many(slos_cases, 50))
     assert all(seen[name] > 0 for name in seen), seen
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("exact_draws")
 def test_engine_equals_reference_nightly(
-    fleet_cases: st.SearchStrategy[Any], staged_cases: st.SearchStrategy[Any]
+    fleet_cases: st.SearchStrategy[Any], staged_cases: st.SearchStrategy[Any], slos_cases: st.SearchStrategy[Any]
 ) -> None:
     seen = compare_many(fleet_cases, 2000)
     seen.update(compare_many(staged_cases, 1000))
+    seen.update(compare_many(slos_cases, 500))
     assert all(seen[name] > 10 for name in seen), seen
 
 

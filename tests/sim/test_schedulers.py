@@ -217,3 +217,38 @@ def test_slos_serve_bounds_a_batch_by_the_tightest_tpot() -> None:
             pass
         met[scheduler] = fleet.batch.requests()["slo_met"][0]
     assert met == {"vllm": 0, "slos-serve": 1}
+
+
+RIVALS = [
+    (0.0, "chat", 128, 1),
+    (0.2, "chat", 250, 1),
+    *((1.5, "chat", 120, 1) for _ in range(3)),
+]
+"""With 64 tokens per second and 6 s to the first token: the long prompt alone, or two of the three behind it."""
+
+
+@pytest.mark.parametrize(("admission", "met"), [("dp", [1, 0, 1, 1, 0]), ("firm", [1, 1, 0, 0, 0])])
+def test_slos_serve_serves_the_most_that_it_can(play: Any, admission: str, met: list[int]) -> None:
+    """At 1 s the long prompt is promised its SLO; at 2 s, not begun yet, it makes way for two. Firm promises stand."""
+    pool = {"name": "p", "max_num_seqs": 8, "scheduler": "slos-serve", "slos_serve": {"admission": admission}}
+    assert play([pool], RIVALS, chat={**SLOS, "ttft_slo_s": 6.0})["slo_met"].tolist() == met
+
+
+@pytest.mark.parametrize(("tries", "first_token_s"), [(1, 6.0), (2, 3.0)])
+def test_slos_serve_offers_what_it_declines_to_the_next_replica(play: Any, tries: int, first_token_s: float) -> None:
+    """The third comes to the first replica again, which computes 250 tokens until 4 s; the second is done at 1 s."""
+    rows = [(0.0, "chat", 250, 1), (0.0, "chat", 60, 1), (0.5, "chat", 120, 1)]
+    pool = {"name": "p", "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 4, "scheduler": "slos-serve"}
+    requests = play([{**pool, "slos_serve": {"tries": tries}}], rows, chat=SLOS, router="round_robin")
+    assert requests["first_token_s"].tolist() == [4.0, 1.0, first_token_s]
+    assert requests["slo_met"].tolist() == [1, 1, int(tries == 2)]
+
+
+def test_slos_serve_serves_as_best_effort_what_no_replica_takes(play: Any) -> None:
+    """Both compute until 4 s and decline the third, which would have its first token at 6 s; nobody is asked twice."""
+    rows = [(0.0, "chat", 250, 1), (0.0, "chat", 250, 1), (0.5, "chat", 120, 1)]
+    pool = {"name": "p", "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 2, "scheduler": "slos-serve"}
+    for tries in (2, 5):
+        requests = play([{**pool, "slos_serve": {"tries": tries}}], rows, chat=SLOS, router="round_robin")
+        assert requests["slo_met"].tolist() == [1, 1, 0]
+        assert requests["end_s"][2] == 6.0

@@ -18,6 +18,7 @@ class PoolBooks:
     generation_tokens: int = 0
     evictions: int = 0
     migrations: int = 0  # from draining replicas
+    forwarded: int = 0  # declined by one replica, sent to another
     starts: int = 0  # wake-ups included
     wakes: int = 0
     crashes: int = 0

@@ -28,7 +28,7 @@ _COUNTS = (
     "replica_s", "ready_s", "sleep_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",
     "evictions", "crashes", "cancelled_starts", "reclaimed", "prefix_queried_tokens", "prefix_hit_tokens",
     "cached_blocks_evicted", "notices", "taken_away", "released_tokens", "released_blocks",
-    "moved_blocks", "migrations",
+    "moved_blocks", "migrations", "forwarded",
 )  # fmt: skip
 
 

@@ -145,7 +145,22 @@ class Gateway:
         if request.lost_patience(self.clock.now):
             self._drop(request, Outcome.TIMED_OUT)
         else:
+            request.num_declined = 0
             self.queues[request.class_index].insert(0, request)
+
+    def forward_declined(self, replica: Replica) -> None:
+        """Send what a replica has declined to the next one with room; who finds none stays, as best effort."""
+        declined, replica.scheduler.declined = replica.scheduler.declined, []
+        for request in declined:
+            other = replica.pool.next_with_room(replica)
+            if other is None:
+                replica.take_as_best_effort(request)
+                continue
+            replica.pool.books.forwarded += 1
+            replica.in_flight.remove(request)
+            correct_clearing(replica, self.clock.now)
+            self._send(request, other)
+        self.dispatch_queued()
 
     def _send(self, request: Request, replica: Replica) -> None:
         request.dispatched_s = self.clock.now

@@ -67,6 +67,12 @@ class Pool:
         """Replicas that take requests."""
         return self.replicas(State.READY)
 
+    def next_with_room(self, replica: Replica) -> Replica | None:
+        """The next replica in the order of slots, and round again, that has room; None if no other has any."""
+        place = replica.slot - self.base
+        others = [other for other in self.slots[place + 1 :] + self.slots[:place] if other is not None]
+        return next((other for other in others if other.has_room), None)
+
     @property
     def in_flight(self) -> list[Request]:
         """Requests on its replicas."""

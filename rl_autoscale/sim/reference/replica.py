@@ -11,6 +11,7 @@ import simpy
 from rl_autoscale.sim.reference.clock import Clock, crash_rank, replica_rank
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler
+from rl_autoscale.sim.reference.schedulers.slos_serve import give_up
 
 if TYPE_CHECKING:
     from rl_autoscale.sim.reference.pool import Pool
@@ -107,6 +108,12 @@ class Replica:
         self.scheduler.add(request, self.clock.now)
         self.look_for_work()
 
+    def take_as_best_effort(self, request: Request) -> None:
+        """A request that it has declined, and no other replica has room for, waits here."""
+        give_up(request)
+        self.scheduler.enqueue(request)
+        self.look_for_work()
+
     def look_for_work(self) -> None:
         """Let an idle engine see what it could run now."""
         if self._work is not None:
@@ -132,14 +139,19 @@ class Replica:
             self.pool.on_ready(self)
             self.pool.gateway.dispatch_queued()
         while True:
+            tries = self.pool.spec.slos_serve.tries if self.state is State.READY else 0
+            self.scheduler.most_tries = min(tries, len(self.pool.ready))
             iteration = self.scheduler.schedule(self.clock.now)
+            work = self._work = self.clock.event() if iteration is None else None
             self.pool.gateway.bridge.start_transfers()
-            if iteration is None:
-                self._work = self.clock.event()
-                yield self._work
+            if self.scheduler.declined:
+                self.pool.gateway.forward_declined(self)
+            if work is not None:
+                yield work
                 if self.is_gone:
                     return
                 continue
+            assert iteration is not None
             duration_s = max(self._speed * iteration.duration_s(self.pool.spec.hardware), iteration.move_s)
             yield self.clock.wait(duration_s, rank)
             if self.is_gone:

@@ -57,6 +57,7 @@ class Request:
     marked_for_eviction: bool = False
     num_preemptions: int = 0
     num_evictions: int = 0
+    num_declined: int = 0  # slos-serve: times, since the gateway last took it from its queue
     rank: int = 0  # where the waiting queue is sorted: lower is served first,
     rank_s: float = 0.0  # then since when it has that rank, then arrival
     level_s: float = 0.0  # fastserve: time served at its level

@@ -71,6 +71,8 @@ class Sequences:
         self.running: list[Request] = []  # in the order of admission
         self.waiting: list[Request] = []
         self.parked: list[Request] = []  # finished; they keep sequence and blocks until post-processing has room
+        self.declined: list[Request] = []  # slos-serve: another replica is offered them before anything else happens
+        self.most_tries = 0  # replicas that may decline a request
         self.planned_s = 0.0  # when the scheduler was last asked
         self.next_look_s = 0.0  # fastserve: when it looks for starved requests again
         self.moved_blocks = 0  # between GPU and host, before the next iteration

@@ -1,65 +1,33 @@
-"""Kernel, SLOs-Serve's scheduler in its later, greedy form: admission by deadline, batches as long as the SLOs allow.
+"""Kernel, SLOs-Serve's scheduler: admission by a dynamic programme, batches as long as the SLOs allow.
 
 Reference: Chen et al., arXiv 2504.08784, and gulang2019/SLOServe; twin: sim/reference/schedulers/slos_serve.py.
 
-- A request that comes is *standard* if its prompt can be computed by its TTFT deadline, in the order of deadlines, and
-  no standard one that now can is made late by it: prompts share what an iteration of the tightest TPOT has room for
-  beside all decodes. Otherwise it is *best effort*: served in the order of arrival, with what is left.
+- When requests come, the largest set of those that wait is chosen of which all meet their TTFT deadlines
+  (slos_plan.py). They are *standard* and computed in the order of deadlines. Others are *best effort*: served in the
+  order of arrival, with what is left.
 - An iteration may last until the first next token of a standard sequence is due (its mean TPOT so far banks slack);
   within that time prompts get as many tokens as they can. A best-effort prompt enters only whole.
 - Best-effort sequences are evicted, the newest first, when a standard one needs their KV blocks; they recompute. A
   standard request that misses a deadline becomes best effort.
 
-Admission is the authors' greedy test by deadline; the paper's dynamic programme, its speculation and its routing of
-declined requests to other replicas are left out. Iteration times are those of the latency profile.
+Each part can be left out (SlosServeSpec); the greedy admission is that of the authors' later code: one after the
+other, as they come. Iteration times are those of the latency profile.
 """
 
 from __future__ import annotations
 
 import math
 
-from rl_autoscale.fleet.jit import hot, njit, shared_njit
+from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.batch import precedes, waiting_insert, waiting_remove
 from rl_autoscale.sim.kv_cache import blocks_of
-from rl_autoscale.sim.layout import FloatArray
+from rl_autoscale.sim.layout import ADMIT_ALL, ADMIT_DP, ADMIT_FIRM, ADMIT_GREEDY, BLOCK, NONE, READY
 from rl_autoscale.sim.replica import iteration_blocks
+from rl_autoscale.sim.schedulers.slos_plan import MOST_CANDIDATES, PlanLabels, choose_prompts, largest_chunk
 from rl_autoscale.sim.schedulers.steps import admit_head, continue_prompt, decode_leap, preempt, prompt_goes_on
 
 UNDECIDED, STANDARD, BEST_EFFORT = -1, 0, 1
 """Ranks in the waiting queue, where standard requests are sorted by deadline and the others by arrival."""
-
-
-@shared_njit
-def largest_chunk(
-    limit_s: float, most: int, done: int, tokens: int, pairs: float, context: int, num_chunks: int, num_decode: int,
-    decode_context: int, table_s: FloatArray, slopes: FloatArray,
-) -> int:  # fmt: skip
-    """Prompt tokens that can join an iteration without making it longer than allowed.
-
-    Args:
-        limit_s: how long it may last.
-        most: tokens that are left of the prompt and of the token budget.
-        done: tokens of the prompt that are computed.
-        tokens: of the chunks that are in the iteration already; likewise their ``pairs`` and ``context``.
-        pairs: (query, key) pairs.
-        context: tokens computed before.
-        num_chunks: their number.
-        num_decode: decode sequences.
-        decode_context: KV tokens that those read.
-        table_s: seconds by new tokens, as in World.token_time.
-        slopes: as in World.coefficients.
-    """
-    fixed_s = (slopes[1] + slopes[6]) * num_decode + (slopes[0] + slopes[5]) * decode_context
-    fixed_s += slopes[3] * (context + done) + slopes[4] * (num_chunks + 1) + slopes[2] * pairs
-    fits = 0
-    too_many = most + 1
-    while fits + 1 < too_many:
-        middle = (fits + too_many) >> 1
-        if table_s[num_decode + tokens + middle] + fixed_s + slopes[2] * (middle * (done + 0.5 * middle)) <= limit_s:
-            fits = middle
-        else:
-            too_many = middle
-    return fits
 
 
 @hot
@@ -70,15 +38,21 @@ def next_token_due_s(w, r, q):
     return request.first_token_s + w.cls[request.class_index].tpot_slo_s * (request.output_tokens - left)
 
 
-@njit
-def rank_by_slo(w, r, q):
-    """A request that comes is undecided; its deadline is that of its first token, or of its next one."""
+@hot
+def deadline_s(w, q):
+    """When the first token of a sequence that does not decode is due, or its next one."""
     request = w.req[q]
     cls = w.cls[request.class_index]
-    request.rank = UNDECIDED
-    request.rank_s = request.arrival_s + cls.ttft_slo_s
     if request.first_token_s >= 0.0:
-        request.rank_s = request.first_token_s + cls.tpot_slo_s * request.generated_tokens
+        return request.first_token_s + cls.tpot_slo_s * request.generated_tokens
+    return request.arrival_s + cls.ttft_slo_s
+
+
+@njit
+def rank_by_slo(w, r, q):
+    """A request that comes is undecided."""
+    w.req[q].rank = UNDECIDED
+    w.req[q].rank_s = deadline_s(w, q)
 
 
 @njit
@@ -162,18 +136,153 @@ def can_promise(w, r, new, now_s):
     return placed or (ahead + own) * period_s <= room * (w.req[new].rank_s - now_s)
 
 
+@hot
+def place_prompt(w, q, position, deadline_s, kept):
+    """Put a request into the programme's prompts, behind those with an earlier deadline and the first ``position``.
+
+    Returns:
+        Whether there was room.
+    """
+    prompts = w.plan_prompt
+    place = w.fleet[0].num_planned
+    if place == prompts.shape[0]:
+        return False
+    while place > position:
+        before = prompts[place - 1]
+        if before.deadline_s < deadline_s or (before.deadline_s == deadline_s and before.request < q):
+            break
+        after = prompts[place]
+        after.request = before.request
+        after.tier = before.tier
+        after.kept = before.kept
+        after.deadline_s = before.deadline_s
+        after.left_tokens = before.left_tokens
+        after.done_tokens = before.done_tokens
+        place -= 1
+    prompt = prompts[place]
+    prompt.request = q
+    prompt.tier = w.cls[w.req[q].class_index].tier
+    prompt.kept = kept
+    prompt.deadline_s = deadline_s
+    prompt.left_tokens = tokens_left(w, q)
+    prompt.done_tokens = w.req[q].computed_tokens
+    w.fleet[0].num_planned += 1
+    return True
+
+
+@njit
+def gather_prompts(w, r, now_s):
+    """What the programme chooses from: the prompt under way, then by deadline who waits and can still be in time."""
+    rep = w.rep[r]
+    firm = w.pool[rep.pool].slos_admission == ADMIT_FIRM
+    w.fleet[0].num_planned = 0
+    begun = 0
+    if rep.partial >= 0:
+        promised = w.req[rep.partial].rank == STANDARD
+        place_prompt(w, rep.partial, 0, w.req[rep.partial].rank_s if promised else math.inf, 1)
+        begun = 1
+    num_candidates = 0
+    q = rep.wait_head
+    while q >= 0:
+        rank = w.req[q].rank
+        due_s = deadline_s(w, q) if rank == BEST_EFFORT else w.req[q].rank_s
+        kept = rank == STANDARD and (firm or num_candidates == MOST_CANDIDATES)
+        if not kept and (num_candidates == MOST_CANDIDATES or (rank == BEST_EFFORT and (firm or due_s < now_s))):
+            q = w.req[q].next
+            continue
+        if place_prompt(w, q, begun, due_s, kept) and not kept:
+            num_candidates += 1
+        q = w.req[q].next
+
+
+@njit
+def accept(w, r, now_s):
+    """Run the programme; returns the set of candidates that it accepts."""
+    rep = w.rep[r]
+    p = rep.pool
+    tier = w.periods_s.shape[0] - 1
+    most_context = w.pool[p].kv_blocks * BLOCK
+    q = rep.batch_head
+    while q >= 0:
+        request = w.req[q]
+        if request.finish_iteration > 0:
+            if request.rank == STANDARD:
+                tier = min(tier, w.cls[request.class_index].tier)
+            else:  # evicted if need be
+                left = request.finish_iteration - rep.iteration
+                most_context += request.prompt_tokens + request.output_tokens - left - 1
+        q = request.next
+    return choose_prompts(
+        w.plan_prompt, w.fleet[0].num_planned, now_s, rep.num_decode, rep.decode_units, tier, most_context,
+        w.pool[p].token_budget, w.periods_s, w.token_time[p], w.coefficients[p],
+        PlanLabels(w.plan_count, w.plan_time, w.plan_context, w.plan_chosen),
+    )  # fmt: skip
+
+
+@hot
+def may_forward(w, r, q):
+    """Whether another replica may be offered a request that this one declines."""
+    pool = w.pool[w.rep[r].pool]
+    if w.rep[r].state != READY or w.req[q].scheduled_s >= 0.0:  # what was computed of it is here
+        return False
+    return w.req[q].num_declined < min(pool.tries, pool.ready)
+
+
+@njit
+def set_tier(w, r, q, standard):
+    """A waiting request is standard from now on; or it is declined, and is best effort or leaves."""
+    rep = w.rep[r]
+    request = w.req[q]
+    if request.rank == (STANDARD if standard else BEST_EFFORT):
+        return
+    waiting_remove(w, r, q)
+    if standard:
+        request.rank = STANDARD
+        request.rank_s = deadline_s(w, q)
+        waiting_insert(w, r, q, False)
+        return
+    request.num_declined += 1
+    if may_forward(w, r, q):
+        request.next = NONE
+        if rep.declined_head < 0:
+            rep.declined_head = q
+        else:
+            w.req[rep.declined_tail].next = q
+        rep.declined_tail = q
+    else:
+        give_up(w, q)
+        waiting_insert(w, r, q, False)
+
+
+@njit
+def decide_together(w, r, now_s):
+    """Choose whom of those that wait to promise their SLOs."""
+    gather_prompts(w, r, now_s)
+    accepted = accept(w, r, now_s)
+    candidate = 0
+    for position in range(w.fleet[0].num_planned):
+        prompt = w.plan_prompt[position]
+        if not prompt.kept:
+            set_tier(w, r, prompt.request, (accepted >> candidate) & 1)
+            candidate += 1
+    rep = w.rep[r]
+    while rep.wait_head >= 0 and w.req[rep.wait_head].rank == UNDECIDED:  # more than the programme can choose from
+        set_tier(w, r, rep.wait_head, 0)
+
+
 @njit
 def decide(w, r, now_s):
-    """Promise the SLOs of requests that have come, or decline to; the first deadline first."""
+    """Promise the SLOs of requests that have come, or decline to."""
     rep = w.rep[r]
-    while rep.wait_head >= 0 and w.req[rep.wait_head].rank == UNDECIDED:
+    admission = w.pool[rep.pool].slos_admission
+    if rep.wait_head < 0 or w.req[rep.wait_head].rank != UNDECIDED:
+        return
+    if admission >= ADMIT_DP:
+        decide_together(w, r, now_s)
+        return
+    while rep.wait_head >= 0 and w.req[rep.wait_head].rank == UNDECIDED:  # the first deadline first
         q = rep.wait_head
-        waiting_remove(w, r, q)
-        if can_promise(w, r, q, now_s):
-            w.req[q].rank = STANDARD
-        else:
-            give_up(w, q)
-        waiting_insert(w, r, q, False)
+        set_tier(w, r, q, admission < ADMIT_GREEDY or can_promise(w, r, q, now_s))
 
 
 @njit
@@ -253,14 +362,16 @@ def fits_after_evictions(w, r, q):
 def schedule_slos_serve(w, r, now_s):
     """Decide the replica's next iterations; see the package."""
     rep = w.rep[r]
-    give_up_late(w, r, now_s)
+    pool = w.pool[rep.pool]
+    if pool.slos_admission != ADMIT_ALL:
+        give_up_late(w, r, now_s)
     decide(w, r, now_s)
-    limit_s = time_left_s(w, r, now_s)
+    limit_s = time_left_s(w, r, now_s) if pool.slack_batches else math.inf
     preempted = go_on(w, r, limit_s)
     out_of_time = False
     while not preempted and rep.wait_head >= 0 and not prompt_goes_on(w, r):
         q = rep.wait_head
-        if rep.num_decode + rep.num_prefill >= w.pool[rep.pool].batch_limit or not fits_after_evictions(w, r, q):
+        if rep.num_decode + rep.num_prefill >= pool.batch_limit or not fits_after_evictions(w, r, q):
             break
         chunk = chunk_within(w, r, q, limit_s)
         if chunk == 0 or (w.req[q].rank == BEST_EFFORT and chunk < tokens_left(w, q) and limit_s < math.inf):

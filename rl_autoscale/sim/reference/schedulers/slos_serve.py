@@ -1,33 +1,43 @@
-"""SLOs-Serve's scheduler in its later, greedy form: admission by deadline, batches as long as the SLOs allow.
+"""SLOs-Serve's scheduler: admission by a dynamic programme, batches as long as the SLOs allow.
 
-Reference: Chen et al., arXiv 2504.08784, and gulang2019/SLOServe. What is left out is told in the kernel of the same
-name (sim/schedulers/slos_serve.py); `largest_chunk` is the one copy of its arithmetic.
+Reference: Chen et al., arXiv 2504.08784, and gulang2019/SLOServe. What it does is told in the kernel of the same name
+(sim/schedulers/slos_serve.py); the dynamic programme and `largest_chunk` (slos_plan.py) are the one copy of both.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.sim.layout import FloatArray
 from rl_autoscale.sim.reference.request import Request, blocks_for
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
-from rl_autoscale.sim.schedulers.slos_serve import BEST_EFFORT, STANDARD, UNDECIDED, largest_chunk
+from rl_autoscale.sim.schedulers.slos_plan import (
+    MOST_CANDIDATES,
+    PLAN_PROMPT,
+    choose_prompts,
+    largest_chunk,
+    plan_labels,
+)
+from rl_autoscale.sim.schedulers.slos_serve import BEST_EFFORT, STANDARD, UNDECIDED
 
 
 def rank(engine: Sequences, request: Request, now_s: float) -> None:
-    """A request that comes is undecided; its deadline is that of its first token, or of its next one."""
-    request.rank = UNDECIDED
-    request.rank_s = request.arrival_s + request.service_class.ttft_slo_s
-    if request.has_begun:
-        request.rank_s = _next_token_due_s(request)
+    """A request that comes is undecided."""
+    request.rank, request.rank_s = UNDECIDED, _deadline_s(request)
 
 
 def schedule(engine: Sequences, now_s: float) -> Iteration | None:
     """Who runs goes on; then the waiting queue, as long as the next token of every standard sequence is in time."""
-    _give_up_late(engine, now_s)
-    _decide(engine, now_s)
+    options = engine.pool.slos_serve
+    if options.admission != "all":
+        _give_up_late(engine, now_s)
+    if engine.waiting and _is(engine.waiting[0], UNDECIDED):
+        (_decide_together if options.admission in ("dp", "firm") else _decide_in_turn)(engine, now_s)
     due = [_next_token_due_s(r) - now_s for r in engine.running if r.decoding and _is(r, STANDARD)]
-    limit_s = min(due, default=math.inf)
+    limit_s = min(due, default=math.inf) if options.slack_batches else math.inf
     scheduled, num_preempted = _go_on(engine, limit_s)
     num_evicted = 0
     while not num_preempted and engine.waiting and not _prompt_goes_on(scheduled):
@@ -54,12 +64,19 @@ def _is(request: Request, tier: int) -> bool:
     return request.rank == tier
 
 
+def _deadline_s(request: Request) -> float:
+    """When the first token of a request that does not decode is due, or its next one."""
+    if request.has_begun:
+        return _next_token_due_s(request)
+    return request.arrival_s + request.service_class.ttft_slo_s
+
+
 def _next_token_due_s(request: Request) -> float:
     """When the next token is due for the mean TPOT to hold."""
     return request.first_token_s + request.service_class.tpot_slo_s * request.generated_tokens
 
 
-def _give_up(request: Request) -> None:
+def give_up(request: Request) -> None:
     """A request is best effort from now on."""
     request.rank, request.rank_s = BEST_EFFORT, request.arrival_s
 
@@ -68,22 +85,83 @@ def _give_up_late(engine: Sequences, now_s: float) -> None:
     """Standard requests that have missed a deadline are so no longer."""
     for request in engine.running:
         if _is(request, STANDARD) and request.decoding and _next_token_due_s(request) < now_s:
-            _give_up(request)
+            give_up(request)
     for request in engine.waiting:
         if _is(request, STANDARD) and request.rank_s < now_s:
-            _give_up(request)
+            give_up(request)
     engine.waiting.sort(key=lambda waiting: waiting.order)
 
 
-def _decide(engine: Sequences, now_s: float) -> None:
+def _decide_together(engine: Sequences, now_s: float) -> None:
+    """Choose whom of those that wait to promise their SLOs."""
+    firm = engine.pool.slos_serve.admission == "firm"
+    candidates: list[Request] = []
+    kept: list[Request] = []
+    for request in engine.waiting:
+        if _is(request, STANDARD) and (firm or len(candidates) == MOST_CANDIDATES):
+            kept.append(request)
+        elif len(candidates) < MOST_CANDIDATES and not (
+            _is(request, BEST_EFFORT) and (firm or _deadline_s(request) < now_s)
+        ):
+            candidates.append(request)
+    prompts = sorted([*candidates, *kept], key=lambda request: (_promised_s(request), request.index))
+    candidates.sort(key=prompts.index)
+    accepted = _accepted(engine, [r for r in engine.running if not r.decoding] + prompts, candidates, now_s)
+    for k, request in enumerate(candidates):
+        _set_tier(engine, request, standard=accepted >> k & 1 == 1)
+    while engine.waiting and _is(engine.waiting[0], UNDECIDED):  # more than the programme can choose from
+        _set_tier(engine, engine.waiting[0], standard=False)
+
+
+def _set_tier(engine: Sequences, request: Request, *, standard: bool) -> None:
+    """A waiting request is standard from now on; or it is declined, and is best effort or leaves."""
+    if _is(request, STANDARD if standard else BEST_EFFORT):
+        return
+    engine.waiting.remove(request)
+    request.num_declined += not standard
+    if standard:
+        request.rank, request.rank_s = STANDARD, _deadline_s(request)
+    elif not request.scheduled_s >= 0.0 and request.num_declined < engine.most_tries:
+        engine.declined.append(request)
+        return
+    else:
+        give_up(request)
+    engine.enqueue(request)
+
+
+def _promised_s(request: Request) -> float:
+    return _deadline_s(request) if _is(request, BEST_EFFORT) else request.rank_s
+
+
+def _accepted(engine: Sequences, prompts: list[Request], candidates: list[Request], now_s: float) -> int:
+    """Run the dynamic programme; bit k of what it returns is set if candidate k is accepted."""
+    tpots_s = {request.service_class.tpot_slo_s for request in [*engine.running, *prompts]}
+    periods_s = [*sorted(tpots_s), math.inf]
+    rows = np.zeros(len(prompts), dtype=PLAN_PROMPT)
+    for row, request in zip(rows, prompts, strict=True):
+        row["tier"] = periods_s.index(request.service_class.tpot_slo_s)
+        row["kept"] = request not in candidates
+        binds = request not in engine.running or _is(request, STANDARD)
+        row["deadline_s"] = _promised_s(request) if binds else math.inf
+        row["left_tokens"], row["done_tokens"] = _tokens_left(request), request.computed_tokens
+    decodes = [request for request in engine.running if request.decoding]
+    tiers = [periods_s.index(request.service_class.tpot_slo_s) for request in decodes if _is(request, STANDARD)]
+    evictable = sum(request.computed_tokens for request in decodes if _is(request, BEST_EFFORT))
+    return int(
+        choose_prompts(
+            rows, len(rows), now_s, len(decodes), sum(request.computed_tokens for request in decodes),
+            min(tiers, default=len(periods_s) - 1), engine.pool.num_kv_blocks * BLOCK_SIZE_TOKENS + evictable,
+            engine.pool.token_budget, np.array(periods_s), *_times(engine), plan_labels(len(periods_s)),
+        )
+    )  # fmt: skip
+
+
+def _decide_in_turn(engine: Sequences, now_s: float) -> None:
     """Promise the SLOs of requests that have come, or decline to; the first deadline first."""
+    tests = engine.pool.slos_serve.admission == "greedy"
     while engine.waiting and _is(engine.waiting[0], UNDECIDED):
-        request = engine.waiting.pop(0)
-        if _can_promise(engine, request, now_s):
-            request.rank = STANDARD
-        else:
-            _give_up(request)
-        engine.enqueue(request)
+        request = engine.waiting[0]
+        _set_tier(engine, request, standard=not tests or _can_promise(engine, request, now_s))
 
 
 def _can_promise(engine: Sequences, new: Request, now_s: float) -> bool:
