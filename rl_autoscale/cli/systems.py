@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 def command(
+    study: Annotated[
+        str, typer.Option(help="capacity: all systems; parts, bursts, replicas: slos-serve's. See docs/systems.md.")
+    ] = "capacity",
     systems: Annotated[str | None, typer.Option(help="Comma-separated; default all. See docs/systems.md.")] = None,
     scenarios: Annotated[str | None, typer.Option(help="Comma-separated; default SLOs-Serve's six.")] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
@@ -41,6 +44,8 @@ def command(
         rl-autoscale compare-systems --systems vllm,slos-serve --scenarios chatbot,coder
 
         rl-autoscale compare-systems --token-gaps
+
+        rl-autoscale compare-systems --study parts --scenarios chatbot
     """
     folder = out / "quick" if quick else out
     if token_gaps or placements:
@@ -52,27 +57,38 @@ def command(
         (_compare_gaps if token_gaps else _compare_placements)(folder, quick, update, as_json)
         return
     from rl_autoscale.cli.benchmark import BenchmarkBar
+    from rl_autoscale.experiments.system_studies import STUDIES, with_bound
     from rl_autoscale.experiments.systems import (
         QUICK,
         SCENARIOS,
-        SYSTEMS,
         Settings,
         capacity_table,
         compare_systems,
         speed_table,
     )
+    from rl_autoscale.fleet.errors import UnknownNameError
     from rl_autoscale.workload.store import TraceStore
 
+    if study not in STUDIES:
+        raise UnknownNameError("study", study, list(STUDIES))
+    chosen = SCENARIOS if scenarios is None else _names(scenarios)
+    settings = QUICK if quick else Settings()
+    store = TraceStore(traces or ())
     with BenchmarkBar() as bar:
         found = compare_systems(
-            TraceStore(traces or ()),
+            store,
             folder,
-            systems=tuple(SYSTEMS) if systems is None else _names(systems),
-            scenarios=SCENARIOS if scenarios is None else _names(scenarios),
-            settings=QUICK if quick else Settings(),
+            study=STUDIES[study],
+            systems=() if systems is None else _names(systems),
+            scenarios=chosen,
+            settings=settings,
             progress=bar,
         )
-    tables = {"capacity": capacity_table(found), "speed": speed_table(found)}
+    tables = {study: capacity_table(found, STUDIES[study].title)}
+    if study == "capacity":
+        tables["speed"] = speed_table(found)
+    if study == "parts":
+        tables["parts"] = with_bound(tables["parts"], chosen, store, settings)
     as_data = {k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}
     _show(tables, as_data, update, as_json)
 

@@ -1,17 +1,19 @@
 """How many requests per second one GPU serves under each scheduler: capacity at equal attainment, by bisection.
 
-One replica, the requests of a scenario's test traffic in random order, Poisson arrivals, no early refusal. The capacity
-is the highest rate at which at least 90 % of the requests that arrive meet all their SLOs (goodput in DistServe,
-serving capacity in SLOs-Serve). All schedulers get the same requests and, but for the rate, the same gaps.
+The requests of a scenario's test traffic in random order, no early refusal; one replica and Poisson arrivals, unless a
+study says otherwise. The capacity is the highest rate at which at least 90 % of the requests that arrive meet all their
+SLOs (goodput in DistServe, serving capacity in SLOs-Serve). All schedulers get the same requests and, but for the rate,
+the same gaps.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,12 +45,14 @@ class System:
         scheduler: of the pool.
         budget: where the token budget comes from: the hardware profile, the scenario's tightest TPOT, or a constant.
         kv_allocation: of the pool.
+        options: what else its pool is given.
     """
 
     name: str
     scheduler: str
     budget: str = "profile"
     kv_allocation: str = "paged"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def pool(self, scenario: Scenario) -> PoolSpec:
         """One replica of the scenario's first pool under this system."""
@@ -61,7 +65,7 @@ class System:
             data |= {"max_num_batched_tokens": budget, "max_num_seqs": min(given.hardware.max_num_seqs, budget)}
         elif self.budget == "long":
             data |= {"max_num_batched_tokens": LONG_BUDGET_TOKENS}
-        return PoolSpec.from_dict(data)
+        return PoolSpec.from_dict({**data, **self.options})
 
 
 SYSTEMS = {
@@ -77,6 +81,45 @@ SYSTEMS = {
         System("slos-serve", "slos-serve", "long"),
     )
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Under what a system serves a scenario's requests.
+
+    Attributes:
+        num_replicas: behind one gateway, which sends to the least loaded.
+        arrival_cv: coefficient of variation of the gaps between arrivals, gamma distributed; 1 is Poisson.
+        tpot_scale: TPOT SLOs over the scenario's.
+    """
+
+    num_replicas: int = 1
+    arrival_cv: float = 1.0
+    tpot_scale: float = 1.0
+
+    def label(self, scenario: str) -> str:
+        """Heading of the scenario's column under this load."""
+        parts = [scenario]
+        if self.num_replicas != 1:
+            parts.append(f"{self.num_replicas} replicas")
+        if self.arrival_cv != 1.0:
+            parts.append(f"CV {self.arrival_cv:g}")
+        if self.tpot_scale != 1.0:
+            parts.append(f"TPOT × {self.tpot_scale:g}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What is compared with what: systems under loads, in scenarios."""
+
+    name: str
+    title: str
+    systems: Mapping[str, System]
+    loads: tuple[Load, ...] = (Load(),)
+
+
+CAPACITY = Study("capacity", "Capacity, requests per second and GPU", SYSTEMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +177,20 @@ class _Replica:
         return float(self.batch.requests()["slo_met"].mean())
 
 
-def capacity_of(system: System, scenario: Scenario, store: TraceSource, settings: Settings) -> Capacity:
+def capacity_of(
+    system: System, scenario: Scenario, store: TraceSource, settings: Settings, load: Load = CAPACITY.loads[0]
+) -> Capacity:
     """Find a system's capacity in a scenario, once per seed."""
     found, waste, num_requests, cpu_s = [], float("nan"), 0, 0.0
     for seed in range(settings.seeds):
-        sample = draw_requests(scenario, store, settings.num_requests, seed)
+        sample = draw_requests(scenario, store, settings.num_requests, seed, load.arrival_cv)
         pool = system.pool(scenario)
-        replica = _Replica(FleetBatch(_one_replica(scenario, pool, sample)), sample, seed)
+        replica = _Replica(FleetBatch(_fleet(scenario, pool, sample, load)), sample, seed)
         rate_per_s = largest_rate(replica.attainment, TARGET, settings.tolerance)
         if rate_per_s > 0:
             replica.attainment(rate_per_s)
             waste = pool_result(pool, replica.batch.pools()[0]).kv_waste
-        found.append(rate_per_s / pool.hardware.gpus_per_replica)
+        found.append(rate_per_s / (load.num_replicas * pool.hardware.gpus_per_replica))
         num_requests += replica.num_requests
         cpu_s += replica.cpu_s
     return Capacity(tuple(found), waste, num_requests, cpu_s)
@@ -185,24 +230,34 @@ def at_rate(sample: Workload, rate_per_s: float) -> Workload:
     )  # fmt: skip
 
 
-def draw_requests(scenario: Scenario, store: TraceSource, num_requests: int, seed: int) -> Workload:
-    """Requests of the scenario's test traffic in random order, Poisson arrivals at one per second."""
+def draw_requests(
+    scenario: Scenario, store: TraceSource, num_requests: int, seed: int, arrival_cv: float = 1.0
+) -> Workload:
+    """Requests of the scenario's test traffic in random order, arrivals at one per second; Poisson where CV is 1."""
     traffic = scenario.build_test(seed, store).workload
     rng = stream(seed, f"compare-systems/{scenario.name}")
     chosen = rng.choice(traffic.num_requests, num_requests, replace=traffic.num_requests < num_requests)
-    arrival_s = np.cumsum(rng.exponential(1.0, num_requests))
+    gaps_s = rng.exponential(1.0, num_requests)
+    if arrival_cv != 1.0:
+        gaps_s = rng.gamma(arrival_cv**-2, arrival_cv**2, num_requests)
+    arrival_s = np.cumsum(gaps_s)
     return Workload(
         arrival_s, traffic.prompt_tokens[chosen], traffic.output_tokens[chosen], traffic.class_index[chosen],
         traffic.class_names, float(arrival_s[-1]),
     )  # fmt: skip
 
 
-def _one_replica(scenario: Scenario, pool: PoolSpec, sample: Workload) -> FleetSpec:
-    """The scenario's classes on one replica; each asks for the power of two above its longest answer as max_tokens."""
+def _fleet(scenario: Scenario, pool: PoolSpec, sample: Workload, load: Load) -> FleetSpec:
+    """The scenario's classes on these replicas; each asks for the power of two above its longest answer as max_tokens.
+
+    The SLOs are scaled as the load says.
+    """
+    pool = pool.model_copy(update={"min_replicas": load.num_replicas, "max_replicas": load.num_replicas})
     classes = []
     for c, item in enumerate(scenario.fleet.classes):
         longest = int(sample.output_tokens[sample.class_index == c].max(initial=1))
-        classes.append(item.model_copy(update={"max_output_tokens": 1 << (longest - 1).bit_length()}))
+        promise = {"max_output_tokens": 1 << (longest - 1).bit_length()}
+        classes.append(item.model_copy(update={**promise, "tpot_slo_s": load.tpot_scale * item.tpot_slo_s}))
     return FleetSpec.from_dict({"pools": (pool,), "classes": tuple(classes)})
 
 
@@ -210,48 +265,61 @@ def compare_systems(
     store: TraceSource,
     out: Path,
     *,
-    systems: tuple[str, ...] = tuple(SYSTEMS),
+    study: Study = CAPACITY,
+    systems: tuple[str, ...] = (),
     scenarios: tuple[str, ...] = SCENARIOS,
     settings: Settings,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, dict[str, Capacity]]:
-    """Find all capacities; what ``out/systems.json`` holds already is not looked for again.
+    """Find all capacities of a study; what is found in its file in ``out`` is not looked for again.
+
+    Args:
+        store: real traces.
+        out: folder of the run.
+        study: systems and loads.
+        systems: which of them; default all.
+        scenarios: which.
+        settings: how carefully.
+        progress: called with what is next, how many are done, and of how many.
 
     Returns:
-        Capacities by scenario, then by system.
+        Capacities by scenario and load, then by system.
 
     Raises:
         SpecError: the folder holds results of other settings.
         UnknownNameError: there is no such system or scenario.
     """
+    systems = systems or tuple(study.systems)
     for name in systems:
-        if name not in SYSTEMS:
-            raise UnknownNameError("system", name, list(SYSTEMS))
-    path = out / "systems.json"
+        if name not in study.systems:
+            raise UnknownNameError("system", name, list(study.systems))
+    path = out / ("systems.json" if study is CAPACITY else f"{study.name}.json")
     data = json.loads(path.read_text()) if path.exists() else {"settings": asdict(settings), "capacities": {}}
     if data["settings"] != asdict(settings):
         raise SpecError(
             f"{path} holds results of {data['settings']}, asked for {asdict(settings)}; choose another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    cells = [(scenario, system) for scenario in scenarios for system in systems]
-    for k, (scenario, system) in enumerate(cells):
-        progress(f"{scenario}: {system}", k, len(cells))
-        known = data["capacities"].setdefault(scenario, {})
+    columns = [(scenario, load) for scenario in scenarios for load in study.loads]
+    cells = [(*column, system) for column in columns for system in systems]
+    for k, (scenario, load, system) in enumerate(cells):
+        label = load.label(scenario)
+        progress(f"{label}: {system}", k, len(cells))
+        known = data["capacities"].setdefault(label, {})
         if system not in known:
-            known[system] = asdict(capacity_of(SYSTEMS[system], load_scenario(scenario), store, settings))
+            known[system] = asdict(capacity_of(study.systems[system], load_scenario(scenario), store, settings, load))
             write_text(path, json.dumps(data, indent=2))
     progress("done", len(cells), len(cells))
     return {
-        scenario: {
-            system: Capacity(**{**cell, "per_gpu_s": tuple(cell["per_gpu_s"])})
-            for system, cell in data["capacities"][scenario].items() if system in systems
+        label: {
+            system: Capacity(**{**known[system], "per_gpu_s": tuple(known[system]["per_gpu_s"])}) for system in systems
         }
-        for scenario in scenarios
+        for label, known in ((load.label(scenario), data["capacities"][load.label(scenario)])
+                             for scenario, load in columns)
     }  # fmt: skip
 
 
-def capacity_table(found: dict[str, dict[str, Capacity]]) -> Table:
+def capacity_table(found: dict[str, dict[str, Capacity]], title: str = CAPACITY.title) -> Table:
     """Capacity of every system in every scenario, the best of each column in bold."""
     systems = list(next(iter(found.values())))
     best = {scenario: max(cell.mean for cell in cells.values()) for scenario, cells in found.items()}
@@ -266,7 +334,7 @@ def capacity_table(found: dict[str, dict[str, Capacity]]) -> Table:
         for system in systems
     ]
     return Table(
-        "Capacity, requests per second and GPU",
+        title,
         f"Highest rate with {TARGET:.0%} of the requests within all SLOs; mean over seeds, in brackets the lowest and "
         "the highest. Bold: the best of a scenario.",
         ("system", *found),

@@ -11,7 +11,8 @@ import pytest
 from rl_autoscale.cli import root
 from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.experiments import systems
-from rl_autoscale.experiments.systems import SYSTEMS, Settings, capacity_of, draw_requests, largest_rate
+from rl_autoscale.experiments.system_studies import STUDIES, least_gpu_s
+from rl_autoscale.experiments.systems import CAPACITY, SYSTEMS, Load, Settings, capacity_of, draw_requests, largest_rate
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.workload.store import TraceStore
 
@@ -50,6 +51,45 @@ def test_every_system_fits_every_scenario(system: systems.System) -> None:
         assert (pool.scheduler, pool.max_replicas) == (system.scheduler, 1)
 
 
+@pytest.mark.parametrize("study", list(STUDIES.values()), ids=list(STUDIES))
+def test_every_study_fits_every_scenario(study: systems.Study) -> None:
+    for name in systems.SCENARIOS:
+        for system in study.systems.values():
+            system.pool(load_scenario(name))
+    assert len({load.label("a") for load in study.loads}) == len(study.loads)
+
+
+def test_bursty_gaps_have_the_variation_asked_for() -> None:
+    scenario = load_scenario("tool-calls")
+    poisson, bursty = (draw_requests(scenario, TraceStore(()), 20_000, 0, cv) for cv in (1.0, 3.0))
+    for sample, cv in ((poisson, 1.0), (bursty, 3.0)):
+        gaps_s = np.diff(sample.arrival_s)
+        assert gaps_s.mean() == pytest.approx(1.0, abs=0.1)
+        assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.1)
+    np.testing.assert_array_equal(poisson.prompt_tokens[:100], bursty.prompt_tokens[:100])
+
+
+def test_no_system_exceeds_the_bound() -> None:
+    scenario, settings = load_scenario("tool-calls"), Settings(num_requests=300, seeds=1, tolerance=0.1)
+    found = capacity_of(SYSTEMS["vllm"], scenario, TraceStore(()), settings)
+    sample = draw_requests(scenario, TraceStore(()), settings.num_requests, 0)
+    bound = settings.num_requests / least_gpu_s(scenario.fleet.pools[0].hardware, sample)
+    assert 0.2 * bound < found.mean < bound
+
+
+def test_loads_name_their_columns() -> None:
+    assert Load().label("coder") == "coder"
+    assert Load(2, 3.0, 0.5).label("coder") == "coder, 2 replicas, CV 3, TPOT × 0.5"
+
+
+def test_capacity_of_two_replicas_is_per_gpu() -> None:
+    scenario = load_scenario("tool-calls")
+    one, two = (
+        capacity_of(SYSTEMS["vllm"], scenario, TraceStore(()), TINY, Load(num_replicas)) for num_replicas in (1, 2)
+    )
+    assert two.mean == pytest.approx(one.mean, rel=0.5)
+
+
 def test_capacity_is_a_rate_that_attains(monkeypatch: pytest.MonkeyPatch) -> None:
     found = capacity_of(SYSTEMS["vllm"], load_scenario("tool-calls"), TraceStore(()), TINY)
     assert 0.5 < found.mean < 50.0
@@ -83,5 +123,10 @@ def test_a_run_is_resumed_and_mixed_with_no_other(
 def test_an_unknown_system_is_named() -> None:
     with pytest.raises(UnknownNameError, match="sarathi"):
         systems.compare_systems(
-            TraceStore(()), Path(), systems=("sarati",), settings=TINY, progress=lambda what, done, total: None
+            TraceStore(()),
+            Path(),
+            study=CAPACITY,
+            systems=("sarati",),
+            settings=TINY,
+            progress=lambda what, done, total: None,
         )
