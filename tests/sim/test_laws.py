@@ -57,7 +57,7 @@ def run(case: Any, *, drain_limit_s: float = 12.0) -> SimFleet:
 def world_bytes(batch: FleetBatch, e: int = 0) -> dict[str, bytes]:
     """All memory of one fleet; request rows only as far as requests have arrived."""
     world = batch._world
-    shared = ("class_pools", "class_order", "periods_s")
+    shared = ("class_pools", "class_order", "gap_edges", "periods_s")
     parts = {name: array if name in shared else array[e] for name, array in world._asdict().items()}
     num_requests = int(world.fleet["num_requests"][e, 0])
     parts["req"], parts["trace"] = batch.requests(e), parts["trace"][:num_requests]
