@@ -23,6 +23,9 @@ def command(
     systems: Annotated[str | None, typer.Option(help="Comma-separated; default all. See docs/systems.md.")] = None,
     scenarios: Annotated[str | None, typer.Option(help="Comma-separated; default SLOs-Serve's six.")] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    qoe: Annotated[
+        str, typer.Option(help="Scenario in which to measure QoE over request rates too, if it is one of those.")
+    ] = "reasoning",
     token_gaps: Annotated[
         bool, typer.Option("--token-gaps", help="Sarathi-Serve's experiment instead: 99 % of all gaps between tokens.")
     ] = False,
@@ -37,6 +40,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Compare serving systems: the highest rate at which 90 % of the requests meet their SLOs, on one replica.
+
+    And, in one of the scenarios, the mean quality of experience over request rates.
 
     Examples:
         rl-autoscale compare-systems --quick
@@ -66,6 +71,7 @@ def command(
         compare_systems,
         speed_table,
     )
+    from rl_autoscale.experiments.systems_qoe import qoe_curves, qoe_table
     from rl_autoscale.fleet.errors import UnknownNameError
     from rl_autoscale.workload.store import TraceStore
 
@@ -84,9 +90,12 @@ def command(
             settings=settings,
             progress=bar,
         )
-    tables = {study: capacity_table(found, STUDIES[study].title)}
-    if study == "capacity":
-        tables["speed"] = speed_table(found)
+        tables = {study: capacity_table(found, STUDIES[study].title)}
+        if study == "capacity":
+            tables["speed"] = speed_table(found)
+            if qoe in found:
+                curves = qoe_curves(store, folder, qoe, found[qoe], settings=settings, progress=bar)
+                tables["qoe"] = qoe_table(qoe, curves)
     if study == "parts":
         tables["parts"] = with_bound(tables["parts"], chosen, store, settings)
     as_data = {k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}

@@ -26,6 +26,7 @@ from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.token_budget import token_budget_for
 from rl_autoscale.sim.fleet import FleetBatch
+from rl_autoscale.sim.layout import RecordArray
 from rl_autoscale.sim.result import pool_result
 from rl_autoscale.workload.spec import TraceSource
 from rl_autoscale.workload.trace import Workload
@@ -54,15 +55,22 @@ class System:
     kv_allocation: str = "paged"
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def pool(self, scenario: Scenario) -> PoolSpec:
-        """One replica of the scenario's first pool under this system."""
+    def pool(self, scenario: Scenario, max_num_seqs: int | None = None) -> PoolSpec:
+        """One replica of the scenario's first pool under this system.
+
+        Args:
+            scenario: whose hardware.
+            max_num_seqs: sequences that it may be sent; by default the profile's number.
+        """
         given = scenario.fleet.pools[0]
         data = {"name": given.name, "role": "mixed", "profile": given.profile, "min_replicas": 1, "max_replicas": 1}
         data |= {"scheduler": self.scheduler, "kv_allocation": self.kv_allocation}
+        seqs = max_num_seqs or given.hardware.max_num_seqs
+        data["max_num_seqs"] = seqs
         if self.budget == "tbt":
             tightest_s = min(item.tpot_slo_s for item in scenario.fleet.classes)
             budget = token_budget_for(given.hardware, tightest_s)
-            data |= {"max_num_batched_tokens": budget, "max_num_seqs": min(given.hardware.max_num_seqs, budget)}
+            data |= {"max_num_batched_tokens": budget, "max_num_seqs": min(seqs, budget)}
         elif self.budget == "long":
             data |= {"max_num_batched_tokens": LONG_BUDGET_TOKENS}
         return PoolSpec.from_dict({**data, **self.options})
@@ -79,6 +87,7 @@ SYSTEMS = {
         System("trtllm-max-utilization", "trtllm-max-utilization", "long"),
         System("fastserve", "fastserve", "long"),
         System("slos-serve", "slos-serve", "long"),
+        System("andes", "andes"),
     )
 }
 
@@ -157,7 +166,7 @@ class Capacity:
 
 
 @dataclass(slots=True)
-class _Replica:
+class Replica:
     """One replica that serves the same requests at any rate."""
 
     batch: FleetBatch
@@ -168,13 +177,17 @@ class _Replica:
 
     def attainment(self, rate_per_s: float) -> float:
         """Share of the requests that meet their SLOs at this rate."""
+        return float(self.serve(rate_per_s)["slo_met"].mean())
+
+    def serve(self, rate_per_s: float) -> RecordArray:
+        """Serve all requests at this rate; returns their REQUEST records."""
         workload = at_rate(self.sample, rate_per_s)
         self.batch.load(0, workload, seed=self.seed)
         began_s = time.process_time()
         self.batch.run(0)
         self.cpu_s += time.process_time() - began_s
         self.num_requests += workload.num_requests
-        return float(self.batch.requests()["slo_met"].mean())
+        return self.batch.requests()
 
 
 def capacity_of(
@@ -183,9 +196,8 @@ def capacity_of(
     """Find a system's capacity in a scenario, once per seed."""
     found, waste, num_requests, cpu_s = [], float("nan"), 0, 0.0
     for seed in range(settings.seeds):
-        sample = draw_requests(scenario, store, settings.num_requests, seed, load.arrival_cv)
-        pool = system.pool(scenario)
-        replica = _Replica(FleetBatch(_fleet(scenario, pool, sample, load)), sample, seed)
+        replica = replica_of(system, scenario, store, settings, seed, load)
+        (pool,) = replica.batch.spec.pools
         rate_per_s = largest_rate(replica.attainment, TARGET, settings.tolerance)
         if rate_per_s > 0:
             replica.attainment(rate_per_s)
@@ -194,6 +206,21 @@ def capacity_of(
         num_requests += replica.num_requests
         cpu_s += replica.cpu_s
     return Capacity(tuple(found), waste, num_requests, cpu_s)
+
+
+def replica_of(
+    system: System,
+    scenario: Scenario,
+    store: TraceSource,
+    settings: Settings,
+    seed: int,
+    load: Load = CAPACITY.loads[0],
+    max_num_seqs: int | None = None,
+) -> Replica:
+    """The scenario's replicas under a system, and the requests of a seed."""
+    sample = draw_requests(scenario, store, settings.num_requests, seed, load.arrival_cv)
+    pool = system.pool(scenario, max_num_seqs)
+    return Replica(FleetBatch(_fleet(scenario, pool, sample, load)), sample, seed)
 
 
 def largest_rate(attainment: Callable[[float], float], target: float, tolerance: float) -> float:
@@ -294,11 +321,7 @@ def compare_systems(
         if name not in study.systems:
             raise UnknownNameError("system", name, list(study.systems))
     path = out / ("systems.json" if study is CAPACITY else f"{study.name}.json")
-    data = json.loads(path.read_text()) if path.exists() else {"settings": asdict(settings), "capacities": {}}
-    if data["settings"] != asdict(settings):
-        raise SpecError(
-            f"{path} holds results of {data['settings']}, asked for {asdict(settings)}; choose another --out"
-        )
+    data = known_results(path, settings)
     out.mkdir(parents=True, exist_ok=True)
     columns = [(scenario, load) for scenario in scenarios for load in study.loads]
     cells = [(*column, system) for column in columns for system in systems]
@@ -317,6 +340,21 @@ def compare_systems(
         for label, known in ((load.label(scenario), data["capacities"][load.label(scenario)])
                              for scenario, load in columns)
     }  # fmt: skip
+
+
+def known_results(path: Path, settings: Settings) -> dict[str, Any]:
+    """What a run's file holds, or what a new one begins with.
+
+    Raises:
+        SpecError: it holds results of other settings.
+    """
+    data = json.loads(path.read_text()) if path.exists() else {}
+    data = {"settings": asdict(settings), "capacities": {}, "qoe": {}} | data
+    if data["settings"] != asdict(settings):
+        raise SpecError(
+            f"{path} holds results of {data['settings']}, asked for {asdict(settings)}; choose another --out"
+        )
+    return data
 
 
 def capacity_table(found: dict[str, dict[str, Capacity]], title: str = CAPACITY.title) -> Table:

@@ -20,9 +20,9 @@ from rl_autoscale.fleet.slos_serve import SlosServeSpec
 Role = Literal["interactive", "mixed", "batch", "prefill", "decode"]
 SchedulerName = Literal[
     "vllm", "vllm-priority", "vllm-v0", "sarathi", "trtllm-no-evict", "trtllm-max-utilization", "fastserve",
-    "slos-serve",
+    "slos-serve", "andes",
 ]  # fmt: skip
-RANKED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm-priority", "fastserve", "slos-serve")
+RANKED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm-priority", "fastserve", "slos-serve", "andes")
 """Those that sort their waiting queue."""
 STAGED_SCHEDULERS: tuple[SchedulerName, ...] = ("vllm", "vllm-priority")
 """Those that know of other stages: KV that comes over the bridge, places that post-processing keeps."""
@@ -129,7 +129,7 @@ class PoolSpec(Config):
             raise ValueError("speculation is for pools that decode; drop it from the prefill pool")
         if self.kv_allocation == "contiguous" and self.prefix_caching:
             raise ValueError("contiguous KV caches share no blocks; drop prefix_caching or kv_allocation: contiguous")
-        if self.scheduler in ("fastserve", "slos-serve"):
+        if self.scheduler in ("fastserve", "slos-serve", "andes"):
             for option in ("prefix_caching", "speculation", "reserves_output"):
                 if getattr(self, option):
                     raise ValueError(f"scheduler {self.scheduler} does not go with {option}; drop one")

@@ -25,6 +25,7 @@ from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire
 from rl_autoscale.sim.migration import migrate
 from rl_autoscale.sim.ordered import heap_remove, tree_argmin
 from rl_autoscale.sim.postprocess import end_work, finish
+from rl_autoscale.sim.reading import read_until
 from rl_autoscale.sim.replica import book_until, clear_replica, commit_decode, cut_leap, join_decode, leave_decode, wake
 from rl_autoscale.sim.router import update_route
 from rl_autoscale.sim.schedulers.plan import plan
@@ -56,6 +57,9 @@ def complete_prefills(w, r, now_s):
                 prompt_token(w, r, q, now_s)
             if not request.first_token_s >= 0.0:
                 first_token(w, r, q, now_s)
+            else:
+                request.read_from_s = now_s
+                read_until(w, q, request.generated_tokens, now_s)
             going_on = request.generated_tokens < request.output_tokens
             if going_on and w.pool[rep.pool].role == PREFILL:
                 hold_prompt(w, r, q, now_s)
@@ -252,6 +256,7 @@ def world_of(batch, e):
         batch.gap_hist[e],
         batch.token_s[e],
         batch.joined[e],
+        batch.candidates[e],
         batch.kv[e],
         batch.prompt[e],
         batch.hash_ids[e],
@@ -273,13 +278,14 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 SCHEDULER_FILES = tuple(
     f"schedulers/{name}.py"
     for name in (
-        "steps", "vllm", "vllm_v0", "sarathi", "trtllm", "fastserve", "slos_plan", "slos_serve", "ranks", "plan",
+        "steps", "vllm", "vllm_v0", "sarathi", "trtllm", "swap", "fastserve", "slos_plan", "slos_serve", "andes",
+        "ranks", "plan",
     )
 )  # fmt: skip
 KERNEL_FILES = (
-    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "gaps.py", "replica.py", "router.py",
-    "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py", "gateway.py",
-    "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
+    "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "gaps.py", "reading.py", "replica.py",
+    "router.py", "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py",
+    "gateway.py", "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from rl_autoscale.sim.episode import (
     draw_routing,
 )
 from rl_autoscale.sim.layout import (
+    CANDIDATE,
     CLASS,
     FLEET,
     KV_BLOCK,
@@ -47,7 +48,14 @@ from rl_autoscale.sim.layout import (
     next_power_of_two,
 )
 from rl_autoscale.sim.prefix import prefix_blocks
-from rl_autoscale.sim.records import class_records, fleet_record, pool_records, token_times, units_per_block
+from rl_autoscale.sim.records import (
+    class_records,
+    fleet_record,
+    most_candidates,
+    pool_records,
+    token_times,
+    units_per_block,
+)
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
 from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, plan_labels
 from rl_autoscale.workload.trace import Workload
@@ -128,6 +136,7 @@ class FleetBatch:
             gap_hist=np.zeros((fleets, num_pools, len(edges_s) + 1), dtype=np.int64),
             token_s=np.zeros((fleets, 1)),
             joined=np.zeros((fleets, num_slots, int(spec.batch_limits.max()) if counts_gaps else 1), dtype=np.int32),
+            candidates=np.zeros((fleets, most_candidates(spec)), dtype=CANDIDATE),
             kv=np.zeros((fleets, num_slots, self._most_cached_blocks), dtype=KV_BLOCK),
             prompt=np.zeros((fleets, 1), dtype=PROMPT),
             hash_ids=np.zeros((fleets, 1), dtype=np.int64),

@@ -147,6 +147,10 @@ def enter(w, q):
     request.rank_s = 0.0
     request.level_s = 0.0
     request.idle_since_s = 0.0
+    request.read_s = 0.0
+    request.late_s = 0.0
+    request.read_from_s = 0.0
+    request.read_tokens = 0
     request.on_host = 0
     request.table_blocks = 0
     request.kv_in_bridge = 0

@@ -46,7 +46,7 @@ ROUTER_CODES = {
     "packing": PACKING,
     "prefix_affinity": PREFIX_AFFINITY,
 }
-VLLM, VLLM_PRIORITY, VLLM_V0, SARATHI, TRTLLM_NO_EVICT, TRTLLM_MAX_UTILIZATION, FASTSERVE, SLOS_SERVE = range(8)
+VLLM, VLLM_PRIORITY, VLLM_V0, SARATHI, TRTLLM_NO_EVICT, TRTLLM_MAX_UTILIZATION, FASTSERVE, SLOS_SERVE, ANDES = range(9)
 SCHEDULER_CODES = {
     "vllm": VLLM,
     "vllm-priority": VLLM_PRIORITY,
@@ -56,6 +56,7 @@ SCHEDULER_CODES = {
     "trtllm-max-utilization": TRTLLM_MAX_UTILIZATION,
     "fastserve": FASTSERVE,
     "slos-serve": SLOS_SERVE,
+    "andes": ANDES,
 }
 ADMIT_ALL, ADMIT_LATE, ADMIT_GREEDY, ADMIT_DP, ADMIT_FIRM = 0, 1, 2, 3, 4
 ADMISSION_CODES = {"all": ADMIT_ALL, "late": ADMIT_LATE, "greedy": ADMIT_GREEDY, "dp": ADMIT_DP, "firm": ADMIT_FIRM}
@@ -109,6 +110,10 @@ REQUEST = np.dtype(
         ("rank_s", _f),  # then since when it has that rank, then arrival
         ("level_s", _f),  # fastserve: time served at its level
         ("idle_since_s", _f),  # fastserve: when it was last seen in the batch, or came
+        ("read_s", _f),  # when its client has read the first `read_tokens` tokens, see reading.py
+        ("late_s", _f),  # how long after its due time each of these is read, summed
+        ("read_from_s", _f),  # the tokens after these come evenly from then on
+        ("read_tokens", _i),  # 0 until one has looked
         ("on_host", _i),  # 1 while its KV cache is in host memory
         ("table_blocks", _i),  # prefix caching: blocks in its table; further ones are anonymous
         ("kv_in_bridge", _i),  # 1 from the end of its transfer until a decode replica has blocks for it
@@ -145,6 +150,7 @@ REPLICA = np.dtype(
         ("moved_blocks", np.int64),  # between GPU and host before the iteration in progress
         ("planned_s", _f),  # when the scheduler was last asked
         ("next_look_s", _f),  # fastserve: when it looks for starved requests again
+        ("next_look", np.int64),  # andes: the value of `iteration` from which on it chooses again
         ("stalled", _i),  # 1 while the iteration in progress computes prompts only, and the decode batch stands still
         ("partial", _i),  # the sequence whose prompt is partly computed, or NONE; always the batch's tail
         ("num_waiting", _i),
@@ -185,6 +191,20 @@ REPLICA = np.dtype(
     ],
     align=True,
 )
+
+CANDIDATE = np.dtype(
+    [
+        ("request", _i),
+        ("runs", _i),
+        ("blocks", np.int64),  # of KV cache that it needs until the next choice
+        ("gain", _f),  # of QoE if it runs
+        ("density", _f),  # gain per block
+        ("taken", _i),  # by the choice that is tried
+        ("chosen", _i),  # by the best one so far
+    ],
+    align=True,
+)
+"""andes: a request that may run in the next iterations."""
 
 KV_BLOCK = np.dtype(
     [
@@ -411,6 +431,7 @@ class World(NamedTuple):
     gap_hist: Any  # (num_pools, num_edges + 1) int64
     token_s: Any  # (num_requests,) float64
     joined: Any  # (num_slots, max_num_seqs) int32
+    candidates: Any  # (max_num_seqs,) CANDIDATE: scratch of schedulers/andes.py; one element where no pool has it
     # Prefix caching and prefix_affinity; one element each where a fleet has neither.
     kv: Any  # (num_slots, most kv_blocks) KV_BLOCK
     prompt: Any  # (num_requests,) PROMPT

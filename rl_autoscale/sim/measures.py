@@ -12,6 +12,7 @@ from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.sim.layout import NONE, FloatArray, IntArray, Outcome, RecordArray
+from rl_autoscale.sim.reading import fill_qoe
 
 
 def coefficient_of_variation(values: FloatArray) -> float:
@@ -117,47 +118,16 @@ def _ramp(start_s: FloatArray, slope_per_s: FloatArray, at_s: FloatArray) -> Flo
 
 
 def quality_of_experience(requests: RecordArray, ttft_s: float, token_s: float) -> FloatArray:
-    """Andes' QoE of each request, 0..1, shape (num_requests,); 0 where it did not finish.
-
-    A user who expects the first token after ``ttft_s`` and reads one token per ``token_s`` would read token i at
-    e_i = ttft_s + i token_s, and reads it at c_i = max(delivered_i, e_0 + i token_s, delivered_0 + i token_s): tokens
-    that come early wait in the client. QoE = 1 - sum(c_i - e_i) / sum(c_end - e_i), c_end being when the last token has
-    been read.
-
-    Only first and last token are known here, so those between are taken as evenly spaced; a stall followed by a burst
-    then counts as slow delivery throughout. The last token's reading time is ours: without it, a reply of one token
-    would have a QoE of 0 or none.
-
-    Source: Liu et al., Andes, arXiv 2404.16283, section on the QoE metric.
+    """Andes' QoE of each request, 0..1, shape (num_requests,); 0 where it did not finish. See sim/reading.py.
 
     Args:
         requests: of one class.
-        ttft_s: expected time to first token.
-        token_s: expected time per token, the reading speed's inverse.
+        ttft_s: expected time to first token; the class's SLO.
+        token_s: expected time per token, the reading speed's inverse; the class's SLO.
     """
-    qoe = np.zeros(len(requests))
-    finished = requests["outcome"] == Outcome.FINISHED
-    columns = ("arrival_s", "first_token_s", "last_token_s", "output_tokens")
-    arrival_s, begun_s, ended_s, tokens = (requests[name][finished].astype(np.float64) for name in columns)
-    first_s = begun_s - arrival_s
-    gap_s = np.where(tokens > 1, (ended_s - begun_s) / np.maximum(tokens - 1, 1), 0.0)
-    start_s = np.maximum(first_s, ttft_s)
-    # Reading at full speed from start_s holds for the first `smooth` tokens; later ones are read as they come.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        caught_up = np.floor((start_s - first_s) / (gap_s - token_s)) + 1.0
-    smooth = np.where(gap_s > token_s, np.minimum(np.nan_to_num(caught_up, nan=0.0), tokens), tokens)
-    delayed = tokens - smooth
-    read_sum_s = smooth * start_s + token_s * _sum_to(smooth)
-    read_sum_s += delayed * first_s + gap_s * (_sum_to(tokens) - _sum_to(smooth))
-    expected_sum_s = tokens * ttft_s + token_s * _sum_to(tokens)
-    end_s = np.maximum(start_s + (tokens - 1) * token_s, first_s + (tokens - 1) * gap_s) + token_s
-    qoe[finished] = 1.0 - (read_sum_s - expected_sum_s) / (tokens * end_s - expected_sum_s)
+    qoe = np.empty(len(requests))
+    fill_qoe(requests, ttft_s, token_s, qoe)
     return qoe
-
-
-def _sum_to(count: FloatArray) -> FloatArray:
-    """0 + 1 + ... + (count - 1)."""
-    return count * (count - 1.0) / 2.0
 
 
 def head_of_line_blocking_s(requests: RecordArray) -> FloatArray:

@@ -34,6 +34,11 @@ def units_per_block(pool: PoolSpec) -> int:
     return BLOCK_SIZE_TOKENS * pool.units_per_token
 
 
+def most_candidates(spec: FleetSpec) -> int:
+    """Requests among which one replica's scheduler may have to choose; 1 where none of them needs the room."""
+    return max((pool.batch_limit for pool in spec.pools if pool.scheduler == "andes"), default=1)
+
+
 def fleet_record(spec: FleetSpec, event_tree_size: int) -> RecordArray:
     """The FLEET record, shape (1,)."""
     record = np.zeros(1, dtype=FLEET)

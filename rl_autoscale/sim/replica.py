@@ -27,6 +27,7 @@ from rl_autoscale.sim.gaps import count_gaps, join_gaps, leave_gaps
 from rl_autoscale.sim.kv_cache import blocks_of, free_blocks, take_anonymous
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
 from rl_autoscale.sim.ordered import heap_push, heap_remove, tree_set
+from rl_autoscale.sim.reading import read_until
 
 
 @hot
@@ -111,6 +112,7 @@ def stop_decode(w, r, q):
             break
     rep.heap_size -= 1
     leave_decode(w, r, q)
+    read_until(w, q, w.req[q].generated_tokens, w.fleet[0].now_s)
 
 
 @njit
@@ -362,6 +364,7 @@ def clear_replica(w, r):
     rep.moved_blocks = 0
     rep.planned_s = 0.0
     rep.next_look_s = 0.0
+    rep.next_look = 0
     rep.stalled = 0
     rep.partial = NONE
     rep.num_waiting = 0

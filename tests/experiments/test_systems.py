@@ -10,9 +10,20 @@ import pytest
 
 from rl_autoscale.cli import root
 from rl_autoscale.envs.scenario import load_scenario
-from rl_autoscale.experiments import systems
+from rl_autoscale.experiments import systems, systems_qoe
 from rl_autoscale.experiments.system_studies import STUDIES, least_gpu_s
-from rl_autoscale.experiments.systems import CAPACITY, SYSTEMS, Load, Settings, capacity_of, draw_requests, largest_rate
+from rl_autoscale.experiments.systems import (
+    CAPACITY,
+    SYSTEMS,
+    Capacity,
+    Load,
+    Settings,
+    capacity_of,
+    draw_requests,
+    largest_rate,
+    replica_of,
+)
+from rl_autoscale.experiments.systems_qoe import QoeCurve, mean_qoe, qoe_curves, qoe_table
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.workload.store import TraceStore
 
@@ -118,6 +129,38 @@ def test_a_run_is_resumed_and_mixed_with_no_other(
         systems.compare_systems(
             TraceStore(()), tmp_path / "quick", settings=Settings(), progress=lambda what, done, total: None
         )
+
+
+def test_qoe_falls_with_the_rate_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"vllm": Capacity((2.0,), 0.0, 0, 0.0), "andes": Capacity((2.5,), 0.0, 0, 0.0)}
+    monkeypatch.setattr(systems_qoe, "LOADS", (0.5, 20.0))
+
+    def measure() -> dict[str, QoeCurve]:
+        return qoe_curves(
+            TraceStore(()), tmp_path, "tool-calls", found, settings=TINY, progress=lambda what, done, total: None
+        )
+
+    curves = measure()
+    for curve in curves.values():
+        assert curve.rate_per_s == (1.0, 40.0)
+        calm, crowded = curve.means
+        assert 1.0 + 1e-9 > calm > 0.95 > crowded > 0.0
+    monkeypatch.setattr(systems_qoe, "qoe_curve", lambda *_: pytest.fail("what is known was measured again"))
+    assert measure() == curves
+    shown = qoe_table("tool-calls", curves).markdown()
+    assert f"{curves['andes'].means[1]:.3f}" in shown
+    assert "| 40.00 |" in shown
+
+
+def test_qoe_is_judged_by_each_class(tmp_path: Path) -> None:
+    """The mean over requests of what `evaluate --detail` gives per class."""
+    scenario = load_scenario("mixed-apps")
+    replica = replica_of(SYSTEMS["vllm"], scenario, TraceStore(()), TINY, 0)
+    requests = replica.serve(20.0)
+    classes = replica.batch.result(0).classes
+    expected = sum(item.qoe * item.num_arrived for item in classes) / len(requests)
+    assert mean_qoe(scenario.fleet.classes, requests) == pytest.approx(expected)
+    assert min(item.qoe for item in classes) < 0.95
 
 
 def test_an_unknown_system_is_named() -> None:

@@ -330,7 +330,7 @@ def _cases(
         if pool["role"] == "decode":  # small, so that some are preempted after their transfer
             pool |= {"prefix_caching": False, "kv_blocks": min(pool["kv_blocks"], 16)}
             pool["max_num_seqs"] = max(pool["max_num_seqs"], 4)
-        if pool["scheduler"] in ("fastserve", "slos-serve"):
+        if pool["scheduler"] in ("fastserve", "slos-serve", "andes"):
             pool |= {"kv_allocation": "paged", "prefix_caching": False, "speculation": None}
         pool["prefix_caching"] &= pool["kv_allocation"] == "paged"
         if moving:  # small, so that interactive work must make room

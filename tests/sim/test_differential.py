@@ -18,8 +18,10 @@ from rl_autoscale.sim.layout import DECODE, PREFILL, SCHEDULER_CODES, VLLM_PRIOR
 from rl_autoscale.sim.reference import ReferenceFleet
 from rl_autoscale.workload.trace import Workload
 
-TIMES = ("dispatched_s", "scheduled_s", "first_token_s", "last_token_s", "end_s")
-FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions")
+TIMES = (
+    "dispatched_s", "scheduled_s", "first_token_s", "last_token_s", "end_s", "read_s", "late_s", "read_from_s",
+)  # fmt: skip
+FATES = ("outcome", "replica", "slo_met", "num_preemptions", "num_evictions", "read_tokens")
 POOL_COUNTS = (
     "preemptions", "evictions", "crashes", "cancelled_starts", "reclaimed", "num_starts", "prompt_tokens",
     "num_wakes", "notices", "taken_away", "prefix_queried_tokens", "prefix_hit_tokens", "cached_blocks_evicted",
@@ -131,6 +133,7 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "preempted by others than vLLM": int((pools["preemptions"] * (pools["scheduler"] > VLLM_PRIORITY)).sum()),
             "forwarded": int(pools["forwarded"].sum()),
             "swapped": int(pools["moved_blocks"].sum()),
+            "swapped by andes": int((pools["moved_blocks"] * (pools["scheduler"] == codes["andes"])).sum()),
             "reserved": int((pools["residence_count"] * pools["reserves"]).sum()),
             "met": int(requests["slo_met"].sum()),
             "late": int((begun & (requests["slo_met"] == 0)).sum()),

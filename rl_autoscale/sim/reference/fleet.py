@@ -23,6 +23,7 @@ from rl_autoscale.workload.trace import Workload
 _FATE = (
     "arrival_s", "dispatched_s", "scheduled_s", "first_token_s", "last_token_s", "end_s", "prompt_tokens",
     "output_tokens", "class_index", "outcome", "slo_met", "num_preemptions", "num_evictions",
+    "read_s", "late_s", "read_from_s", "read_tokens",
 )  # fmt: skip
 _COUNTS = (
     "replica_s", "ready_s", "sleep_s", "itl_sum_s", "itl_count", "prompt_tokens", "generation_tokens", "preemptions",

@@ -240,6 +240,7 @@ class Gateway:
         if self.spec.eviction == "host" and request.decoding:
             replica.scheduler.swap_out(request)
         else:
+            replica.scheduler.interrupt(request)
             replica.scheduler.remove(request)
         self.take_back(replica, request)
 

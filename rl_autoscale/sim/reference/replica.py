@@ -165,6 +165,7 @@ class Replica:
     def _end_iteration(self, iteration: Iteration, duration_s: float) -> None:
         """Hand out the iteration's tokens, let finished requests go, then the evicted ones, youngest first."""
         books = self.pool.books
+        self.scheduler.now_s = self.clock.now
         books.itl_sum_s += duration_s * (len(iteration.decodes) + iteration.num_stalled)
         books.itl_count += len(iteration.decodes)
         for request in self.scheduler.complete(iteration):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import ServiceClass
 from rl_autoscale.sim.layout import Outcome
+from rl_autoscale.sim.reading import read_on
 
 if TYPE_CHECKING:
     from rl_autoscale.sim.reference.kv_blocks import Block
@@ -63,6 +64,10 @@ class Request:
     level_s: float = 0.0  # fastserve: time served at its level
     idle_since_s: float = 0.0  # fastserve: when it was last seen in the batch, or came
     on_host: bool = False  # its KV cache is in host memory
+    read_s: float = 0.0  # when its client has read the first `read_tokens` tokens, see sim/reading.py
+    late_s: float = 0.0  # how long after its due time each of these is read, summed
+    read_from_s: float = 0.0  # the tokens after these come evenly from then on
+    read_tokens: int = 0  # 0 until one has looked
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -101,6 +106,25 @@ class Request:
         """Whether it has waited in the gateway longer than its class allows; a stream that has begun waits for ever."""
         timeout_s = self.service_class.timeout_s
         return not self.has_begun and timeout_s is not None and self.arrival_s + timeout_s <= now_s
+
+    @property
+    def expected_s(self) -> float:
+        """When its first token is due."""
+        return self.arrival_s + self.service_class.ttft_slo_s
+
+    def read_until(self, tokens: int, now_s: float) -> None:
+        """It has so many tokens by now: book how those that are new to us are read."""
+        token_s, first_s = self.service_class.tpot_slo_s, self.first_token_s
+        if self.read_tokens == 0:
+            due_s = self.expected_s - token_s
+            self.read_s, self.late_s = read_on(due_s, 0, first_s, first_s, 1, self.expected_s, token_s)
+            self.read_from_s, self.read_tokens = first_s, 1
+        new_tokens = tokens - self.read_tokens
+        self.read_s, late_s = read_on(
+            self.read_s, self.read_tokens, self.read_from_s, now_s, new_tokens, self.expected_s, token_s
+        )
+        self.late_s += late_s
+        self.read_from_s, self.read_tokens = now_s, tokens
 
     @property
     def tpot_s(self) -> float:

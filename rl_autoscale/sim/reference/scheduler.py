@@ -22,6 +22,7 @@ class Scheduler(Sequences):
 
     def schedule(self, now_s: float) -> Iteration | None:
         """Decide the next iteration, beside which blocks are moved; None with nothing to run."""
+        self.now_s = now_s
         iteration = SCHEDULERS[self.pool.scheduler](self, now_s)
         move_s, self.moved_blocks = self.moved_blocks * self.pool.block_move_s, 0
         return None if iteration is None else replace(iteration, move_s=move_s)

@@ -76,6 +76,9 @@ class Sequences:
         self.planned_s = 0.0  # when the scheduler was last asked
         self.next_look_s = 0.0  # fastserve: when it looks for starved requests again
         self.moved_blocks = 0  # between GPU and host, before the next iteration
+        self.num_iterations = 0  # in which the decode sequences, if there were any, did not stand still
+        self.next_look = 0  # andes: the number of iterations after which it chooses again
+        self.now_s = 0.0  # when an iteration ended, or the scheduler was asked
         self.kv = KvBlocks(pool.num_kv_blocks, pool.prefix_caching, self.books)
 
     @property
@@ -135,6 +138,7 @@ class Sequences:
         Returns:
             The sequences that got new tokens: decodes by index, then prompts in the order of admission.
         """
+        self.num_iterations += iteration.num_stalled == 0
         for request in iteration.decodes:
             new_tokens = request.tokens_after(iteration.earned_tokens)
             request.token_fraction += iteration.earned_tokens - new_tokens
@@ -146,6 +150,9 @@ class Sequences:
         for request in caught_up:
             self._generate(request, 1)
             request.decoding = True
+            if request.has_begun:  # and was interrupted
+                request.read_from_s = self.now_s
+                request.read_until(request.generated_tokens, self.now_s)
         return sorted(iteration.decodes, key=lambda request: request.index) + caught_up
 
     def _generate(self, request: Request, tokens: int) -> None:
@@ -153,6 +160,11 @@ class Sequences:
         new_tokens = min(tokens, request.output_tokens - request.generated_tokens)
         request.generated_tokens += new_tokens
         self.books.generation_tokens += new_tokens
+
+    def interrupt(self, request: Request) -> None:
+        """A stream's tokens stop to come evenly."""
+        if request.decoding:
+            request.read_until(request.generated_tokens, self.now_s)
 
     def remove(self, request: Request) -> None:
         """Take a request out, finished or not: its KV is lost, but for what the prefix cache keeps."""
@@ -167,6 +179,7 @@ class Sequences:
 
     def swap_out(self, request: Request) -> None:
         """A decode sequence leaves, and its KV cache goes to host memory."""
+        self.interrupt(request)
         self.running.remove(request)
         self.count_moves(len(request.block_table))
         self.kv.free(request)
@@ -201,6 +214,7 @@ class Sequences:
 
     def preempt(self, victim: Request) -> None:
         """Send a running sequence back to the front of the waiting queue; it keeps its tokens, not their KV."""
+        self.interrupt(victim)
         self.remove(victim)
         victim.num_preemptions += 1
         self.books.preemptions += 1

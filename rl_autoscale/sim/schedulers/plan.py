@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from rl_autoscale.fleet.jit import hot, njit
-from rl_autoscale.sim.layout import DRAINING, FASTSERVE, SARATHI, SLOS_SERVE, VLLM_PRIORITY, VLLM_V0
+from rl_autoscale.sim.layout import ANDES, DRAINING, FASTSERVE, SARATHI, SLOS_SERVE, VLLM_PRIORITY, VLLM_V0
 from rl_autoscale.sim.replica import constant_s, leap_duration_s, schedule_event
+from rl_autoscale.sim.schedulers.andes import schedule_andes
 from rl_autoscale.sim.schedulers.fastserve import schedule_fastserve
 from rl_autoscale.sim.schedulers.sarathi import schedule_sarathi
 from rl_autoscale.sim.schedulers.slos_serve import schedule_slos_serve
@@ -48,6 +49,8 @@ def schedule_any(w, r, now_s):
         return schedule_fastserve(w, r, now_s)
     if kind == SLOS_SERVE:
         return schedule_slos_serve(w, r, now_s)
+    if kind == ANDES:
+        return schedule_andes(w, r, now_s)
     return schedule_trtllm(w, r, now_s)
 
 

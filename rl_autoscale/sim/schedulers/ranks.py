@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rl_autoscale.fleet.jit import njit
-from rl_autoscale.sim.layout import FASTSERVE, SLOS_SERVE
+from rl_autoscale.sim.layout import ANDES, FASTSERVE, SLOS_SERVE
+from rl_autoscale.sim.schedulers.andes import rank_newcomer
 from rl_autoscale.sim.schedulers.fastserve import skip_join
 from rl_autoscale.sim.schedulers.slos_serve import rank_by_slo
 
@@ -17,5 +18,7 @@ def rank_arrival(w, r, q, now_s):
         skip_join(w, r, q, now_s)
     elif kind == SLOS_SERVE:
         rank_by_slo(w, r, q)
+    elif kind == ANDES:
+        rank_newcomer(w, q)
     else:  # vllm-priority: by priority, then arrival
         request.rank = w.cls[request.class_index].priority

@@ -14,6 +14,7 @@ from rl_autoscale.sim.kv_cache import (
     take_anonymous,
 )
 from rl_autoscale.sim.layout import BLOCK, VLLM_PRIORITY
+from rl_autoscale.sim.reading import read_until
 from rl_autoscale.sim.replica import count_moves, iteration_blocks, iterations_until_full, join_decode, unload
 
 
@@ -194,12 +195,13 @@ def admit_head(w, r, now_s, tokens, num_hit, budget):
 
 
 @njit
-def take_over(w, r, free, budget):
+def take_over(w, r, now_s, free, budget):
     """Let the head of the waiting queue decode, whose KV waits in the bridge or on the host: it computes no prompt.
 
     Args:
         w: the fleet.
         r: its decode replica.
+        now_s: the time.
         free: KV blocks.
         budget: tokens left in this iteration.
 
@@ -227,6 +229,8 @@ def take_over(w, r, free, budget):
     else:
         request.kv_in_bridge = 0
         w.fleet[0].bridge_used -= 1
+    read_until(w, q, request.generated_tokens, request.first_token_s)
+    request.read_from_s = now_s
     join_decode(w, r, q)
     return needed - held
 

@@ -35,7 +35,7 @@ def schedule_vllm(w, r, now_s):
     if not preempted or rep.batch_tail < 0:  # the last one had no room beside what is parked: another may
         while rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
             if w.req[rep.wait_head].kv_in_bridge or w.req[rep.wait_head].on_host:
-                need = take_over(w, r, pool.kv_blocks - rep.kv_used - decode_need, budget)
+                need = take_over(w, r, now_s, pool.kv_blocks - rep.kv_used - decode_need, budget)
                 if need < 0:
                     break
                 decode_need += need

@@ -101,6 +101,8 @@ def _take_over(engine: Sequences, request: Request, budget: int) -> bool:
     engine.kv.extend(request, num_tokens)
     engine.running.append(engine.waiting.pop(0))
     request.kv_in_bridge = request.on_host = False
+    request.read_until(request.generated_tokens, request.first_token_s)
+    request.read_from_s = engine.now_s
     request.decoding = True
     return True
 
