@@ -248,7 +248,7 @@ class FleetBatch:
         world.cls["admission"][e] = admission
         world.fleet[e] = self._fixed_fleet
         world.fleet["num_requests"][e] = workload.num_requests
-        for name in ("plan_prompt", "plan_count", "plan_time", "plan_context", "plan_chosen"):
+        for name in ("candidates", "plan_prompt", "plan_count", "plan_time", "plan_context", "plan_chosen"):
             getattr(world, name)[e] = 0
         world.fleet["speed"][e] = speed
         if self._reads_hashes:
