@@ -1,6 +1,6 @@
 """Kernel: what a client has read of a stream, and the quality of experience (QoE) that this makes.
 
-Reference: Liu et al., Andes, arXiv 2404.16283, section 3.
+Reference: Liu et al., Andes, arXiv 2404.16283, on the QoE metric.
 
 A user expects the first token ``ttft_slo_s`` after asking and reads one token per ``tpot_slo_s``, so token i is due at
 ``e_i = arrival + ttft_slo_s + i tpot_slo_s``. Tokens that come early wait in the client's token pacer: the first one is
