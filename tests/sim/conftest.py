@@ -241,6 +241,12 @@ def slos_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
 
 
 @pytest.fixture(scope="session")
+def andes_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
+    """The same with `andes`, whose choices matter where several replicas' KV cache is short."""
+    return _cases(str(exact_profile), (["mixed"], ["mixed", "batch"]), least_requests=20, scheduler="andes")
+
+
+@pytest.fixture(scope="session")
 def moving_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
     """The same where evicted sequences take their KV cache along, or draining replicas give theirs away."""
     return _cases(str(exact_profile), (*ROLES[2:], ["mixed", "mixed", "mixed"]), least_requests=20, moving=True)
