@@ -17,8 +17,8 @@ from rl_autoscale.fleet.admission import (
 from rl_autoscale.fleet.profile import load_profile
 
 TABLE_S = 1.0 + 0.01 * np.arange(101.0)  # budget 100
-COEFFICIENTS_S = np.array([0.001, 0.1, 0.0002, 0.0, 0.5])
-"""Decode context, decode sequence, prefill pair, prefill context, prefill sequence."""
+COEFFICIENTS_S = np.array([0.001, 0.1, 0.0002, 0.0, 0.5, 0.003, 0.05])
+"""Decode context, decode sequence, prefill pair, prefill context, prefill sequence; mixed context, mixed sequence."""
 
 
 def prefill_s(*prompts: int, decoding: int = 0, decoding_tokens: int = 0) -> float:
@@ -40,8 +40,9 @@ def test_prompts_fill_the_token_budget() -> None:
 
 
 def test_running_streams_share_the_iterations() -> None:
-    # 20 streams with 300 tokens leave 80 of 100 tokens: 80 + 40 in two iterations, 0.3 + 2 s of decoding in each.
-    expected = 2.0 + 1.6 + 2 * (0.3 + 2.0 + 0.5) + 0.0002 * 120**2 / 2
+    # 20 streams with 300 tokens leave 80 of 100 tokens: 80 + 40 in two iterations, in each of them 0.3 + 2 s of decoding
+    # and 0.9 + 1 s because it shares the iteration with a prompt.
+    expected = 2.0 + 1.6 + 2 * (0.3 + 2.0 + 0.9 + 1.0 + 0.5) + 0.0002 * 120**2 / 2
     assert prefill_s(120, decoding=20, decoding_tokens=300) == pytest.approx(expected)
 
 
