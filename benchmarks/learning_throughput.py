@@ -17,7 +17,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rl_autoscale.agents.ppo import PpoConfig, SB3Fleets, build_ppo
+from rl_autoscale.agents.ppo import PpoConfig, build_ppo
+from rl_autoscale.agents.sb3_fleets import SB3Fleets
 from rl_autoscale.envs.fleet_env import FleetEnv
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler

@@ -64,9 +64,9 @@ def command(
     from rl_autoscale.cli.benchmark import BenchmarkBar
     from rl_autoscale.experiments.system_studies import STUDIES, with_bound
     from rl_autoscale.experiments.systems import (
+        CAREFUL,
         QUICK,
         SCENARIOS,
-        Settings,
         capacity_table,
         compare_systems,
         speed_table,
@@ -78,7 +78,7 @@ def command(
     if study not in STUDIES:
         raise UnknownNameError("study", study, list(STUDIES))
     chosen = SCENARIOS if scenarios is None else _names(scenarios)
-    settings = QUICK if quick else Settings()
+    settings = QUICK if quick else CAREFUL
     store = TraceStore(traces or ())
     with BenchmarkBar() as bar:
         found = compare_systems(
@@ -106,7 +106,7 @@ def _compare_gaps(folder: Path, quick: bool, update: Path | None, as_json: bool)
     from rl_autoscale.cli.benchmark import BenchmarkBar
     from rl_autoscale.experiments import token_gaps
 
-    settings = token_gaps.QUICK if quick else token_gaps.Settings()
+    settings = token_gaps.QUICK if quick else token_gaps.CAREFUL
     with BenchmarkBar() as bar:
         found = token_gaps.find_all(folder, settings=settings, progress=bar)
     as_data = {k: {n: asdict(c) for n, c in cells.items()} for k, cells in found.items()}

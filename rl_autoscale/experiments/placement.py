@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.envs.scenario import load_scenario
+from rl_autoscale.experiments import capacity
+from rl_autoscale.experiments.capacity import at_rate, draw_requests, largest_rate, resumed
 from rl_autoscale.experiments.runs import write_text
-from rl_autoscale.experiments.systems import LONG_BUDGET_TOKENS, at_rate, draw_requests, largest_rate
+from rl_autoscale.experiments.systems import LONG_BUDGET_TOKENS
 from rl_autoscale.experiments.tables import Cell, Table
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.pool import SchedulerName
@@ -57,21 +59,17 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How carefully goodputs are looked for; results of other settings are not mixed.
+class Settings(capacity.Settings):
+    """How carefully goodputs are looked for; ``num_requests`` that are too few for ``span_s`` come again.
 
     Attributes:
-        num_requests: at every rate at least; where they are too few for ``span_s`` they come again.
         span_s: of arrivals at every rate, at least.
-        seeds: goodputs are means over.
-        tolerance: relative width at which the search for a rate ends.
         target: share of requests within their SLOs.
     """
 
     num_requests: int = 4000
-    span_s: float = 120.0
     seeds: int = 2
-    tolerance: float = 0.02
+    span_s: float = 120.0
     target: float = 0.9
 
 
@@ -298,10 +296,7 @@ def resumable(
     Raises:
         SpecError: the file answers another question.
     """
-    data = json.loads(path.read_text()) if path.exists() else {"question": question, "goodput_per_s": {}}
-    if data["question"] != question:
-        raise SpecError(f"{path} answers {data['question']}, asked is {question}; choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = resumed(path, question, "goodput_per_s")
 
     def write(name: str, done: int, total: int) -> None:
         write_text(path, json.dumps(data, indent=2))

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.envs.scenario import load_scenario
+from rl_autoscale.experiments.capacity import Settings, draw_requests
 from rl_autoscale.experiments.systems import (
     CAPACITY,
     LONG_BUDGET_TOKENS,
     SYSTEMS,
     TARGET,
     Load,
-    Settings,
     Study,
     System,
-    draw_requests,
 )
 from rl_autoscale.experiments.tables import Cell, Table
 from rl_autoscale.fleet.profile import LatencyProfile

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.experiments.capacity import Settings, at_rate, draw_requests, largest_rate, resumed
 from rl_autoscale.experiments.runs import write_text
 from rl_autoscale.experiments.tables import Cell, Table
-from rl_autoscale.fleet.errors import SpecError, UnknownNameError
+from rl_autoscale.fleet.errors import UnknownNameError
 from rl_autoscale.fleet.pool import PoolSpec
-from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.token_budget import token_budget_for
 from rl_autoscale.sim.fleet import FleetBatch
@@ -33,6 +33,7 @@ from rl_autoscale.workload.trace import Workload
 
 SCENARIOS = ("chatbot", "coder", "summariser", "mixed-apps", "tool-calls", "reasoning")
 TARGET = 0.9
+CAREFUL, QUICK = Settings(), Settings(num_requests=300, seeds=1, tolerance=0.1)
 LONG_BUDGET_TOKENS = 8192
 """Token budget of systems that compute whole prompts: TensorRT-LLM's default; vLLM before V1 needs its context."""
 
@@ -132,18 +133,6 @@ CAPACITY = Study("capacity", "Capacity, requests per second and GPU", SYSTEMS)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How carefully capacities are looked for; results of other settings are not mixed."""
-
-    num_requests: int = 10_000
-    seeds: int = 3
-    tolerance: float = 0.02
-
-
-QUICK = Settings(num_requests=300, seeds=1, tolerance=0.1)
-
-
-@dataclass(frozen=True, slots=True)
 class Capacity:
     """What was found for one system in one scenario.
 
@@ -223,57 +212,6 @@ def replica_of(
     return Replica(FleetBatch(_fleet(scenario, pool, sample, load)), sample, seed)
 
 
-def largest_rate(attainment: Callable[[float], float], target: float, tolerance: float) -> float:
-    """The highest rate that attains the target, by doubling and bisection; 0 if even one request per minute does not.
-
-    Args:
-        attainment: share of requests that meet their SLOs, by rate; falls with the rate.
-        target: the share asked for.
-        tolerance: relative width at which the search ends.
-    """
-    low, high = 0.0, 1.0
-    while attainment(high) >= target:
-        low, high = high, 2.0 * high
-    while low == 0.0 and high > 1 / 60:
-        if attainment(high / 2.0) >= target:
-            low = high / 2.0
-        else:
-            high /= 2.0
-    while low > 0.0 and high > low * (1.0 + tolerance):
-        middle = (low + high) / 2.0
-        if attainment(middle) >= target:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def at_rate(sample: Workload, rate_per_s: float) -> Workload:
-    """The same requests and gaps, scaled to another rate; they must come at one per second."""
-    arrival_s = sample.arrival_s / rate_per_s
-    return Workload(
-        arrival_s, sample.prompt_tokens, sample.output_tokens, sample.class_index, sample.class_names,
-        float(arrival_s[-1]),
-    )  # fmt: skip
-
-
-def draw_requests(
-    scenario: Scenario, store: TraceSource, num_requests: int, seed: int, arrival_cv: float = 1.0
-) -> Workload:
-    """Requests of the scenario's test traffic in random order, arrivals at one per second; Poisson where CV is 1."""
-    traffic = scenario.build_test(seed, store).workload
-    rng = stream(seed, f"compare-systems/{scenario.name}")
-    chosen = rng.choice(traffic.num_requests, num_requests, replace=traffic.num_requests < num_requests)
-    gaps_s = rng.exponential(1.0, num_requests)
-    if arrival_cv != 1.0:
-        gaps_s = rng.gamma(arrival_cv**-2, arrival_cv**2, num_requests)
-    arrival_s = np.cumsum(gaps_s)
-    return Workload(
-        arrival_s, traffic.prompt_tokens[chosen], traffic.output_tokens[chosen], traffic.class_index[chosen],
-        traffic.class_names, float(arrival_s[-1]),
-    )  # fmt: skip
-
-
 def _fleet(scenario: Scenario, pool: PoolSpec, sample: Workload, load: Load) -> FleetSpec:
     """The scenario's classes on these replicas; each asks for the power of two above its longest answer as max_tokens.
 
@@ -322,7 +260,6 @@ def compare_systems(
             raise UnknownNameError("system", name, list(study.systems))
     path = out / ("systems.json" if study is CAPACITY else f"{study.name}.json")
     data = known_results(path, settings)
-    out.mkdir(parents=True, exist_ok=True)
     columns = [(scenario, load) for scenario in scenarios for load in study.loads]
     cells = [(*column, system) for column in columns for system in systems]
     for k, (scenario, load, system) in enumerate(cells):
@@ -343,18 +280,8 @@ def compare_systems(
 
 
 def known_results(path: Path, settings: Settings) -> dict[str, Any]:
-    """What a run's file holds, or what a new one begins with.
-
-    Raises:
-        SpecError: it holds results of other settings.
-    """
-    data = json.loads(path.read_text()) if path.exists() else {}
-    data = {"settings": asdict(settings), "capacities": {}, "qoe": {}} | data
-    if data["settings"] != asdict(settings):
-        raise SpecError(
-            f"{path} holds results of {data['settings']}, asked for {asdict(settings)}; choose another --out"
-        )
-    return data
+    """What a run's file holds, see `resumed`."""
+    return resumed(path, asdict(settings), "capacities", "qoe")
 
 
 def capacity_table(found: dict[str, dict[str, Capacity]], title: str = CAPACITY.title) -> Table:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.experiments.capacity import Settings
 from rl_autoscale.experiments.runs import write_text
-from rl_autoscale.experiments.systems import SYSTEMS, Capacity, Settings, System, known_results, replica_of
+from rl_autoscale.experiments.systems import SYSTEMS, Capacity, System, known_results, replica_of
 from rl_autoscale.experiments.tables import Cell, Table
 from rl_autoscale.fleet.spec import ServiceClass
 from rl_autoscale.sim.layout import RecordArray

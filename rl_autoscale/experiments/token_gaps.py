@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rl_autoscale.experiments.capacity import Settings, at_rate, largest_rate, resumed
 from rl_autoscale.experiments.runs import write_text
-from rl_autoscale.experiments.systems import at_rate, largest_rate
 from rl_autoscale.experiments.tables import Cell, Table
-from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.pool import SchedulerName
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec
@@ -34,6 +33,7 @@ four times larger. `profile roofline --model mistral-7b` has the right one, unme
 MAX_NUM_SEQS = 128
 GAP_SHARE, LONGEST_DELAY_S = 0.99, 2.0
 BOUNDS_S = {"strict": 0.1, "relaxed": 0.5}
+CAREFUL, QUICK = Settings(num_requests=2048), Settings(num_requests=200, seeds=1, tolerance=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +77,6 @@ DATA_SETS = tuple(
         ("arxiv_summarization", (2500, 7059, 12985, 16000), (30, 208, 371, 1550), 16384),
     )
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How carefully capacities are looked for; results of other settings are not mixed."""
-
-    num_requests: int = 2048
-    seeds: int = 3
-    tolerance: float = 0.02
-
-
-QUICK = Settings(num_requests=200, seeds=1, tolerance=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +160,7 @@ def find_all(
         SpecError: the folder holds results of other settings.
     """
     path = out / "token-gaps.json"
-    data = json.loads(path.read_text()) if path.exists() else {"settings": asdict(settings), "found": {}}
-    if data["settings"] != asdict(settings):
-        raise SpecError(
-            f"{path} holds results of {data['settings']}, asked for {asdict(settings)}; choose another --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    data = resumed(path, asdict(settings), "found")
     cells = [(item, slo, engine) for item in DATA_SETS for slo in BOUNDS_S for engine in ENGINES]
     for k, (item, slo, engine) in enumerate(cells):
         progress(f"{item.name}, {slo}: {engine.name}", k, len(cells))

@@ -1,8 +1,7 @@
 """The ways kernels are compiled.
 
 Kernels allocate nothing, so Numba's reference counting is switched off in them (``_nrt=False``): without that, every
-call that passes a World counts references of all its arrays, atomically, and takes ten times as long as the work
-itself.
+array that is handed on would be counted, atomically, which takes ten times as long as the work itself.
 
 Numba compiles each function of a call tree to machine code of its own, with copies of everything below it. Kernels that
 only other kernels call get none, and no wrapper for Python or C: they are optimised once, in the entry point above
@@ -35,7 +34,7 @@ def shared_njit(function: Kernel) -> Kernel:
 
 
 def hot(function: Kernel) -> Kernel:
-    """A kernel on the path of every request: inlined, since passing a World by value costs more than the work."""
+    """A kernel on the path of every request: inlined, since a call costs more than the work."""
     return cast(Kernel, widened(_compile(_nrt=False, forceinline=True, **_PART)(function)))
 
 

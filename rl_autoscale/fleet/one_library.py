@@ -69,6 +69,12 @@ class _Entry(JITCodeLibrary):
         self._linking_libraries = list(TopologicalSorter(callers).static_order())
         super().finalize()
 
+    def _optimize_final_module(self) -> None:
+        """Once. Numba goes over it twice, to bring reference counts together first: kernels have none."""
+        passes, builder = self._codegen._module_pass_manager()
+        with self._recorded_timings.record("Module passes", builder):
+            passes.run(self._final_module, builder)
+
     def _verify_declare_only_symbols(self) -> None:
         """Raise where code would call a kernel that is not there: machine code would crash the process."""
         missing = [fn.name for fn in self._final_module.functions if fn.is_declaration and fn.name.startswith("_ZN")]

@@ -12,6 +12,7 @@ from rl_autoscale.sim.layout import (
     TPOT_EDGES_S,
     TTFT_EDGES_S,
 )
+from rl_autoscale.sim.ordered import bucket
 
 
 @hot
@@ -50,15 +51,7 @@ def drop(w, q, outcome, now_s):
 @hot
 def histogram_add(histogram, edges, value):
     """Add to a histogram whose last column counts what lies beyond the last edge."""
-    low = 0
-    high = edges.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if edges[middle] < value:
-            low = middle + 1
-        else:
-            high = middle
-    histogram[low] += 1
+    histogram[bucket(edges, value)] += 1
 
 
 @hot

@@ -11,6 +11,7 @@ import hashlib
 import math
 from pathlib import Path
 
+from rl_autoscale.fleet.by_reference import by_reference
 from rl_autoscale.fleet.jit import cached_njit, hot, njit
 from rl_autoscale.sim.batch import batch_remove
 from rl_autoscale.sim.bridge import end_transfer, hold_prompt, start_transfers
@@ -287,12 +288,13 @@ KERNEL_FILES = (
     "router.py", "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py",
     "gateway.py", "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
+FLEET_FILES = ("jit.py", "one_library.py", "by_reference.py", "admission.py", "histogram.py")
 
 
 def _source_digest() -> str:
     folder = Path(__file__).parent
     files = [folder / name for name in KERNEL_FILES]
-    files += [folder.parent / "fleet" / name for name in ("jit.py", "one_library.py", "admission.py", "histogram.py")]
+    files += [folder.parent / "fleet" / name for name in FLEET_FILES]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -318,7 +320,7 @@ def _compile_entry(source_digest: str):
         digest = source_digest  # noqa: F841
         for position in range(which.shape[0]):
             e = which[position]
-            w = world_of(batch, e)
+            w = by_reference(world_of(batch, e))
             if operation == INITIALISE:
                 initialise(w)
                 continue

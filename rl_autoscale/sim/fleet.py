@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
-from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import (
     NEVER_REFUSE,
@@ -18,46 +16,10 @@ from rl_autoscale.fleet.state import (
     StageTelemetry,
 )
 from rl_autoscale.sim import engine
-from rl_autoscale.sim.episode import (
-    NUM_DRAWS,
-    Timeline,
-    check_workload,
-    cut_off_s,
-    draw_replica_times,
-    draw_routing,
-)
-from rl_autoscale.sim.layout import (
-    CANDIDATE,
-    CLASS,
-    FLEET,
-    KV_BLOCK,
-    NONE,
-    POOL,
-    PROMPT,
-    REPLICA,
-    REQUEST,
-    SCHEDULER_CODES,
-    TPOT_EDGES_S,
-    TRACE,
-    TTFT_EDGES_S,
-    VLLM_PRIORITY,
-    FloatArray,
-    IntArray,
-    RecordArray,
-    World,
-    next_power_of_two,
-)
-from rl_autoscale.sim.prefix import prefix_blocks
-from rl_autoscale.sim.records import (
-    class_records,
-    fleet_record,
-    most_candidates,
-    pool_records,
-    token_times,
-    units_per_block,
-)
+from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_replica_times, draw_routing
+from rl_autoscale.sim.layout import NO_ROOM, SCHEDULER_CODES, VLLM_PRIORITY, FloatArray, IntArray, RecordArray
+from rl_autoscale.sim.memory import allocate, template, with_prefixes, with_room
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
-from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, plan_labels
 from rl_autoscale.workload.trace import Workload
 
 
@@ -85,125 +47,12 @@ class FleetBatch:
             np.tile(spec.batch_limits, (num_fleets, 1)),
             np.full((num_fleets, len(spec.classes)), NEVER_REFUSE),
         )
-        self._most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
         self._others = None if all(SCHEDULER_CODES[p.scheduler] <= VLLM_PRIORITY for p in spec.pools) else 1
         self._reads_hashes = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
-        self._gap_edges_s = gap_edges_s
-        self._world = self._allocate()
+        self._counts_gaps = gap_edges_s is not None
+        self._world = allocate(spec, num_fleets, gap_edges_s)
+        self._template = template(spec, self._counts_gaps)
         self._now_s = np.zeros(num_fleets)
-
-    # -- memory ------------------------------------------------------------------------------------------------------
-
-    def _allocate(self) -> World:
-        spec, fleets = self.spec, self.num_fleets
-        slots = [2 * pool.max_replicas for pool in spec.pools]
-        num_slots, num_pools, num_classes = sum(slots), len(spec.pools), len(spec.classes)
-        tree_size = next_power_of_two(max(slots))
-        num_workers = 0 if spec.postprocess is None else spec.postprocess.num_workers
-        # Leaves: replicas, then their links, then post-processing workers.
-        event_tree_size = next_power_of_two(2 * num_slots + num_workers if spec.has_stages else num_slots)
-        class_pools = np.full((num_classes + 1, num_pools), NONE, dtype=np.int64)
-        for c, serving in enumerate([*(spec.pools_serving(c) for c in range(num_classes)), spec.decode_pools]):
-            class_pools[c, : len(serving)] = serving
-        counts_gaps = self._gap_edges_s is not None
-        edges_s = np.array(self._gap_edges_s if counts_gaps else [np.inf], dtype=np.float64)
-        world = World(
-            trace=np.zeros((fleets, 1), dtype=TRACE),
-            req=np.zeros((fleets, 1), dtype=REQUEST),
-            rep=np.zeros((fleets, num_slots), dtype=REPLICA),
-            pool=np.zeros((fleets, num_pools), dtype=POOL),
-            cls=np.zeros((fleets, num_classes), dtype=CLASS),
-            fleet=np.zeros((fleets, 1), dtype=FLEET),
-            heap=np.zeros((fleets, num_slots, int(spec.batch_limits.max())), dtype=np.int64),
-            residue=np.zeros((fleets, num_slots, max(units_per_block(pool) for pool in spec.pools)), dtype=np.int32),
-            event_tree=np.full((fleets, 2 * event_tree_size), np.inf),
-            route_tree=np.full((fleets, num_pools, 2 * tree_size), 1 << 40, dtype=np.int64),
-            token_time=np.stack([token_times(spec)] * fleets),
-            coefficients=np.stack([np.stack([p.hardware.attention_coefficients_s for p in spec.pools])] * fleets),
-            class_pools=class_pools,
-            class_order=np.argsort([item.priority for item in spec.classes], kind="stable").astype(np.int64),
-            draws=np.zeros((fleets, num_pools, 4, NUM_DRAWS)),
-            route_u=np.zeros((fleets, 1)),
-            ttft_hist=np.zeros((fleets, num_classes, len(TTFT_EDGES_S) + 1), dtype=np.int64),
-            tpot_hist=np.zeros((fleets, num_classes, len(TPOT_EDGES_S) + 1), dtype=np.int64),
-            last_pool=np.zeros((fleets, num_pools), dtype=POOL),
-            last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
-            pool_state=np.zeros((fleets, num_pools, 20)),
-            class_state=np.zeros((fleets, num_classes, 18)),
-            stage_state=np.zeros((fleets, 8)),
-            worker=np.zeros((fleets, max(num_workers, 1)), dtype=np.int32),
-            gap_edges=edges_s,
-            gap_hist=np.zeros((fleets, num_pools, len(edges_s) + 1), dtype=np.int64),
-            token_s=np.zeros((fleets, 1)),
-            joined=np.zeros((fleets, num_slots, int(spec.batch_limits.max()) if counts_gaps else 1), dtype=np.int32),
-            candidates=np.zeros((fleets, most_candidates(spec)), dtype=CANDIDATE),
-            kv=np.zeros((fleets, num_slots, self._most_cached_blocks), dtype=KV_BLOCK),
-            prompt=np.zeros((fleets, 1), dtype=PROMPT),
-            hash_ids=np.zeros((fleets, 1), dtype=np.int64),
-            table=np.zeros((fleets, 1), dtype=np.int32),
-            sent_to=np.full((fleets, 1), NONE, dtype=np.int64),
-            **self._plan_arrays(),
-        )
-        bases = np.cumsum([0, *slots[:-1]])
-        for p in range(num_pools):
-            world.rep["pool"][:, bases[p] : bases[p] + slots[p]] = p
-        self._fixed_fleet = fleet_record(spec, event_tree_size)
-        self._fixed_fleet["counts_gaps"] = counts_gaps
-        self._fixed_pool = pool_records(spec, bases, slots, tree_size)
-        self._fixed_class = class_records(spec)
-        return world
-
-    def _plan_arrays(self) -> dict[str, Any]:
-        """Room for the dynamic programme of `slos-serve`, if a pool has it."""
-        spec, fleets = self.spec, self.num_fleets
-        planned = [pool.batch_limit for pool in spec.pools if pool.scheduler == "slos-serve"]
-        labels = plan_labels(len(spec.tpot_tiers_s) if planned else 0)
-        return {
-            "periods_s": np.array(spec.tpot_tiers_s),
-            "plan_prompt": np.zeros((fleets, max(planned, default=0) + 1), dtype=PLAN_PROMPT),
-            "plan_count": np.stack([labels.used] * fleets),
-            "plan_time": np.stack([labels.time_s] * fleets),
-            "plan_context": np.stack([labels.context] * fleets),
-            "plan_chosen": np.stack([labels.chosen] * fleets),
-        }
-
-    def _grow(self, num_requests: int) -> None:
-        """Make room for so many requests per fleet; what is there stays."""
-        old = self._world
-        capacity = old.req.shape[1]
-        if num_requests <= capacity:
-            return
-        size = max(num_requests, capacity + capacity // 2)
-        req = np.empty((self.num_fleets, size), dtype=REQUEST)
-        trace = np.empty((self.num_fleets, size), dtype=TRACE)
-        route_u = np.zeros((self.num_fleets, size if self.spec.router == "power_of_two" else 1))
-        req[:, :capacity], trace[:, :capacity] = old.req, old.trace
-        route_u[:, : old.route_u.shape[1]] = old.route_u
-        token_s = np.zeros((self.num_fleets, 1 if self._gap_edges_s is None else size))
-        token_s[:, : old.token_s.shape[1]] = old.token_s
-        self._world = old._replace(req=req, trace=trace, route_u=route_u, token_s=token_s)
-
-    def _load_prefixes(self, e: int, workload: Workload) -> None:
-        """Give the kernels the prompts' hashes and every request room for its block table."""
-        blocks = prefix_blocks(workload)
-        number = workload.num_requests
-        tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens
-        table_offsets = np.concatenate([[0], np.cumsum(-(-tokens // BLOCK_SIZE_TOKENS))])
-        old = self._world
-        self._world = old._replace(
-            prompt=_wider(old.prompt, number),
-            hash_ids=_wider(old.hash_ids, len(blocks.hash_ids)),
-            table=_wider(old.table, int(table_offsets[-1])),
-            sent_to=_wider(old.sent_to, len(blocks.hash_ids)),
-        )
-        world = self._world
-        world.hash_ids[e, : len(blocks.hash_ids)] = blocks.hash_ids
-        world.prompt["hash_start"][e, :number] = blocks.hash_offsets[:-1]
-        world.prompt["table_start"][e, :number] = table_offsets[:-1]
-        world.prompt["num_hashes"][e, :number] = np.diff(blocks.hash_offsets)
-        world.sent_to[e] = NONE
-        world.prompt["num_shared"][e, :number] = blocks.num_shared
-        world.fleet["blocks_per_hash"][e] = blocks.blocks_per_hash
 
     # -- episodes ----------------------------------------------------------------------------------------------------
 
@@ -232,31 +81,29 @@ class FleetBatch:
         Raises:
             SpecError: class names differ, or a request can never fit.
         """
-        spec, world = self.spec, self._world
+        spec = self.spec
         check_workload(spec, workload)
-        self._grow(workload.num_requests)
-        world = self._world
+        world = self._world = with_room(self._world, spec, workload.num_requests, self._counts_gaps)
         rows = world.trace[e, : workload.num_requests]
         rows["arrival_s"] = workload.arrival_s
         rows["prompt_tokens"] = workload.prompt_tokens
         rows["output_tokens"] = workload.output_tokens
         rows["class_index"] = workload.class_index
-        world.pool[e] = self._fixed_pool
+        world.pool[e] = self._template.pool
         if initial_replicas is not None:
             world.pool["target"][e] = initial_replicas
-        world.cls[e] = self._fixed_class
+        world.cls[e] = self._template.cls
         world.cls["admission"][e] = admission
-        world.fleet[e] = self._fixed_fleet
+        world.fleet[e] = self._template.fleet
         world.fleet["num_requests"][e] = workload.num_requests
         for name in ("candidates", "plan_prompt", "plan_count", "plan_time", "plan_context", "plan_chosen"):
             getattr(world, name)[e] = 0
         world.fleet["speed"][e] = speed
         if self._reads_hashes:
-            self._load_prefixes(e, workload)
-            world = self._world
+            world = self._world = with_prefixes(world, e, workload)
         world.rep["generation"][e] = 0
         world.event_tree[e] = np.inf
-        world.route_tree[e] = 1 << 40
+        world.route_tree[e] = NO_ROOM
         world.ttft_hist[e] = 0
         world.tpot_hist[e] = 0
         world.gap_hist[e] = 0
@@ -367,15 +214,6 @@ class FleetBatch:
         return episode_result(
             self.spec, self.requests(e), self.pools(e), float(self._now_s[e]), timeline=timeline or {}
         )
-
-
-def _wider(array: Any, size: int) -> Any:
-    """The array with at least so many columns; what is there stays."""
-    if array.shape[1] >= size:
-        return array
-    wider = np.zeros((array.shape[0], size), dtype=array.dtype)
-    wider[:, : array.shape[1]] = array
-    return wider
 
 
 class SimFleet:

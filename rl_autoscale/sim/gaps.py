@@ -12,20 +12,7 @@ A gap is booked in the pool that computed the later token. The reference keeps e
 from __future__ import annotations
 
 from rl_autoscale.fleet.jit import njit
-
-
-@njit
-def bucket(edges, gap_s):
-    """Index of the first edge that is not below the gap; len(edges) beyond the last."""
-    low = 0
-    high = edges.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if edges[middle] < gap_s:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+from rl_autoscale.sim.ordered import bucket
 
 
 @njit

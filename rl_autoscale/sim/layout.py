@@ -1,7 +1,7 @@
 """Memory layout of the compiled engine: record dtypes, codes, and the bundle of arrays (`World`) that kernels work on.
 
 Everything a fleet is at one moment lives in these arrays, so a fleet is copied by copying them and two runs are the
-same when their bytes are.
+same when their bytes are. One page, long as it is: whoever adds a field sees what there is and what it weighs.
 """
 
 from __future__ import annotations

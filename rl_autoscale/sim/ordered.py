@@ -1,4 +1,4 @@
-"""Kernel: the two structures that keep numbers in order, a min-tree over fixed leaves and a binary heap in an array."""
+"""Kernel: numbers in order: a min-tree over fixed leaves, a binary heap in an array, the edges of a histogram."""
 
 from __future__ import annotations
 
@@ -67,3 +67,17 @@ def heap_remove(heap, size, position):
         heap[node] = heap[child]
         node = child
     heap[node] = key
+
+
+@hot
+def bucket(edges, value):
+    """Index of the first edge that is not below the value; len(edges) beyond the last."""
+    low = 0
+    high = edges.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if edges[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low

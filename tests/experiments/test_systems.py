@@ -11,13 +11,13 @@ import pytest
 from rl_autoscale.cli import root
 from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.experiments import systems, systems_qoe
+from rl_autoscale.experiments.capacity import Settings
 from rl_autoscale.experiments.system_studies import STUDIES, least_gpu_s
 from rl_autoscale.experiments.systems import (
     CAPACITY,
     SYSTEMS,
     Capacity,
     Load,
-    Settings,
     capacity_of,
     draw_requests,
     largest_rate,
@@ -127,7 +127,7 @@ def test_a_run_is_resumed_and_mixed_with_no_other(
     assert f"| vllm | **{known['tool-calls']['vllm']['per_gpu_s'][0]:.2f}** |" in page.read_text()
     with pytest.raises(SpecError, match="choose another --out"):
         systems.compare_systems(
-            TraceStore(()), tmp_path / "quick", settings=Settings(), progress=lambda what, done, total: None
+            TraceStore(()), tmp_path / "quick", settings=systems.CAREFUL, progress=lambda what, done, total: None
         )
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from rl_autoscale.cli import root
 from rl_autoscale.experiments import token_gaps
-from rl_autoscale.experiments.token_gaps import DATA_SETS, ENGINES, Replica, Settings, draw
+from rl_autoscale.experiments.capacity import Settings
+from rl_autoscale.experiments.token_gaps import DATA_SETS, ENGINES, Replica, draw
 from rl_autoscale.fleet.errors import SpecError
 
 TINY = Settings(num_requests=60, seeds=1, tolerance=0.3)
@@ -62,7 +63,7 @@ def test_the_command_finds_shows_and_resumes(
     assert all(set(cells) == {engine.name for engine in ENGINES} for cells in found.values())
     assert "| sarathi, 512 |" in page.read_text()
     with pytest.raises(SpecError, match="choose another --out"):
-        token_gaps.find_all(tmp_path / "quick", settings=Settings(), progress=lambda what, done, total: None)
+        token_gaps.find_all(tmp_path / "quick", settings=token_gaps.CAREFUL, progress=lambda what, done, total: None)
 
 
 def test_it_has_its_own_engines(capsys: pytest.CaptureFixture[str]) -> None:

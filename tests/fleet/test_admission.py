@@ -40,8 +40,8 @@ def test_prompts_fill_the_token_budget() -> None:
 
 
 def test_running_streams_share_the_iterations() -> None:
-    # 20 streams with 300 tokens leave 80 of 100 tokens: 80 + 40 in two iterations, in each of them 0.3 + 2 s of decoding
-    # and 0.9 + 1 s because it shares the iteration with a prompt.
+    # 20 streams with 300 tokens leave 80 of 100 tokens: 80 + 40 in two iterations, in each of them 0.3 + 2 s of
+    # decoding and 0.9 + 1 s because it shares the iteration with a prompt.
     expected = 2.0 + 1.6 + 2 * (0.3 + 2.0 + 0.9 + 1.0 + 0.5) + 0.0002 * 120**2 / 2
     assert prefill_s(120, decoding=20, decoding_tokens=300) == pytest.approx(expected)
 

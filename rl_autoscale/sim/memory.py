@@ -1,0 +1,190 @@
+"""Room for the fleets of a batch: the arrays of a `World`, how they grow, the records that an episode begins with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
+from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.sim.episode import NUM_DRAWS
+from rl_autoscale.sim.layout import (
+    CANDIDATE,
+    CLASS,
+    FLEET,
+    KV_BLOCK,
+    NO_ROOM,
+    NONE,
+    POOL,
+    PROMPT,
+    REPLICA,
+    REQUEST,
+    TPOT_EDGES_S,
+    TRACE,
+    TTFT_EDGES_S,
+    FloatArray,
+    IntArray,
+    RecordArray,
+    World,
+    next_power_of_two,
+)
+from rl_autoscale.sim.prefix import prefix_blocks
+from rl_autoscale.sim.records import (
+    class_records,
+    fleet_record,
+    most_candidates,
+    pool_records,
+    token_times,
+    units_per_block,
+)
+from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, plan_labels
+from rl_autoscale.workload.trace import Workload
+
+
+class Sizes(NamedTuple):
+    """How many of each there are, and how large their trees."""
+
+    slots: list[int]  # by pool: replicas and those that drain beside them
+    bases: IntArray  # (num_pools,): first slot of each pool
+    workers: int
+    event_tree: int
+    route_tree: int
+
+
+def sizes(spec: FleetSpec) -> Sizes:
+    """Of one fleet."""
+    slots = [2 * pool.max_replicas for pool in spec.pools]
+    num_slots = sum(slots)
+    workers = 0 if spec.postprocess is None else spec.postprocess.num_workers
+    leaves = 2 * num_slots + workers if spec.has_stages else num_slots  # replicas, their links, workers
+    bases = np.cumsum([0, *slots[:-1]])
+    return Sizes(slots, bases, workers, next_power_of_two(leaves), next_power_of_two(max(slots)))
+
+
+class Template(NamedTuple):
+    """Records as an episode begins."""
+
+    fleet: RecordArray  # (1,) FLEET
+    pool: RecordArray  # (num_pools,) POOL
+    cls: RecordArray  # (num_classes,) CLASS
+
+
+def template(spec: FleetSpec, counts_gaps: bool) -> Template:
+    """Of one fleet."""
+    size = sizes(spec)
+    fleet = fleet_record(spec, size.event_tree)
+    fleet["counts_gaps"] = counts_gaps
+    return Template(fleet, pool_records(spec, size.bases, size.slots, size.route_tree), class_records(spec))
+
+
+def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> World:
+    """Arrays for so many fleets of a spec, with room for one request each."""
+    size = sizes(spec)
+    num_slots, num_pools, num_classes = sum(size.slots), len(spec.pools), len(spec.classes)
+    class_pools = np.full((num_classes + 1, num_pools), NONE, dtype=np.int64)
+    for c, serving in enumerate([*(spec.pools_serving(c) for c in range(num_classes)), spec.decode_pools]):
+        class_pools[c, : len(serving)] = serving
+    edges_s = np.array([np.inf] if gap_edges_s is None else gap_edges_s, dtype=np.float64)
+    largest_batch = int(spec.batch_limits.max())
+    most_joined = 1 if gap_edges_s is None else largest_batch
+    most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
+    world = World(
+        trace=np.zeros((fleets, 1), dtype=TRACE),
+        req=np.zeros((fleets, 1), dtype=REQUEST),
+        rep=np.zeros((fleets, num_slots), dtype=REPLICA),
+        pool=np.zeros((fleets, num_pools), dtype=POOL),
+        cls=np.zeros((fleets, num_classes), dtype=CLASS),
+        fleet=np.zeros((fleets, 1), dtype=FLEET),
+        heap=np.zeros((fleets, num_slots, largest_batch), dtype=np.int64),
+        residue=np.zeros((fleets, num_slots, max(units_per_block(pool) for pool in spec.pools)), dtype=np.int32),
+        event_tree=np.full((fleets, 2 * size.event_tree), np.inf),
+        route_tree=np.full((fleets, num_pools, 2 * size.route_tree), NO_ROOM, dtype=np.int64),
+        token_time=np.stack([token_times(spec)] * fleets),
+        coefficients=np.stack([np.stack([p.hardware.attention_coefficients_s for p in spec.pools])] * fleets),
+        class_pools=class_pools,
+        class_order=np.argsort([item.priority for item in spec.classes], kind="stable").astype(np.int64),
+        draws=np.zeros((fleets, num_pools, 4, NUM_DRAWS)),
+        route_u=np.zeros((fleets, 1)),
+        ttft_hist=np.zeros((fleets, num_classes, len(TTFT_EDGES_S) + 1), dtype=np.int64),
+        tpot_hist=np.zeros((fleets, num_classes, len(TPOT_EDGES_S) + 1), dtype=np.int64),
+        last_pool=np.zeros((fleets, num_pools), dtype=POOL),
+        last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
+        pool_state=np.zeros((fleets, num_pools, 20)),
+        class_state=np.zeros((fleets, num_classes, 18)),
+        stage_state=np.zeros((fleets, 8)),
+        worker=np.zeros((fleets, max(size.workers, 1)), dtype=np.int32),
+        gap_edges=edges_s,
+        gap_hist=np.zeros((fleets, num_pools, len(edges_s) + 1), dtype=np.int64),
+        token_s=np.zeros((fleets, 1)),
+        joined=np.zeros((fleets, num_slots, most_joined), dtype=np.int32),
+        candidates=np.zeros((fleets, most_candidates(spec)), dtype=CANDIDATE),
+        kv=np.zeros((fleets, num_slots, most_cached_blocks), dtype=KV_BLOCK),
+        prompt=np.zeros((fleets, 1), dtype=PROMPT),
+        hash_ids=np.zeros((fleets, 1), dtype=np.int64),
+        table=np.zeros((fleets, 1), dtype=np.int32),
+        sent_to=np.full((fleets, 1), NONE, dtype=np.int64),
+        **_plan_arrays(spec, fleets),
+    )
+    for p, (base, slots) in enumerate(zip(size.bases, size.slots, strict=True)):
+        world.rep["pool"][:, base : base + slots] = p
+    return world
+
+
+def _plan_arrays(spec: FleetSpec, fleets: int) -> dict[str, Any]:
+    """Room for the dynamic programme of `slos-serve`, if a pool has it."""
+    planned = [pool.batch_limit for pool in spec.pools if pool.scheduler == "slos-serve"]
+    labels = plan_labels(len(spec.tpot_tiers_s) if planned else 0)
+    return {
+        "periods_s": np.array(spec.tpot_tiers_s),
+        "plan_prompt": np.zeros((fleets, max(planned, default=0) + 1), dtype=PLAN_PROMPT),
+        "plan_count": np.stack([labels.used] * fleets),
+        "plan_time": np.stack([labels.time_s] * fleets),
+        "plan_context": np.stack([labels.context] * fleets),
+        "plan_chosen": np.stack([labels.chosen] * fleets),
+    }
+
+
+def _wider(array: Any, size: int) -> Any:
+    """The array with at least so many columns; what is there stays."""
+    if array.shape[1] >= size:
+        return array
+    wider = np.zeros((array.shape[0], size), dtype=array.dtype)
+    wider[:, : array.shape[1]] = array
+    return wider
+
+
+def with_room(world: World, spec: FleetSpec, num_requests: int, counts_gaps: bool) -> World:
+    """With room for so many requests per fleet."""
+    capacity = world.req.shape[1]
+    if num_requests <= capacity:
+        return world
+    size = max(num_requests, capacity + capacity // 2)
+    return world._replace(
+        req=_wider(world.req, size),
+        trace=_wider(world.trace, size),
+        route_u=_wider(world.route_u, size if spec.router == "power_of_two" else 1),
+        token_s=_wider(world.token_s, size if counts_gaps else 1),
+    )
+
+
+def with_prefixes(world: World, e: int, workload: Workload) -> World:
+    """Give the kernels the prompts' hashes, and every request of fleet ``e`` room for its block table."""
+    blocks = prefix_blocks(workload)
+    number = workload.num_requests
+    tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens
+    table_offsets = np.concatenate([[0], np.cumsum(-(-tokens // BLOCK_SIZE_TOKENS))])
+    world = world._replace(
+        prompt=_wider(world.prompt, number),
+        hash_ids=_wider(world.hash_ids, len(blocks.hash_ids)),
+        table=_wider(world.table, int(table_offsets[-1])),
+        sent_to=_wider(world.sent_to, len(blocks.hash_ids)),
+    )
+    world.hash_ids[e, : len(blocks.hash_ids)] = blocks.hash_ids
+    world.prompt["hash_start"][e, :number] = blocks.hash_offsets[:-1]
+    world.prompt["table_start"][e, :number] = table_offsets[:-1]
+    world.prompt["num_hashes"][e, :number] = np.diff(blocks.hash_offsets)
+    world.sent_to[e] = NONE
+    world.prompt["num_shared"][e, :number] = blocks.num_shared
+    world.fleet["blocks_per_hash"][e] = blocks.blocks_per_hash
+    return world
