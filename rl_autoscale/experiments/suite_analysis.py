@@ -109,6 +109,7 @@ class Suite:
         fronts: per scenario and refusal.
         groups: per group and refusal.
         drawn: the stratified resamples, for profiles.
+        findings: of every scenario, those left out too.
     """
 
     scenarios: tuple[str, ...]
@@ -120,6 +121,7 @@ class Suite:
     fronts: tuple[FrontRatio, ...]
     groups: tuple[FrontRatio, ...]
     drawn: IntArray
+    findings: tuple[Findings, ...]
 
 
 def analyse_suite(
@@ -155,7 +157,7 @@ def analyse_suite(
     costs = {key: _cost_at(runs[key][1], targets, drawn) for key in order}
     contenders = tuple(_contender(key, runs, focal, costs, target, drawn) for key in order)
     fronts, of_groups = front_ratios(found, focal[0], groups, drawn)
-    return Suite(names, left_out, targets, target, contenders[0], contenders, fronts, of_groups, drawn)
+    return Suite(names, left_out, targets, target, contenders[0], contenders, fronts, of_groups, drawn, tuple(findings))
 
 
 def reference_hours(one: Findings) -> float:

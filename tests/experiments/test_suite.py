@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rl_autoscale.agents.registry import POLICIES
 from rl_autoscale.envs.scenario import load_scenario, shipped_scenario_names
 from rl_autoscale.experiments.analysis import analyse
 from rl_autoscale.experiments.benchmark import run_benchmark
@@ -17,7 +18,7 @@ from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep, parse_po
 from rl_autoscale.experiments.report import write_report
 from rl_autoscale.experiments.rows import ROWS_FILE, Row
 from rl_autoscale.experiments.suite_analysis import Suite, analyse_suite
-from rl_autoscale.experiments.suite_tables import scenarios_table, suite_summary, suite_tables
+from rl_autoscale.experiments.suite_tables import behaviour_table, matrix_table, scenarios_table, suite_summary
 from rl_autoscale.experiments.suites import (
     groups_of,
     learned_sweeps,
@@ -98,8 +99,7 @@ def test_behaviour_and_causes_are_told(rows: list[Row]) -> None:
     found = suite.focal.settings[0].behaviour
     assert (found["actions"], found["reversals"]) == (5.0, 1.0)
     assert found["shed"] == pytest.approx(0.025)
-    table = suite_tables(suite)[-1]
-    assert table.rows[0][:3] == table.rows[0][:3]
+    table = behaviour_table(suite)
     assert [cell.text for cell in table.rows[0]][:6] == ["learned", "on", "asked 0.98", "5.0", "1.0", "2.50%"]
 
 
@@ -107,6 +107,16 @@ def test_a_scenario_without_the_learned_policy_is_left_out_and_said(rows: list[R
     suite = suite_of(rows + make_rows({"hpa": 1.0}, scenario="foreign"))
     assert suite.scenarios == ("calm", "wild")
     assert "foreign (no trained policy has its pools and classes)" in suite_summary(suite)[1]
+
+
+def test_every_policy_stands_in_every_scenario(rows: list[Row], make_rows: MakeRows) -> None:
+    table = matrix_table(suite_of(rows + make_rows({"hpa": 1.0}, scenario="foreign")))
+    assert table.headings == ("scenario", "learned", "hpa", "oracle")
+    found = {row[0].text: [(cell.text, cell.strong) for cell in row[1:]] for row in table.rows}
+    assert found["foreign"][0] == found["foreign"][2] == ("-", False)  # not run there
+    assert found["foreign"][1][1]  # the cheapest rule
+    assert [strong for _, strong in found["calm"]] == [True, True, True]
+    assert [strong for _, strong in found["wild"]] == [False, True, True]
 
 
 def test_one_scenario_is_no_suite(make_rows: MakeRows) -> None:
@@ -129,24 +139,28 @@ def test_the_report_begins_with_the_suite(rows: list[Row], tmp_path: Path) -> No
     ):
         assert title in text
     assert "**+2" in text  # a loss, in bold
-    assert len(json.loads((tmp_path / "suite.json").read_text())) == len(report.suite_tables) == 6
+    assert len(json.loads((tmp_path / "suite.json").read_text())) == len(report.suite_tables) == 7
 
 
 # -- the ready suites, and who runs where
 
 
 def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_only() -> None:
-    assert suite_names() == ["full", "quick"]
+    assert suite_names() == ["full", "quick", "rules"]
     for name in suite_names():
         suite = load_suite(name)
         assert list(suite.scenarios) == shipped_scenario_names()
+        if name == "rules":
+            continue
         assert {"oracle", "chiron-tuned", "chiron-literal", "hpa-tuned", "headroom-tuned"} <= {
             sweep.policy for sweep in suite.policies
         }
         assert suite.refusal == ("off", "on")
+    rules = load_suite("rules")
+    assert {sweep.policy for sweep in rules.policies} == set(POLICIES) - {"learned", "chiron-tuned"}
     assert load_suite("full").span_s is None
     assert load_suite("full").num_seeds >= 5
-    with pytest.raises(UnknownNameError, match="known: full, quick"):
+    with pytest.raises(UnknownNameError, match="known: full, quick, rules"):
         load_suite("fulll")
 
 
