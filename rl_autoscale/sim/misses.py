@@ -20,11 +20,11 @@ A policy that refuses early turns lag into refusals, so compare the causes of po
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 
 from rl_autoscale.fleet.admission import prefill_time_s
 from rl_autoscale.fleet.pool import PoolSpec
@@ -68,9 +68,9 @@ def _causes(spec: FleetSpec, c: int, missed: RecordArray, timeline: Mapping[str,
     outcome = missed["outcome"]
     causes[outcome == Outcome.REFUSED] = MissCause.SHED
     causes[outcome == Outcome.FAILED] = MissCause.FAILED
-    lengths, places = np.unique(missed["prompt_tokens"], return_inverse=True)
-    alone_s = np.min([_idle_ttft_s(spec.pools[p], lengths) for p in spec.pools_serving(c)], axis=0)
-    causes[(alone_s > chosen.ttft_slo_s)[places]] = MissCause.TOO_LONG
+    prompts = missed["prompt_tokens"]
+    limits = [_longest_in_time(spec.pools[p], chosen.ttft_slo_s, int(prompts.max())) for p in spec.pools_serving(c)]
+    causes[prompts > max(limits)] = MissCause.TOO_LONG
     return causes
 
 
@@ -91,10 +91,12 @@ def interval_causes(spec: FleetSpec, c: int, timeline: Mapping[str, FloatArray])
     return causes.astype(np.int64)
 
 
-def _idle_ttft_s(pool: PoolSpec, prompt_tokens: npt.NDArray[np.integer]) -> FloatArray:
-    """Time to first token on an idle replica, same shape as the prompts."""
+def _longest_in_time(pool: PoolSpec, ttft_s: float, longest: int) -> int:
+    """The longest prompt, up to ``longest``, whose first token an idle replica gives in time; more tokens take longer."""
     table_s = pool.hardware.token_time_table_s(pool.token_budget)
     coefficients_s = pool.hardware.attention_coefficients_s
-    return np.array(
-        [prefill_time_s(n, n * n, 0, 0, pool.token_budget, table_s, coefficients_s) for n in prompt_tokens.tolist()]
-    )
+
+    def alone_s(tokens: int) -> float:
+        return float(prefill_time_s(tokens, tokens * tokens, 0, 0, pool.token_budget, table_s, coefficients_s))
+
+    return bisect_right(range(longest + 1), ttft_s, key=alone_s) - 1

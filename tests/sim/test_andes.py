@@ -64,13 +64,15 @@ def test_a_batch_that_is_slower_than_its_readers_is_cut() -> None:
     number = 200
     lengths = np.full(number, 1000), np.full(number, 400)
     workload = Workload(np.linspace(0.0, 2.0, number), *lengths, np.zeros(number, int), ("chat",), 2.0)
-    first_s, end_s = {}, {}
+    first_s, end_s, qoe = {}, {}, {}
     for name in ("vllm-priority", "andes"):
         fleet = serve(workload, {"scheduler": name}, {"ttft_slo_s": 1.0, "tpot_slo_s": 0.025})
         requests = fleet.batch.requests()
         first_s[name], end_s[name] = np.sort(requests["first_token_s"]), np.sort(requests["end_s"])
+        qoe[name] = fleet.result().classes[0].qoe
     assert first_s["andes"][-1] > first_s["vllm-priority"][-1] + 5
     assert end_s["andes"][50] < end_s["vllm-priority"][0]
+    assert qoe == {"vllm-priority": pytest.approx(0.51, abs=0.005), "andes": pytest.approx(0.44, abs=0.005)}  # a loss
 
 
 def test_it_beats_fcfs_on_mean_qoe_under_overload() -> None:
