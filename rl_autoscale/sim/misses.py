@@ -92,7 +92,7 @@ def interval_causes(spec: FleetSpec, c: int, timeline: Mapping[str, FloatArray])
 
 
 def _longest_in_time(pool: PoolSpec, ttft_s: float, longest: int) -> int:
-    """The longest prompt, up to ``longest``, whose first token an idle replica gives in time; more tokens take longer."""
+    """The longest prompt up to ``longest`` whose first token an idle replica gives in time; more tokens take longer."""
     table_s = pool.hardware.token_time_table_s(pool.token_budget)
     coefficients_s = pool.hardware.attention_coefficients_s
 
