@@ -25,6 +25,7 @@ from rl_autoscale.serving.gateway.guard import Guard
 from rl_autoscale.serving.gateway.sse import EventSplitter, Kind, StreamError, StreamWatch
 from rl_autoscale.serving.gateway.tickets import INSIDE, State, Ticket
 from rl_autoscale.serving.gateway.tokens import TokenEstimator
+from rl_autoscale.serving.gateway.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Proxy:
         self.estimator = TokenEstimator()
         self.turned_away: dict[str, int] = {}  # before they were requests of a class: by reason
         self.closing = False
+        self.turnstile = Turnstile()
         self._limits = config.limits
         self._sets_priority = config.priority == "class"
         self._guard = guard
@@ -322,11 +324,13 @@ class _Relay:
         return response
 
     async def _pass_stream(self, upstream: aiohttp.ClientResponse) -> web.StreamResponse | None:
-        splitter, watch, content = EventSplitter(), self._watch, upstream.content
+        splitter, watch, content, turnstile = EventSplitter(), self._watch, upstream.content, self._proxy.turnstile
         held: list[bytes] = []
         last = b""
         while chunk := await content.readany():
             self._exchange.heard_s = self._clock()
+            if self._response is not None:
+                await turnstile.turn()
             ready = []
             for event in splitter.feed(chunk):
                 if watch.see(event) is not Kind.USAGE or self._completion.wants_usage:
