@@ -222,24 +222,29 @@ def matrix_table(suite: Suite) -> Table:
     policies = dict.fromkeys(item.policy for one in suite.findings for item in one.entries)
     rows = []
     for one in suite.findings:
-        hours = {name: _least_hours(one, name, k) for name in policies}
         rule = one.cheapest_rule(k)
         best = math.nan if rule is None else rule.hours[k].value
-        cells = (Cell("-" if math.isnan(h) else f"{h:.3g}", strong=h <= best) for h in hours.values())
-        rows.append((Cell(one.scenario), *cells))
+        rows.append((Cell(one.scenario), *(_in_matrix(one, name, k, best) for name in policies)))
     return Table(
         f"GPU-hours at {suite.targets[k]:.0%}, every policy in every scenario",
         "Knob in hindsight, the cheaper of with and without early refusal. Bold: the cheapest rule, and whatever is no "
-        "dearer. -: not reached, or not run there.",
+        "dearer. In brackets: not reached; the most that it attained, and at what.",
         ("scenario", *policies),
         tuple(rows),
         num_text=1,
     )
 
 
-def _least_hours(one: Findings, policy: str, k: int) -> float:
-    reached = [item.hours[k].value for item in one.entries if item.policy == policy and item.hours[k].reached]
-    return min(reached, default=math.nan)
+def _in_matrix(one: Findings, policy: str, k: int, best: float) -> Cell:
+    entries = [item for item in one.entries if item.policy == policy]
+    if not entries:
+        return Cell("-")
+    reached = [item.hours[k].value for item in entries if item.hours[k].reached]
+    if reached:
+        return Cell(f"{min(reached):.3g}", strong=min(reached) <= best)
+    points = [point for item in entries for point in zip(*item.sweep.mean(), strict=True)]
+    attainment, hours = max(points, key=lambda point: (point[0], -point[1]))
+    return Cell(f"({attainment:.1%}, {hours:.3g})")
 
 
 def _place_of_target(suite: Suite) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_autoscale.agents.registry import POLICIES
+from rl_autoscale.agents.registry import POLICIES, policy_class
 from rl_autoscale.envs.scenario import load_scenario, shipped_scenario_names
 from rl_autoscale.experiments.analysis import analyse
 from rl_autoscale.experiments.benchmark import run_benchmark
@@ -158,6 +159,11 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
         assert suite.refusal == ("off", "on")
     rules = load_suite("rules")
     assert {sweep.policy for sweep in rules.policies} == set(POLICIES) - {"learned", "chiron-tuned"}
+    for sweep in rules.policies:
+        rule = policy_class(sweep.policy)
+        assert rule.KNOB is not None
+        default = inspect.signature(rule).parameters[rule.KNOB.name].default
+        assert sweep.values == (default,) or sweep.policy in ("static", "oracle")
     assert load_suite("full").span_s is None
     assert load_suite("full").num_seeds >= 5
     with pytest.raises(UnknownNameError, match="known: full, quick, rules"):
