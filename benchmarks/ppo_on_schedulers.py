@@ -26,7 +26,7 @@ from rl_autoscale.experiments.systems import SYSTEMS
 from rl_autoscale.experiments.train import TrainConfig, finished_policy, train
 from rl_autoscale.workload.store import TraceStore
 
-TARGETS = (0.95, 0.98)
+TARGETS = (0.85, 0.9, 0.94)
 RULE = PolicySweep(policy="headroom", values=(0.9, 1.2, 1.6, 2.4))
 
 
