@@ -5,18 +5,38 @@ The compiled kernel (``sim/gateway.py``) keeps a tree instead of lists; the diff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.spec import Router
 
 
-def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], next_place: int, u: float) -> int:
+def freeness(num_blocks: int, virtual_blocks: int, num_requests: int) -> float:
+    """Free KV blocks per request of a replica: for how many more blocks each the batch has memory.
+
+    Args:
+        num_blocks: KV blocks M of the replica.
+        virtual_blocks: virtual usage V: what its sequences have, and what those that wait in its engine need to be
+            admitted.
+        num_requests: requests B on it, running or waiting.
+
+    Returns:
+        (M - V) / B: negative where more is wanted than there is, inf for an empty replica.
+
+    Source: Llumnix (OSDI 2024, arXiv 2406.03243), section 4.4. Its algorithm counts the demand of the queue's head; we
+    count all that wait, as the authors' code does when it dispatches (``remaining_steps``): otherwise requests that
+    come during one iteration would all go to one replica.
+    """
+    return (num_blocks - virtual_blocks) / num_requests if num_requests else math.inf
+
+
+def choose_replica(router: Router, loads: Sequence[float], places: Sequence[int], next_place: int, u: float) -> int:
     """Pick one of the replicas of a pool that have room; the first among equals wins.
 
     Args:
         router: the rule.
-        loads: requests in flight on each (at least one replica).
+        loads: requests in flight on each (at least one replica); for freeness, each one's freeness, negated.
         places: each replica's number in the pool, increasing; for round robin.
         next_place: where round robin goes on: the place behind the replica that was sent to last.
         u: the request's routing number in [0, 1), for power of two.
@@ -25,7 +45,7 @@ def choose_replica(router: Router, loads: Sequence[int], places: Sequence[int], 
         An index into ``loads``.
     """
     indices = range(len(loads))
-    if router in ("least_loaded", "prefix_affinity"):
+    if router in ("least_loaded", "prefix_affinity", "freeness"):
         return min(indices, key=loads.__getitem__)
     if router == "packing":  # the fullest that still has room
         return max(indices, key=loads.__getitem__)
@@ -51,21 +71,23 @@ def choose_evicting(num_evictable: Sequence[int]) -> int | None:
     return best if best is not None and num_evictable[best] > 0 else None
 
 
-def choose_pool(router: Router, pools: Sequence[PoolSpec], loads: Sequence[int]) -> int:
+def choose_pool(router: Router, pools: Sequence[PoolSpec], loads: Sequence[float]) -> int:
     """Pick among the replicas that several pools offer, one each.
 
     Pools of one role stand beside each other: the least loaded replica is the one that would be first to work off what
-    it has and the newcomer. Every other rule takes the first.
+    it has and the newcomer; by freeness it is the freest. Every other rule takes the first.
 
     Args:
         router: the rule.
         pools: those with room (at least one), in the order of preference; the first one's role is served.
-        loads: requests in flight on the replica that each of them offers.
+        loads: of the replica that each of them offers, as for `choose_replica`.
 
     Returns:
         An index into ``pools``.
     """
+    beside = [index for index, pool in enumerate(pools) if pool.role == pools[0].role]
+    if router == "freeness":
+        return min(beside, key=loads.__getitem__)
     if router not in ("least_loaded", "prefix_affinity"):
         return 0
-    beside = [index for index, pool in enumerate(pools) if pool.role == pools[0].role]
     return min(beside, key=lambda index: (loads[index] + 1) * pools[index].typical_request_s)

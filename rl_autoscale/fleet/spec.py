@@ -22,7 +22,7 @@ from rl_autoscale.fleet.stages import KvTransferSpec, PostprocessSpec
 
 IntArray = npt.NDArray[np.int64]
 ClassKind = Literal["interactive", "batch"]
-Router = Literal["round_robin", "least_loaded", "power_of_two", "packing", "prefix_affinity"]
+Router = Literal["round_robin", "least_loaded", "power_of_two", "packing", "prefix_affinity", "freeness"]
 
 ROLES_SERVING: dict[ClassKind, tuple[Role, ...]] = {
     "interactive": ("interactive", "mixed"),
@@ -89,7 +89,8 @@ class FleetSpec(Config):
         default="least_loaded",
         description="pools are tried by role, then as listed, until one has room; "
         "least_loaded weighs pools of one role by their speed; "
-        "prefix_affinity first looks where the prompt's prefix was last sent",
+        "prefix_affinity first looks where the prompt's prefix was last sent; "
+        "freeness: the most free KV blocks per request (Llumnix)",
     )
     control_interval_s: PositiveFloat = 10.0
     telemetry_age_s: NonNegativeFloat = Field(default=1.0, description="age of every signal when a decision reads it")

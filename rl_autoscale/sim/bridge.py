@@ -129,7 +129,7 @@ def dispatch_bridge(w, now_s, slot):
     fleet = w.fleet[0]
     while fleet.bridge_length > 0:
         q = fleet.bridge_head
-        r = choose(w, w.cls.shape[0], q)
+        r = choose(w, w.cls.shape[0], q, now_s, slot)
         if r < 0:
             return
         request = w.req[q]

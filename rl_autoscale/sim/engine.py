@@ -285,8 +285,8 @@ SCHEDULER_FILES = tuple(
 )  # fmt: skip
 KERNEL_FILES = (
     "layout.py", "ordered.py", "kv_cache.py", "drafts.py", "batch.py", "gaps.py", "reading.py", "replica.py",
-    "router.py", "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py", "postprocess.py",
-    "gateway.py", "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
+    "freeness.py", "router.py", "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py",
+    "postprocess.py", "gateway.py", "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
 FLEET_FILES = ("jit.py", "one_library.py", "by_reference.py", "admission.py", "histogram.py")
 

@@ -38,13 +38,14 @@ OFF, STARTING, READY, DRAINING, SLEEPING = 0, 1, 2, 3, 4
 COLD, WAKE, LIFE, SPOT = 0, 1, 2, 3
 """Rows of a pool's draws, see `episode.draw_replica_times`."""
 
-ROUND_ROBIN, POWER_OF_TWO, LEAST_LOADED, PACKING, PREFIX_AFFINITY = 0, 1, 2, 3, 4  # from LEAST_LOADED on: by a tree
+ROUND_ROBIN, POWER_OF_TWO, FREENESS, LEAST_LOADED, PACKING, PREFIX_AFFINITY = range(6)  # the last three: by a tree
 ROUTER_CODES = {
     "round_robin": ROUND_ROBIN,
     "least_loaded": LEAST_LOADED,
     "power_of_two": POWER_OF_TWO,
     "packing": PACKING,
     "prefix_affinity": PREFIX_AFFINITY,
+    "freeness": FREENESS,
 }
 VLLM, VLLM_PRIORITY, VLLM_V0, SARATHI, TRTLLM_NO_EVICT, TRTLLM_MAX_UTILIZATION, FASTSERVE, SLOS_SERVE, ANDES = range(9)
 SCHEDULER_CODES = {

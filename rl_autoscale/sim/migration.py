@@ -26,7 +26,7 @@ def migrate(w, r, now_s):
             request = w.req[q]
             after = request.next
             if waiting or request.finish_iteration > 0:
-                place = route(w, request.class_index, q)
+                place = route(w, request.class_index, q, now_s, r)
                 if place >= 0:
                     if waiting:
                         waiting_remove(w, r, q)

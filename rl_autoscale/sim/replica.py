@@ -242,21 +242,31 @@ def iterations_begun(w, r, elapsed_s):
 
 
 @hot
-def cut_leap(w, r, now_s, slot):
-    """Shorten the leap in progress to the end of the iteration that is running now.
+def running_iteration(w, r, now_s, slot):
+    """Number of the iteration of the leap in progress that is running now, from 1 on.
 
     Args:
         w: the fleet.
         r: the leaping replica.
-        now_s: when the leap turned out to be too long.
+        now_s: the time.
         slot: replica whose event this is, or NO_SLOT. An iteration of a later slot that ends at this very moment still
             counts as running: its turn comes next (lowest slot first).
     """
-    rep = w.rep[r]
-    elapsed_s = now_s - rep.leap_start_s
+    elapsed_s = now_s - w.rep[r].leap_start_s
     begun = iterations_begun(w, r, elapsed_s)
     if r > slot and begun > 1 and leap_duration_s(w, r, begun - 1) == elapsed_s:
         begun -= 1
+    return begun
+
+
+@hot
+def cut_leap(w, r, now_s, slot):
+    """Shorten the leap in progress, which turned out to be too long, to its iteration that is running now.
+
+    Arguments as for `running_iteration`.
+    """
+    rep = w.rep[r]
+    begun = running_iteration(w, r, now_s, slot)
     if begun < rep.leap_iterations:
         rep.leap_iterations = begun
         rep.event_s = rep.leap_start_s + leap_duration_s(w, r, begun)

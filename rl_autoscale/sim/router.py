@@ -8,7 +8,17 @@ import numpy as np
 
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.batch import waiting_insert
-from rl_autoscale.sim.layout import LEAST_LOADED, NO_ROOM, NONE, PACKING, PREFIX_AFFINITY, READY, ROUND_ROBIN
+from rl_autoscale.sim.freeness import freeness
+from rl_autoscale.sim.layout import (
+    FREENESS,
+    LEAST_LOADED,
+    NO_ROOM,
+    NONE,
+    PACKING,
+    PREFIX_AFFINITY,
+    READY,
+    ROUND_ROBIN,
+)
 from rl_autoscale.sim.ordered import tree_argmin, tree_set
 from rl_autoscale.sim.replica import cut_leap, wake
 from rl_autoscale.sim.schedulers.ranks import rank_arrival
@@ -34,14 +44,31 @@ def update_route(w, r):
     tree_set(w.route_tree[rep.pool], pool.tree_size, r - pool.base, key)
 
 
+@njit
+def freest_replica(w, p, now_s, slot):
+    """The pool's replica with room that has the most freeness, the lowest slot among equals; NONE if all are full."""
+    pool = w.pool[p]
+    best = NONE
+    most = -math.inf
+    for r in range(pool.base, pool.base + pool.num_slots):
+        if has_room(w, r):
+            value = freeness(w, r, now_s, slot)
+            if best < 0 or value > most:
+                best = r
+                most = value
+    return best
+
+
 @hot
-def pick_replica(w, p, u):
+def pick_replica(w, p, u, now_s, slot):
     """A replica of the pool with room, or NONE.
 
     Args:
         w: the fleet.
         p: pool index.
         u: the request's routing random number in [0, 1).
+        now_s: the time.
+        slot: replica whose event this is, or NO_SLOT.
     """
     pool = w.pool[p]
     if pool.ready == 0:
@@ -49,16 +76,18 @@ def pick_replica(w, p, u):
     if pool.router >= LEAST_LOADED:
         tree = w.route_tree[p]
         return pool.base + tree_argmin(tree, pool.tree_size) if tree[1] < NO_ROOM else NONE
+    if pool.router == FREENESS:
+        return freest_replica(w, p, now_s, slot)
     if pool.router == ROUND_ROBIN:
         for step in range(pool.num_slots):
-            slot = (pool.round_robin_next + step) % pool.num_slots
-            if has_room(w, pool.base + slot):
-                return pool.base + slot
+            place = (pool.round_robin_next + step) % pool.num_slots
+            if has_room(w, pool.base + place):
+                return pool.base + place
         return NONE
     # Power of two choices (Mitzenmacher): two of the replicas with room, the less loaded one.
     num_open = 0
-    for slot in range(pool.num_slots):
-        if has_room(w, pool.base + slot):
+    for place in range(pool.num_slots):
+        if has_room(w, pool.base + place):
             num_open += 1
     if num_open == 0:
         return NONE
@@ -66,8 +95,8 @@ def pick_replica(w, p, u):
     second = int((u * num_open - first) * num_open)
     best = NONE
     seen = 0
-    for slot in range(pool.num_slots):
-        r = pool.base + slot
+    for place in range(pool.num_slots):
+        r = pool.base + place
         if has_room(w, r):
             if seen in (first, second) and (best < 0 or w.rep[r].in_flight < w.rep[best].in_flight):
                 best = r
@@ -100,22 +129,24 @@ def affine_replica(w, c, q):
 
 
 @hot
-def choose(w, row, q):
+def choose(w, row, q, now_s, slot):
     """A replica with room in the pools of a row of ``class_pools``, tried in order; NONE if all are full.
 
     Pools of one role stand beside each other. LEAST_LOADED compares what each of them offers by the time in which the
-    replica would work off what it has and the newcomer; so does PREFIX_AFFINITY where no replica is preferred; the
-    other rules take the first.
+    replica would work off what it has and the newcomer; so does PREFIX_AFFINITY where no replica is preferred; FREENESS
+    takes the freest; the other rules take the first.
 
     Args:
         w: the fleet.
         row: a class, or the number of classes for the decode pools.
         q: the request.
+        now_s: the time.
+        slot: replica whose event this is, or NO_SLOT.
     """
     router = w.pool[0].router
     u = w.route_u[q] if q < w.route_u.shape[0] else 0.0  # the other routers have no numbers
     best = NONE
-    best_s = math.inf
+    best_load = math.inf
     best_role = NONE
     for position in range(w.class_pools.shape[1]):
         p = w.class_pools[row, position]
@@ -124,27 +155,33 @@ def choose(w, row, q):
         pool = w.pool[p]
         if best >= 0 and pool.role != best_role:
             break
-        r = pick_replica(w, p, u)
+        r = pick_replica(w, p, u, now_s, slot)
         if r < 0:
             continue
-        if router != LEAST_LOADED and router != PREFIX_AFFINITY:
+        if router == FREENESS:
+            load = -freeness(w, r, now_s, slot)
+        elif router in (LEAST_LOADED, PREFIX_AFFINITY):
+            load = (w.rep[r].in_flight + 1) * pool.request_s
+        else:
             return r
-        work_s = (w.rep[r].in_flight + 1) * pool.request_s
-        if work_s < best_s:
+        if load < best_load:
             best = r
-            best_s = work_s
+            best_load = load
             best_role = pool.role
     return best
 
 
 @hot
-def route(w, c, q):
-    """Where to send a request: the pools that may serve its class are tried in order; NONE if all are full."""
+def route(w, c, q, now_s, slot):
+    """Where to send a request: the pools that may serve its class are tried in order; NONE if all are full.
+
+    Arguments as for `choose`.
+    """
     if w.pool[0].router == PREFIX_AFFINITY:
         preferred = affine_replica(w, c, q)
         if preferred >= 0:
             return preferred
-    return choose(w, c, q)
+    return choose(w, c, q, now_s, slot)
 
 
 @njit

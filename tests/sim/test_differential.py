@@ -113,6 +113,7 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "taken away": int(pools["taken_away"].sum()),
             "beside a pool of its role": served_beside(engine, requests),
             "routed by prefix": int(case.spec.router == "prefix_affinity" and (pools["prefix_hit_tokens"] > 0).any()),
+            "routed by freeness": int((case.spec.router == "freeness") * pools["preemptions"].sum()),
             "prefix found": int((pools["prefix_hit_tokens"] > 0).sum()),
             "cached prefix lost": int((pools["cached_blocks_evicted"] > 0).sum()),
             "preempted beside a prefix cache": int((pools["preemptions"] * pools["prefix_caching"]).sum()),

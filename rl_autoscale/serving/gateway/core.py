@@ -40,8 +40,8 @@ class GatewayCore:
         max_evictions: how often a request gives its place to another.
 
     Raises:
-        SpecError: the router needs hashes of prompts, which this gateway does not make, or requests pass several
-            stages.
+        SpecError: the router needs hashes of prompts or counts of KV blocks, which this gateway does not have, or
+            requests pass several stages.
     """
 
     def __init__(
@@ -51,6 +51,11 @@ class GatewayCore:
             raise SpecError(
                 "router: prefix_affinity is for simulated fleets: the gateway does not hash prompts; "
                 "use least_loaded, power_of_two, round_robin or packing"
+            )
+        if spec.router == "freeness":
+            raise SpecError(
+                "router: freeness is for simulated fleets: the gateway does not know the KV blocks of a replica when "
+                "it sends a request; use least_loaded, power_of_two, round_robin or packing"
             )
         if spec.has_stages:
             raise SpecError(

@@ -1,6 +1,7 @@
 """The gateway: it holds, refuses, sends and takes back requests, and keeps the books of their classes.
 
-It knows what it sent where and which streams have begun and ended; it sees no KV blocks and no output length to come.
+It knows what it sent where and which streams have begun and ended; it sees no output length to come, and no KV blocks
+but where it routes by freeness.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import simpy
 
+from rl_autoscale.fleet.routing import freeness
 from rl_autoscale.sim.reference.clock import Clock, crash_rank, replica_rank
 from rl_autoscale.sim.reference.request import Request
 from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler
@@ -86,6 +87,11 @@ class Replica:
     def has_room(self) -> bool:
         """Whether the gateway may send it one more request."""
         return self.state is State.READY and len(self.in_flight) < self.pool.cap
+
+    @property
+    def freeness(self) -> float:
+        """Free KV blocks per request, as the engine itself counts them now."""
+        return freeness(self.pool.spec.num_kv_blocks, self.scheduler.virtual_blocks, len(self.in_flight))
 
     @property
     def pending(self) -> list[Request]:

@@ -37,7 +37,7 @@ class Router:
                 offers.append(self._choose(request, pool, candidates))
         if not offers:
             return None
-        chosen = choose_pool(self._rule, [replica.pool.spec for replica in offers], [_load(r) for r in offers])
+        chosen = choose_pool(self._rule, [replica.pool.spec for replica in offers], [self._load(r) for r in offers])
         return offers[chosen]
 
     def _affine(self, request: Request, pools: list[Pool]) -> Replica | None:
@@ -67,13 +67,12 @@ class Router:
         """Apply the rule to the replicas with room (at least one), lowest slot first."""
         chosen = choose_replica(
             self._rule,
-            [_load(replica) for replica in candidates],
+            [self._load(replica) for replica in candidates],
             [replica.slot - pool.base for replica in candidates],
             self._next_place[pool.spec.name],
             float(self._routing_u[request.index]),
         )
         return candidates[chosen]
 
-
-def _load(replica: Replica) -> int:
-    return len(replica.in_flight)
+    def _load(self, replica: Replica) -> float:
+        return -replica.freeness if self._rule == "freeness" else len(replica.in_flight)

@@ -103,6 +103,15 @@ class Sequences:
         contiguous = self.pool.kv_allocation == "contiguous"
         return self.most_blocks(request) if contiguous else len(request.block_table)
 
+    @property
+    def virtual_blocks(self) -> int:
+        """KV blocks in use, and those that waiting sequences need to be admitted beside what they have kept."""
+        contiguous = self.pool.kv_allocation == "contiguous"
+        return self.used_blocks + sum(
+            self.most_blocks(request) if contiguous else blocks_for(request.num_tokens) - len(request.block_table)
+            for request in self.waiting
+        )
+
     def enqueue(self, request: Request, *, front: bool = False) -> None:
         """Put a request into the waiting queue: sorted where it has ranks, else at its end."""
         if self.ranked:

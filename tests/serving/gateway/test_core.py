@@ -294,15 +294,18 @@ def test_unknown_names_change_nothing() -> None:
     assert core.pools[1].cap == 2
 
 
-def test_a_router_that_needs_hashes_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("router", "reason"), [("prefix_affinity", "does not hash prompts"), ("freeness", "does not know the KV blocks")]
+)
+def test_a_router_that_needs_what_a_gateway_does_not_see_is_refused(router: str, reason: str) -> None:
     spec = FleetSpec.from_dict(
         {
             "pools": [{"name": "p", "profile": "llama-3.1-8b_a100_tp1"}],
             "classes": [{"name": "chat", "ttft_slo_s": 1, "tpot_slo_s": 0.1}],
-            "router": "prefix_affinity",
+            "router": router,
         }
     )
-    with pytest.raises(SpecError, match="the gateway does not hash prompts"):
+    with pytest.raises(SpecError, match=f"the gateway {reason}"):
         GatewayCore(spec, draw=lambda: 0.0)
 
 
