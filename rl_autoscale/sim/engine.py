@@ -100,7 +100,7 @@ def end_iterations(w, r, now_s):
         complete_prefills(w, r, now_s)
     if rep.num_evict_marked > 0:
         complete_evictions(w, r, now_s)
-    if rep.state == DRAINING and w.fleet[0].migrates:
+    if rep.state == DRAINING and w.fleet[0].migrates and rep.leap_iterations > 0:  # none has ended when it was woken
         migrate(w, r, now_s)
 
 
