@@ -10,8 +10,9 @@ blocked queue drives freeness down, below zero if need be. Over n instances of a
     B = 0                              -> n - 1, one per interval
 
 Demands are prompt tokens (exact at the gateway; in the engine, waiting requests times the mean prompt), since output
-lengths are not known. Instances that start count: they are the empty ones added before. Live migration, which makes
-Llumnix's removals cheap, is not modelled: a removed replica drains.
+lengths are not known. Instances that start count: they are the empty ones added before. A removed replica drains; with
+``drain: migrate`` its requests go on elsewhere, as Llumnix has it. Dispatch by freeness and migration between instances
+that stay are the fleet's: ``router: freeness`` and ``rebalance``.
 
 A pool whose KV use, running or waiting requests are unknown is held.
 

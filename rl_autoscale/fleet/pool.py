@@ -55,6 +55,31 @@ class SpotSpec(Config):
     notice_s: NonNegativeFloat = Field(default=30.0, description="from the notice to the end; streams left then fail")
 
 
+class RebalanceSpec(Config):
+    """Running sequences move from replicas whose KV cache is short to others of the pool that have plenty.
+
+    Every so often the replicas with the least freeness (`fleet/routing.freeness`) are paired with those with the most.
+    Each first one of a pair gives one sequence, with its KV cache, to the second: of the least urgent class, and of
+    those the shortest. It keeps it if the second would then be below the first bound, too.
+
+    Source: Llumnix (OSDI 2024, arXiv 2406.03243), section 4.4; the first bound is the artifact's
+    (``llumnix/config/default.py``, migrate-out threshold), the others did best in ``benchmarks/kv_balance.py``.
+    """
+
+    every_s: PositiveFloat = 0.25
+    source_below: NonNegativeFloat = Field(default=3.0, description="free KV blocks per request; less: it gives")
+    destination_above: NonNegativeFloat = Field(default=10.0, description="free KV blocks per request; more: it takes")
+
+    @model_validator(mode="after")
+    def _check(self) -> RebalanceSpec:
+        if self.source_below > self.destination_above:
+            raise ValueError(
+                f"source_below={self.source_below} exceeds destination_above={self.destination_above}; "
+                "a replica would give and take at once: lower it or raise destination_above"
+            )
+        return self
+
+
 class SpeculationSpec(Config):
     """Speculative decoding: a drafter proposes tokens, and one iteration verifies all of them and keeps a prefix.
 
@@ -100,6 +125,7 @@ class PoolSpec(Config):
     block_move_s: NonNegativeFloat = Field(
         default=1e-4, description="a KV block from GPU to host or back, for schedulers that swap"
     )
+    rebalance: RebalanceSpec | None = Field(default=None, description="running sequences move to freer replicas")
     prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
     sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")
@@ -133,7 +159,13 @@ class PoolSpec(Config):
             for option in ("prefix_caching", "speculation", "reserves_output"):
                 if getattr(self, option):
                     raise ValueError(f"scheduler {self.scheduler} does not go with {option}; drop one")
-        if self.role in ("prefill", "decode") and (self.scheduler not in STAGED_SCHEDULERS or self.reserves_output):
+        staged = self.scheduler in STAGED_SCHEDULERS and not self.reserves_output
+        if self.rebalance is not None and (self.role in ("prefill", "decode") or not staged):
+            raise ValueError(
+                f"pool '{self.name}': rebalance goes with scheduler {' or '.join(STAGED_SCHEDULERS)}, paged KV "
+                "allocation and roles interactive, mixed and batch only; change that or drop rebalance"
+            )
+        if self.role in ("prefill", "decode") and not staged:
             raise ValueError(
                 f"role {self.role} goes with scheduler {' or '.join(STAGED_SCHEDULERS)} and paged KV allocation only"
             )

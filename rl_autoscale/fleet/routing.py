@@ -58,6 +58,27 @@ def choose_replica(router: Router, loads: Sequence[float], places: Sequence[int]
     return min(sorted({int(first), int(second)}), key=loads.__getitem__)
 
 
+def pair_for_balance(
+    freeness_of: Sequence[float], gives: Sequence[bool], takes: Sequence[bool], below: float, above: float
+) -> list[tuple[int, int]]:
+    """Pair the replicas of a pool that are short of KV blocks with those that have plenty, the extremes first.
+
+    Args:
+        freeness_of: each one's.
+        gives: whether it has a sequence to give.
+        takes: whether it has room for one.
+        below: sources have less freeness.
+        above: destinations have more (>= below).
+
+    Returns:
+        (source, destination) as indices; no replica is in two pairs.
+    """
+    indices = range(len(freeness_of))
+    sources = sorted((i for i in indices if gives[i] and freeness_of[i] < below), key=freeness_of.__getitem__)
+    destinations = sorted((i for i in indices if takes[i] and freeness_of[i] > above), key=lambda i: -freeness_of[i])
+    return list(zip(sources, destinations, strict=False))
+
+
 def choose_evicting(num_evictable: Sequence[int]) -> int | None:
     """Pick the replica on which batch work makes room for an interactive request; the first among equals wins.
 

@@ -23,7 +23,7 @@ from rl_autoscale.sim.gaps import prompt_token
 from rl_autoscale.sim.gateway import arrive, dispatch_queued, forward_declined
 from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, UNFINISHED, World
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
-from rl_autoscale.sim.migration import migrate
+from rl_autoscale.sim.migration import give, look, migrate, next_look
 from rl_autoscale.sim.ordered import heap_remove, tree_argmin
 from rl_autoscale.sim.postprocess import end_work, finish
 from rl_autoscale.sim.reading import read_until
@@ -90,8 +90,8 @@ def complete_decodes(w, r, now_s):
 
 
 @hot
-def end_iterations(w, r, now_s):
-    """The replica's iterations in progress end: book them and let finished and evicted requests go."""
+def end_iterations(w, r, now_s, others):
+    """The replica's iterations in progress end: book them and let finished, evicted and moving requests go."""
     rep = w.rep[r]
     commit_decode(w, r, rep.leap_iterations, now_s - rep.leap_start_s)
     rep.cuttable = 0
@@ -100,6 +100,9 @@ def end_iterations(w, r, now_s):
         complete_prefills(w, r, now_s)
     if rep.num_evict_marked > 0:
         complete_evictions(w, r, now_s)
+    if others is not None:  # noqa: SIM102 -- Numba leaves out what stands behind a test for None alone
+        if rep.giving_to >= 0:
+            give(w, r, now_s)
     if rep.state == DRAINING and w.fleet[0].migrates and rep.leap_iterations > 0:  # none has ended when it was woken
         migrate(w, r, now_s)
 
@@ -137,8 +140,17 @@ def run_until(w, until_s, others):
     size = fleet.event_tree_size
     num_requests = fleet.num_requests
     arrival_s = w.trace[fleet.next_arrival].arrival_s if fleet.next_arrival < num_requests else math.inf
+    if others is not None:
+        next_look(w, fleet.now_s)
     while True:
         event_s = tree[1]
+        if others is not None:
+            looks = fleet.balance_s < event_s and fleet.balance_s <= min(arrival_s, until_s)
+            if looks and min(event_s, arrival_s) < math.inf:  # else nothing will ever happen again
+                fleet.num_events += 1
+                fleet.now_s = fleet.balance_s
+                look(w, fleet.now_s)
+                continue
         if event_s > arrival_s:
             if arrival_s > until_s:
                 break
@@ -161,7 +173,7 @@ def run_until(w, until_s, others):
         rep = w.rep[r]
         iterating = rep.state != STARTING and rep.event_s < rep.crash_s
         if iterating:
-            end_iterations(w, r, event_s)
+            end_iterations(w, r, event_s, others)
         else:
             change_replica(w, r, event_s)
         if fleet.queued > 0:
@@ -171,7 +183,7 @@ def run_until(w, until_s, others):
                 retire(w, r, event_s)
             else:
                 plan(w, r, event_s, others)
-                if others is not None:  # noqa: SIM102 -- Numba leaves out what stands behind a test for None alone
+                if others is not None:  # noqa: SIM102
                     if rep.declined_head >= 0:
                         forward_declined(w, r, event_s)
         if fleet.num_blocked > 0:
@@ -315,7 +327,8 @@ def _compile_entry(source_digest: str):
             admission: shape (num_fleets, num_classes), float64; read by STEP.
             until_s: shape (num_fleets,).
             age_s: seconds.
-            others: None where every pool has vLLM's scheduler, else 1; each is compiled when it is first needed.
+            others: None where every pool has vLLM's scheduler and none is rebalanced, else 1; each is compiled when it
+                is first needed.
         """
         digest = source_digest  # noqa: F841
         for position in range(which.shape[0]):

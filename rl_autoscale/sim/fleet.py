@@ -47,7 +47,8 @@ class FleetBatch:
             np.tile(spec.batch_limits, (num_fleets, 1)),
             np.full((num_fleets, len(spec.classes)), NEVER_REFUSE),
         )
-        self._others = None if all(SCHEDULER_CODES[p.scheduler] <= VLLM_PRIORITY for p in spec.pools) else 1
+        plain = all(SCHEDULER_CODES[p.scheduler] <= VLLM_PRIORITY and p.rebalance is None for p in spec.pools)
+        self._others = None if plain else 1
         self._reads_hashes = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
         self._counts_gaps = gap_edges_s is not None
         self._world = allocate(spec, num_fleets, gap_edges_s)

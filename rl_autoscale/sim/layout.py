@@ -166,6 +166,8 @@ REPLICA = np.dtype(
         ("num_evict_marked", _i),
         ("waking", _i),  # 1 while it starts from sleep
         ("doomed", _i),  # 1 after the notice
+        ("giving_to", _i),  # replica that gets a sequence when the iteration ends, or NONE; see migration.py
+        ("freeness", _f),  # scratch of `balance`
         ("cuttable", _i),  # 1 while the leap in progress may be cut at an iteration's end
         ("generation", _i),  # replicas that have been ready in this slot
         # Where gaps between tokens are counted, see gaps.py:
@@ -243,6 +245,10 @@ POOL = np.dtype(
         ("tries", _i),  # SlosServeSpec.tries
         ("slack_batches", _i),  # 1 where an iteration lasts as long as the SLOs allow
         ("block_move_s", _f),  # a KV block from GPU to host, or back
+        ("balance_s", _f),  # the next time it is rebalanced; inf where it is not
+        ("balance_every_s", _f),
+        ("source_below", _f),  # RebalanceSpec's
+        ("destination_above", _f),
         ("contiguous", _i),  # 1 where that is also what it takes
         ("serves_batch", _i),
         ("batch_limit", _i),
@@ -296,7 +302,7 @@ POOL = np.dtype(
         ("moved_blocks", np.int64),  # between GPU and host
         ("preemptions", np.int64),
         ("evictions", np.int64),
-        ("migrations", np.int64),  # from its draining replicas
+        ("migrations", np.int64),  # from its replicas that drain, or are rebalanced
         ("forwarded", np.int64),  # declined here, sent to another replica
         ("crashes", np.int64),
         ("notices", np.int64),
@@ -360,6 +366,7 @@ FLEET = np.dtype(
         ("evict_batch", _i),
         ("evicts_to_host", _i),  # 1 where an evicted sequence keeps its KV cache in host memory
         ("migrates", _i),  # 1 where what a draining replica has goes on elsewhere
+        ("balance_s", _f),  # the first of the pools'
         ("blocks_per_hash", np.int64),
         ("num_events", np.int64),
         ("counts_gaps", _i),  # 1 where gaps between tokens are counted

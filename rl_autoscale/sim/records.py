@@ -39,11 +39,17 @@ def most_candidates(spec: FleetSpec) -> int:
     return max((pool.batch_limit for pool in spec.pools if pool.scheduler == "andes"), default=1)
 
 
+def rebalance_every_s(pool: PoolSpec) -> float:
+    """Time between two looks for sequences that should move; inf where nobody looks."""
+    return np.inf if pool.rebalance is None else pool.rebalance.every_s
+
+
 def fleet_record(spec: FleetSpec, event_tree_size: int) -> RecordArray:
     """The FLEET record, shape (1,)."""
     record = np.zeros(1, dtype=FLEET)
     record["event_tree_size"] = event_tree_size
     record["evict_batch"] = spec.evict_batch
+    record["balance_s"] = min(rebalance_every_s(pool) for pool in spec.pools)
     record["evicts_to_host"], record["migrates"] = spec.eviction == "host", spec.drain == "migrate"
     for name in ("bridge_head", "bridge_tail", "blocked_head", "blocked_tail", "post_head", "post_tail",
                  "parked_head", "parked_tail"):  # fmt: skip
@@ -69,6 +75,9 @@ def pool_records(spec: FleetSpec, bases: IntArray, slots: list[int], tree_size: 
         record["tries"] = pool.slos_serve.tries
         record["slack_batches"] = pool.slos_serve.slack_batches
         record["block_move_s"] = pool.block_move_s
+        record["balance_s"] = record["balance_every_s"] = rebalance_every_s(pool)
+        if (rebalance := pool.rebalance) is not None:
+            record["source_below"], record["destination_above"] = rebalance.source_below, rebalance.destination_above
         record["reserves"] = pool.reserves_output
         record["contiguous"] = pool.kv_allocation == "contiguous"
         record["serves_batch"] = pool.role in ("batch", "mixed", "prefill")

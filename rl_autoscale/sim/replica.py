@@ -75,6 +75,15 @@ def join_decode(w, r, q):
 
 
 @hot
+def gained_units(w, r, q):
+    """What a decode sequence has gained since it joined, in units."""
+    request = w.req[q]
+    left = request.output_tokens - request.generated_tokens
+    done = decode_iterations(w, r, left) - (request.finish_iteration - w.rep[r].iteration)
+    return done * w.pool[w.rep[r].pool].step_units
+
+
+@hot
 def leave_decode(w, r, q):
     """Take a sequence out of the decode counts; sets its generated and computed tokens as of now. Not the heap.
 
@@ -83,12 +92,11 @@ def leave_decode(w, r, q):
     rep = w.rep[r]
     request = w.req[q]
     pool = w.pool[rep.pool]
-    left = request.output_tokens - request.generated_tokens
-    gained = (decode_iterations(w, r, left) - (request.finish_iteration - rep.iteration)) * pool.step_units
+    gained = gained_units(w, r, q)
     units = (np.int64(request.prompt_tokens + request.generated_tokens - 1) << pool.token_shift) + gained
     new = gained
     if pool.token_shift > 0:
-        new = min(gained >> pool.token_shift, np.int64(left))
+        new = min(gained >> pool.token_shift, np.int64(request.output_tokens - request.generated_tokens))
         pool.generation_units -= gained - (new << pool.token_shift)
     request.generated_tokens += new
     request.computed_tokens = units >> pool.token_shift
@@ -351,6 +359,8 @@ def clear_replica(w, r):
     rep.notice_s = math.inf
     rep.waking = 0
     rep.doomed = 0
+    rep.giving_to = NONE
+    rep.freeness = 0.0
     rep.asked_s = 0.0
     rep.leap_start_s = 0.0
     rep.leap_iteration_s = 0.0

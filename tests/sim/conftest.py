@@ -102,6 +102,14 @@ SPECULATIONS: list[dict[str, Any]] = [
 ]
 
 
+REBALANCES: list[dict[str, Any]] = [
+    {"every_s": 0.0625, "source_below": 4.0, "destination_above": 4.0},
+    {"every_s": 0.25, "source_below": 2.0, "destination_above": 6.0},
+    {"every_s": 0.5, "source_below": 0.0, "destination_above": 1.0},
+    {"every_s": 1.0, "source_below": 10.0, "destination_above": 60.0},
+]
+
+
 SLOS_SERVE_OPTIONS = st.fixed_dictionaries(
     {
         "admission": st.sampled_from(["dp", "dp", *ADMISSION_CODES]),
@@ -253,13 +261,21 @@ def moving_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
 
 
 @pytest.fixture(scope="session")
+def balanced_cases(exact_profile: Path) -> st.SearchStrategy[Case]:
+    """The same where pools of several replicas are rebalanced."""
+    roles = (["mixed"], ["mixed"], ["mixed", "batch"])
+    return _cases(str(exact_profile), roles, least_requests=30, moving=True, balanced=True)
+
+
+@pytest.fixture(scope="session")
 def all_cases(
     fleet_cases: st.SearchStrategy[Case],
     staged_cases: st.SearchStrategy[Case],
     moving_cases: st.SearchStrategy[Case],
+    balanced_cases: st.SearchStrategy[Case],
 ) -> st.SearchStrategy[Case]:
     """All of them."""
-    return st.one_of(fleet_cases, staged_cases, moving_cases)
+    return st.one_of(fleet_cases, staged_cases, moving_cases, balanced_cases)
 
 
 @pytest.fixture
@@ -325,6 +341,7 @@ def _cases(
     least_requests: int = 0,
     scheduler: str | None = None,
     moving: bool = False,
+    balanced: bool = False,
 ) -> Case:
     roles = draw(st.sampled_from(role_sets))
     pools = [draw(_pools(profile, f"pool{k}", role)) for k, role in enumerate(roles)]
@@ -339,7 +356,11 @@ def _cases(
         if pool["scheduler"] in ("fastserve", "slos-serve", "andes"):
             pool |= {"kv_allocation": "paged", "prefix_caching": False, "speculation": None}
         pool["prefix_caching"] &= pool["kv_allocation"] == "paged"
-        if moving:  # small, so that interactive work must make room
+        if balanced:  # several replicas with several sequences each
+            pool |= {"rebalance": draw(st.sampled_from(REBALANCES)), "kv_blocks": draw(st.sampled_from([16, 24, 40]))}
+            pool |= {"min_replicas": 2, "initial_replicas": 2, "max_replicas": draw(st.integers(2, 4))}
+            pool["max_num_seqs"] = max(pool["max_num_seqs"], 4)
+        elif moving:  # small, so that interactive work must make room
             pool["max_num_seqs"] = min(pool["max_num_seqs"], 4)
         if moving or pool["role"] in ("prefill", "decode"):
             pool |= {"scheduler": draw(st.sampled_from(["vllm", "vllm-priority"])), "kv_allocation": "paged"}
@@ -359,7 +380,7 @@ def _cases(
         {
             "pools": pools,
             "classes": classes,
-            "router": draw(st.sampled_from(sorted(ROUTER_CODES))),
+            "router": draw(st.sampled_from(["packing", "packing", "freeness"] if balanced else sorted(ROUTER_CODES))),
             "control_interval_s": interval_s,
             "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
             "evict_batch": draw(st.sampled_from([True, True, moving])),

@@ -179,6 +179,28 @@ def moving_cases_seen(engine: SimFleet, case: Any) -> Counter[str]:
     )
 
 
+def balanced_cases_seen(engine: SimFleet, case: Any) -> Counter[str]:
+    """How often sequences moved to a freer replica, and which."""
+    pools = engine.batch.pools()
+    given = pools["migrations"] * (case.spec.drain == "wait")
+    priorities = {item.priority for item in case.spec.classes}
+    return Counter(
+        {
+            "given": int(given.sum()),
+            "given by freeness": int(given.sum() * (case.spec.router == "freeness")),
+            "given beside a prefix cache": int((given * pools["prefix_caching"]).sum()),
+            "given between drafts": int((given * (pools["token_shift"] > 0)).sum()),
+            "given by priority": int((given * (pools["scheduler"] == VLLM_PRIORITY)).sum()),
+            "given beside drains": int(pools["migrations"].sum() * (case.spec.drain == "migrate")),
+            "given beside preemptions": int((given * (pools["preemptions"] > 0)).sum()),
+            "given beside crashes": int((given * (pools["crashes"] > 0)).sum()),
+            "given to a slow link": int((given * (pools["block_move_s"] > 0)).sum()),
+            "given by urgency": int(given.sum() * (len(priorities) > 1)),
+            "given beside post-processing": int(given.sum() * (case.spec.postprocess is not None)),
+        }
+    )
+
+
 NOW, NIGHTLY = {"derandomize": True}, {"derandomize": False}
 """By day the same fleets every time, so that none of the rare cases is missed by chance; new ones every night."""
 
@@ -236,6 +258,19 @@ def test_engine_equals_reference_where_sequences_move(
     moving_cases: st.SearchStrategy[Any], num_examples: int, least: int, draws: dict[str, bool]
 ) -> None:
     seen = compare_many(moving_cases, num_examples, draws, moving_cases_seen)
+    assert all(seen[name] >= least for name in seen), seen
+
+
+@pytest.mark.usefixtures("exact_draws")
+@pytest.mark.parametrize(
+    ("num_examples", "least", "draws"),
+    [(100, 1, NOW), pytest.param(1000, 10, NIGHTLY, marks=pytest.mark.slow)],
+    ids=["now", "nightly"],
+)
+def test_engine_equals_reference_where_pools_are_rebalanced(
+    balanced_cases: st.SearchStrategy[Any], num_examples: int, least: int, draws: dict[str, bool]
+) -> None:
+    seen = compare_many(balanced_cases, num_examples, draws, balanced_cases_seen)
     assert all(seen[name] >= least for name in seen), seen
 
 

@@ -93,8 +93,9 @@ def test_times_are_in_order(all_cases: st.SearchStrategy[Any]) -> None:
     def check(case: Any) -> None:
         fleet = run(case)
         requests = fleet.batch.requests()
-        lost = fleet.batch.pools()["crashes"] + fleet.batch.pools()["taken_away"]
-        requeued = (requests["num_evictions"] > 0) | (lost.sum() > 0)
+        pools = fleet.batch.pools()
+        lost_or_moved = pools["crashes"] + pools["taken_away"] + pools["migrations"]
+        requeued = (requests["num_evictions"] > 0) | (lost_or_moved.sum() > 0)
         arrival, dispatched = requests["arrival_s"], requests["dispatched_s"]
         scheduled, first, end = requests["scheduled_s"], requests["first_token_s"], requests["end_s"]
         last = requests["last_token_s"]

@@ -11,6 +11,7 @@ Slow and plain on purpose. The compiled engine (``sim/engine.py``) must give the
     pool.py       replicas that come and go
     estimate.py   what the gateway expects a request's time to first token to be
     gateway.py    queues, refusal, routing, eviction
+    balancer.py   running sequences that move to freer replicas
     bridge.py     KV cache on its way from prefill to decode replicas
     postprocess.py  CPU work after the last token
     books.py      counters that only rise

@@ -17,7 +17,7 @@ class PoolBooks:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     evictions: int = 0
-    migrations: int = 0  # from draining replicas
+    migrations: int = 0  # from replicas that drain, or are rebalanced
     forwarded: int = 0  # declined by one replica, sent to another
     starts: int = 0  # wake-ups included
     wakes: int = 0

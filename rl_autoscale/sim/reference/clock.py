@@ -1,7 +1,8 @@
 """SimPy's clock with a stated order of simultaneous events.
 
 At equal times: replicas first, lowest slot first, and of one replica its crash before its iteration's end; then
-transfers, lowest slot first; then post-processing workers; then arrivals in their order; then the control tick.
+transfers, lowest slot first; then post-processing workers; then looks at the balance of pools; then arrivals in their
+order; then the control tick.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from simpy.events import EventPriority
 _FIRST_REPLICA = 2
 _FIRST_LINK = 1 << 38
 _FIRST_WORKER = 1 << 39
+_FIRST_POOL = _FIRST_WORKER + (1 << 38)
 ARRIVAL = 1 << 40
 TICK = ARRIVAL + 1
 
@@ -37,6 +39,11 @@ def link_rank(slot: int) -> int:
 def worker_rank(worker: int) -> int:
     """Rank of the end of a post-processing worker's request."""
     return _FIRST_WORKER + worker
+
+
+def balance_rank(pool: int) -> int:
+    """Rank of a look at the balance of a pool."""
+    return _FIRST_POOL + pool
 
 
 class Clock(simpy.Environment):

@@ -12,6 +12,7 @@ from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_replica_times, draw_routing
 from rl_autoscale.sim.layout import POOL, REQUEST, IntArray, Outcome, RecordArray
 from rl_autoscale.sim.prefix import prefix_blocks
+from rl_autoscale.sim.reference.balancer import balance
 from rl_autoscale.sim.reference.clock import ARRIVAL, Clock
 from rl_autoscale.sim.reference.gateway import Gateway
 from rl_autoscale.sim.reference.pool import Pool, slots_of
@@ -65,6 +66,9 @@ class ReferenceFleet:
         self.gateway = Gateway(self.clock, spec, draw_routing(seed, workload.num_requests))
         self.pools = _make_pools(self.clock, spec, self.gateway, seed, speed, startup_scale)
         self.gateway.pools = self.pools
+        for p, pool in enumerate(self.pools):
+            if pool.spec.rebalance is not None:
+                self.clock.process(balance(self.clock, pool, pool.spec.rebalance, p))
         self.requests = _make_requests(spec, workload)
         for request in self.requests:
             self.clock.call_after(request.arrival_s, ARRIVAL, partial(self.gateway.arrive, request))

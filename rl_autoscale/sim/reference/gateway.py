@@ -257,9 +257,13 @@ class Gateway:
                 scheduler.swap_out(request)
             else:
                 scheduler.waiting.remove(request)
-            self._leave(replica, request)
-            replica.pool.books.migrations += 1
-            self._send(request, place)
+            self.hand_over(replica, request, place)
+
+    def hand_over(self, replica: Replica, request: Request, place: Replica) -> None:
+        """A request, already off its engine, goes on at another replica."""
+        self._leave(replica, request)
+        replica.pool.books.migrations += 1
+        self._send(request, place)
 
     def _leave(self, replica: Replica, request: Request) -> None:
         replica.in_flight.remove(request)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import simpy
 
 from rl_autoscale.fleet.routing import freeness
+from rl_autoscale.sim.reference.balancer import give
 from rl_autoscale.sim.reference.clock import Clock, crash_rank, replica_rank
-from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.request import Request, blocks_for
 from rl_autoscale.sim.reference.scheduler import Iteration, Scheduler
 from rl_autoscale.sim.reference.schedulers.slos_serve import give_up
 
@@ -65,6 +66,7 @@ class Replica:
         self.clearing_s = 0.0  # when the prompts sent here should have their first tokens, see fleet/admission.py
         self.waking = False  # it starts from sleep
         self.doomed = False  # it will be taken away
+        self.giving_to: int | None = None  # place of the replica that gets a sequence when the iteration ends
         self._speed = speed
         self._work: simpy.Event | None = None  # what an idle replica waits for
         clock.process(self._live(startup_s))
@@ -92,6 +94,11 @@ class Replica:
     def freeness(self) -> float:
         """Free KV blocks per request, as the engine itself counts them now."""
         return freeness(self.pool.spec.num_kv_blocks, self.scheduler.virtual_blocks, len(self.in_flight))
+
+    def freeness_with(self, request: Request) -> float:
+        """The same if a sequence of another replica went on here."""
+        virtual_blocks = self.scheduler.virtual_blocks + blocks_for(request.num_tokens)
+        return freeness(self.pool.spec.num_kv_blocks, virtual_blocks, len(self.in_flight) + 1)
 
     @property
     def pending(self) -> list[Request]:
@@ -189,6 +196,8 @@ class Replica:
         for request in reversed(list(self.scheduler.running)):
             if request.marked_for_eviction:
                 self.pool.gateway.evict(self, request)
+        if self.giving_to is not None and self.pool.spec.rebalance is not None:
+            give(self, self.pool.spec.rebalance)
         if self.state is State.DRAINING and self.pool.gateway.spec.drain == "migrate":
             self.pool.gateway.migrate_from(self)
 

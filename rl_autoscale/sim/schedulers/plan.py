@@ -62,7 +62,7 @@ def plan(w, r, now_s, others):
         w: the fleet.
         r: its replica.
         now_s: the time.
-        others: None where every pool has vLLM's scheduler; Numba then compiles no other.
+        others: None where every pool has vLLM's scheduler and none is rebalanced; Numba then compiles no other.
     """
     rep = w.rep[r]
     rep.leap_start_s = now_s
