@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from rl_autoscale.fleet.profile import load_profile
-from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, choose_prompts, plan_labels
+from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, Costs, choose_prompts, plan_labels
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 48)
 PERIODS_S = {1: (0.05,), 3: (0.05, 0.1, 0.2)}
@@ -37,6 +37,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     profile = load_profile("llama-3.1-8b_a100_tp1")
     table_s, slopes = profile.token_time_table_s(BUDGET), profile.attention_coefficients_s
+    costs = Costs(BUDGET, table_s, slopes, np.ones(1), 0, 0.0)
     print("| candidates | " + " | ".join(f"{n} TPOT{'s' * (n > 1)}: mean, p99 (us)" for n in PERIODS_S) + " |")
     print("| ---: |" + " ---: |" * len(PERIODS_S))
     for length in LENGTHS:
@@ -49,9 +50,7 @@ def main() -> None:
             for _ in range(rounds + 1):
                 prompts = drawn_queue(rng, length, num_tpots)
                 began_s = time.thread_time()
-                choose_prompts(
-                    prompts, length, 0.0, 64, 64_000, num_tpots, 400_000, BUDGET, periods_s, table_s, slopes, labels
-                )
+                choose_prompts(prompts, length, 0.0, 64, 64_000, num_tpots, 400_000, periods_s, costs, labels)
                 taken_us.append(1e6 * (time.thread_time() - began_s))
             taken_us = taken_us[1:]  # the first call compiles
             cells.append(f"{np.mean(taken_us):,.0f}, {np.quantile(taken_us, 0.99):,.0f}")

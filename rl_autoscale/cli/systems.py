@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def command(
     study: Annotated[
-        str, typer.Option(help="capacity: all systems; parts, bursts, replicas: slos-serve's. See docs/systems.md.")
+        str,
+        typer.Option(help="capacity: all systems; parts, drafts, bursts, replicas: slos-serve's. See docs/systems.md."),
     ] = "capacity",
     systems: Annotated[str | None, typer.Option(help="Comma-separated; default all. See docs/systems.md.")] = None,
     scenarios: Annotated[str | None, typer.Option(help="Comma-separated; default SLOs-Serve's six.")] = None,

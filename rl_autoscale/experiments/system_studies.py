@@ -23,6 +23,10 @@ from rl_autoscale.fleet.profile import LatencyProfile
 from rl_autoscale.workload.spec import TraceSource
 from rl_autoscale.workload.trace import Workload
 
+DRAFTS = {"draft_tokens": 4, "acceptance": 0.8, "draft_s": 0.004}
+"""The acceptance that SLOs-Serve's authors assume; 1 ms for each draft, as of a model of 125M parameters."""
+TIGHT_TPOT = 0.2
+"""Of 50 ms: 10 ms. Reading the weights of Llama-3.1-8B takes 6 on an H100 and 12 on an A100."""
 BURSTY_CV = 3.0
 """Gaps between arrivals: half of the requests come within a few percent of the time."""
 
@@ -70,11 +74,26 @@ _PARTS = (
     SYSTEMS["slos-serve"],
 )
 
+_SPECULATION = (
+    SYSTEMS["vllm"],
+    System("vllm, all drafts", "vllm", options={"speculation": DRAFTS}),
+    SYSTEMS["slos-serve"],
+    System("slos-serve, all drafts", "slos-serve", "long",
+           options={"speculation": DRAFTS, "slos_serve": {"adaptive_drafts": False}}),
+    System("slos-serve, adaptive drafts", "slos-serve", "long", options={"speculation": DRAFTS}),
+)  # fmt: skip
+
 STUDIES = {
     study.name: study
     for study in (
         CAPACITY,
         Study("parts", "What each part of SLOs-Serve is worth", {system.name: system for system in _PARTS}),
+        Study(
+            "drafts",
+            "Capacity with speculation",
+            {system.name: system for system in _SPECULATION},
+            (Load(), Load(tpot_scale=TIGHT_TPOT)),
+        ),
         Study("bursts", "Capacity under bursts", _MAIN, (Load(arrival_cv=BURSTY_CV),)),
         Study(
             "replicas",

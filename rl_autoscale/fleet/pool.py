@@ -83,6 +83,9 @@ class RebalanceSpec(Config):
 class SpeculationSpec(Config):
     """Speculative decoding: a drafter proposes tokens, and one iteration verifies all of them and keeps a prefix.
 
+    The scheduler slos-serve may ask for fewer (SlosServeSpec.adaptive_drafts); drafting then takes their share of the
+    time.
+
     Drafts are accepted independently of each other and of the request, up to the first that is not (Leviathan et al.,
     ICML 2023, section 3.1). Every decode sequence keeps the average of it, in whole tokens as they fill up.
     """
@@ -94,8 +97,16 @@ class SpeculationSpec(Config):
     @property
     def tokens_per_iteration(self) -> float:
         """Tokens that a decode sequence keeps on average, the verifier's own included; rounded to 1/32."""
-        kept = sum(self.acceptance**accepted for accepted in range(self.draft_tokens + 1))
-        return round(kept * SPECULATION_UNITS_PER_TOKEN) / SPECULATION_UNITS_PER_TOKEN
+        return self.kept_tokens[-1]
+
+    @property
+    def kept_tokens(self) -> tuple[float, ...]:
+        """The same by the number of drafts that an iteration verifies, from 0 to all."""
+        kept, each = [], 0.0
+        for accepted in range(self.draft_tokens + 1):
+            each += self.acceptance**accepted
+            kept.append(round(each * SPECULATION_UNITS_PER_TOKEN) / SPECULATION_UNITS_PER_TOKEN)
+        return tuple(kept)
 
 
 SPECULATION_UNITS_PER_TOKEN = 32
@@ -157,7 +168,7 @@ class PoolSpec(Config):
             raise ValueError("contiguous KV caches share no blocks; drop prefix_caching or kv_allocation: contiguous")
         if self.scheduler in ("fastserve", "slos-serve", "andes"):
             for option in ("prefix_caching", "speculation", "reserves_output"):
-                if getattr(self, option):
+                if getattr(self, option) and (self.scheduler, option) != ("slos-serve", "speculation"):
                     raise ValueError(f"scheduler {self.scheduler} does not go with {option}; drop one")
         staged = self.scheduler in STAGED_SCHEDULERS and not self.reserves_output
         if self.rebalance is not None and (self.role in ("prefill", "decode") or not staged):
@@ -227,6 +238,17 @@ class PoolSpec(Config):
     def tokens_per_iteration(self) -> float:
         """Tokens that a decode sequence gets from an iteration, on average."""
         return 1.0 if self.speculation is None else self.speculation.tokens_per_iteration
+
+    @property
+    def kept_tokens(self) -> tuple[float, ...]:
+        """The same by the number of drafts that the iteration verifies."""
+        return (1.0,) if self.speculation is None else self.speculation.kept_tokens
+
+    @property
+    def fewest_drafts(self) -> int:
+        """The fewest that an iteration verifies."""
+        adaptive = self.scheduler == "slos-serve" and self.slos_serve.adaptive_drafts
+        return 0 if adaptive else self.verified_tokens - 1
 
     @property
     def units_per_token(self) -> int:

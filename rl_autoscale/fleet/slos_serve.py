@@ -23,3 +23,8 @@ class SlosServeSpec(Config):
         description="replicas of the pool that are asked in turn before a request is served as best effort",
     )
     slack_batches: bool = Field(default=True, description="iterations last as long as the next token due allows")
+    adaptive_drafts: bool = Field(
+        default=True,
+        description="with speculation: each iteration verifies as many drafts, from none to draft_tokens, as have the "
+        "next prompt computed the soonest, or without prompts as bring the most tokens; false: always all",
+    )

@@ -1,25 +1,59 @@
 """Kernel: decode sequences that get several tokens per iteration, for pools with speculative decoding.
 
-Semantics: docs/simulator.md; reference twin in sim/reference/sequences.py. Every decode sequence of a pool gains the
-same ``step_units`` per iteration, in units of 1 / 2**token_shift token, and has the whole tokens of what it has gained
-since it joined. It needs a KV block when it reaches the first token of one, so *when* depends on its position modulo
-the units of a block: ``residue`` counts sequences by a column that stays the same while all of them advance, those that
-need a block in an iteration are in ``step_units`` neighbouring columns, and the next iteration's follow.
+Semantics: docs/simulator.md; reference twin in sim/reference/sequences.py. Every decode sequence of a replica gains the
+same ``step_units`` in an iteration, in units of 1 / 2**token_shift token, and has the whole tokens of what it has
+gained since it joined. It needs a KV block when it reaches the first token of one, so *when* depends on its position
+modulo the units of a block: ``residue`` counts sequences by a column that stays the same while all of them advance,
+those that need a block in an iteration are in ``step_units`` neighbouring columns, and the next iteration's follow.
 
-Without speculation a unit is a token, ``step_units`` is 1, and replica.py does the same with less arithmetic.
+Without speculation a unit is a token, ``step_units`` is 1, and replica.py does the same with less arithmetic. With it
+all drafts are verified, unless the scheduler chooses how many (schedulers/slos_serve.py).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from rl_autoscale.fleet.jit import njit
+from rl_autoscale.fleet.jit import hot, njit
+
+
+@hot
+def verify_all_drafts(w, r):
+    """The next iterations verify the pool's number of drafts of each decode sequence."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    rep.verified_tokens = pool.verified_tokens
+    rep.step_units = pool.step_units
+    rep.step_tokens = pool.step_tokens
+    rep.lost_tokens = pool.lost_tokens
+    rep.draft_s = pool.draft_s
 
 
 @njit
-def drafted_iterations(tokens, token_shift, step_units):
-    """Iterations in which a decode sequence gets so many tokens."""
-    return ((np.int64(tokens) << token_shift) + step_units - 1) // step_units
+def verify_drafts(w, r, drafts, kept_tokens, drafting_s):
+    """The next iterations verify so many, which takes so long to draft and keeps so many tokens on average."""
+    rep = w.rep[r]
+    rep.verified_tokens = 1 + drafts
+    rep.step_units = np.int64(kept_tokens / w.pool[rep.pool].unit_tokens)
+    rep.step_tokens = kept_tokens
+    rep.lost_tokens = 1 + drafts - kept_tokens
+    rep.draft_s = drafting_s
+
+
+@hot
+def next_finished(w, r):
+    """Place in the heap of the lowest sequence that has all its tokens; there is one.
+
+    With several tokens per iteration the first in the heap may be another that ends in the same one.
+    """
+    rep = w.rep[r]
+    heap = w.heap[r]
+    lowest = 0
+    if w.pool[rep.pool].token_shift > 0:
+        for place in range(1, rep.heap_size):
+            if heap[place] >> 32 <= rep.iteration and heap[place] & 0xFFFFFFFF < heap[lowest] & 0xFFFFFFFF:
+                lowest = place
+    return lowest
 
 
 @njit

@@ -16,6 +16,7 @@ from rl_autoscale.fleet.jit import cached_njit, hot, njit
 from rl_autoscale.sim.batch import batch_remove
 from rl_autoscale.sim.bridge import end_transfer, hold_prompt, start_transfers
 from rl_autoscale.sim.class_queue import purge_timeouts
+from rl_autoscale.sim.drafts import next_finished
 from rl_autoscale.sim.endings import first_token
 from rl_autoscale.sim.estimate import count_seen
 from rl_autoscale.sim.eviction import complete_evictions
@@ -80,9 +81,10 @@ def complete_decodes(w, r, now_s):
     """Let the sequences go whose last token came with this iteration."""
     rep = w.rep[r]
     heap = w.heap[r]
-    while rep.heap_size > 0 and heap[0] >> 32 == rep.iteration:
-        q = heap[0] & 0xFFFFFFFF
-        heap_remove(heap, rep.heap_size, 0)
+    while rep.heap_size > 0 and heap[0] >> 32 <= rep.iteration:
+        place = next_finished(w, r)
+        q = heap[place] & 0xFFFFFFFF
+        heap_remove(heap, rep.heap_size, place)
         rep.heap_size -= 1
         leave_decode(w, r, q)
         batch_remove(w, r, q)
@@ -276,6 +278,7 @@ def world_of(batch, e):
         batch.table[e],
         batch.sent_to[e],
         batch.periods_s,
+        batch.kept_tokens,
         batch.plan_prompt[e],
         batch.plan_count[e],
         batch.plan_time[e],

@@ -89,7 +89,7 @@ REQUEST = np.dtype(
         ("first_token_s", _f),
         ("last_token_s", _f),  # NaN before
         ("end_s", _f),  # last token, end of post-processing, refusal, drop or failure
-        ("finish_iteration", np.int64),  # replica's iteration counter after which it finishes; 0 while not decoding
+        ("finish_iteration", np.int64),  # replica's `iteration` with which it has all its tokens; 0 while not decoding
         ("prompt_tokens", _i),
         ("output_tokens", _i),
         ("generated_tokens", _i),  # exact when not decoding; a decoding sequence's follow from finish_iteration
@@ -133,7 +133,13 @@ REPLICA = np.dtype(
         ("clearing_s", _f),  # when the pending prompts should have their first tokens, see fleet/admission.py
         ("leap_iteration_s", _f),  # constant part of one iteration of the leap
         ("leap_iterations", np.int64),
-        ("iteration", np.int64),  # iterations completed since it became ready
+        ("iteration", np.int64),  # iterations completed since it became ready; with drafts, the units they brought
+        # What an iteration does with each decode sequence; the pool's, unless the scheduler chooses, see drafts.py:
+        ("verified_tokens", _i),  # that it computes: the next one and the drafts
+        ("step_units", np.int64),  # that it adds
+        ("step_tokens", _f),  # likewise, in tokens
+        ("lost_tokens", _f),  # verified_tokens - step_tokens
+        ("draft_s", _f),  # drafting, for all of them together
         ("chunk_tokens", np.int64),  # of the prompt chunks in the iteration in progress: their tokens,
         ("chunk_pairs", _f),  # (query, key) pairs,
         ("chunk_context", np.int64),  # and tokens computed before
@@ -244,6 +250,7 @@ POOL = np.dtype(
         ("slos_admission", _i),  # SlosServeSpec.admission
         ("tries", _i),  # SlosServeSpec.tries
         ("slack_batches", _i),  # 1 where an iteration lasts as long as the SLOs allow
+        ("fewest_drafts", _i),  # among which the scheduler chooses, up to all
         ("block_move_s", _f),  # a KV block from GPU to host, or back
         ("balance_s", _f),  # the next time it is rebalanced; inf where it is not
         ("balance_every_s", _f),
@@ -414,7 +421,7 @@ class World(NamedTuple):
     pool: Any  # (num_pools,) POOL
     cls: Any  # (num_classes,) CLASS
     fleet: Any  # (1,) FLEET
-    heap: Any  # (num_slots, max_num_seqs) int64: finish iteration << 32 | request, a binary heap per replica
+    heap: Any  # (num_slots, max_num_seqs) int64: finish_iteration << 32 | request, a binary heap per replica
     residue: Any  # (num_slots, units in a KV block) int32: decode sequences per replica.phase_column
     event_tree: Any  # (2 * event_tree_size,) float64: minimum of the next events, of replicas, then links and workers
     route_tree: Any  # (num_pools, 2 * tree_size) int64: minimum of the routing keys
@@ -448,6 +455,7 @@ class World(NamedTuple):
     sent_to: Any  # (num_hashes,) int64: generation << 32 | slot to which a hash was last sent, NONE before
     # slos-serve's dynamic programme, see schedulers/slos_plan.py; one element each where no pool has it.
     periods_s: Any  # (num_tiers,) float64: TPOT SLOs in ascending order, then inf
+    kept_tokens: Any  # (num_pools, most drafts + 1) float64: tokens that a decode sequence gets, by its drafts
     plan_prompt: Any  # (most that wait + 1,) PLAN_PROMPT
     plan_count: Any  # these four as in PlanLabels
     plan_time: Any

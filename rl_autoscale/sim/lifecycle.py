@@ -228,8 +228,7 @@ def crash(w, r, now_s):
     pool = w.pool[p]
     book_until(w, r, now_s)
     if pool.token_shift > 0:
-        first_unit = rep.iteration * pool.step_units
-        pool.generation_units -= fraction_units(w.residue[r], first_unit, pool.phase_mask, pool.token_shift)
+        pool.generation_units -= fraction_units(w.residue[r], rep.iteration, pool.phase_mask, pool.token_shift)
     accrue(w, p, now_s)
     if rep.state == READY:
         pool.ready -= 1

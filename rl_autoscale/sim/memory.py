@@ -33,6 +33,7 @@ from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.records import (
     class_records,
     fleet_record,
+    kept_tokens,
     most_candidates,
     pool_records,
     token_times,
@@ -137,6 +138,7 @@ def _plan_arrays(spec: FleetSpec, fleets: int) -> dict[str, Any]:
     labels = plan_labels(len(spec.tpot_tiers_s) if planned else 0)
     return {
         "periods_s": np.array(spec.tpot_tiers_s),
+        "kept_tokens": kept_tokens(spec),
         "plan_prompt": np.zeros((fleets, max(planned, default=0) + 1), dtype=PLAN_PROMPT),
         "plan_count": np.stack([labels.used] * fleets),
         "plan_time": np.stack([labels.time_s] * fleets),

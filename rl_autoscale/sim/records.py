@@ -29,6 +29,14 @@ def token_times(spec: FleetSpec) -> FloatArray:
     return np.stack([pool.hardware.token_time_table_s(widest) for pool in spec.pools])
 
 
+def kept_tokens(spec: FleetSpec) -> FloatArray:
+    """Tokens that a decode sequence gets from an iteration by its drafts, shape (num_pools, most drafts + 1)."""
+    table = np.ones((len(spec.pools), max(pool.verified_tokens for pool in spec.pools)))
+    for row, pool in zip(table, spec.pools, strict=True):
+        row[: pool.verified_tokens] = pool.kept_tokens
+    return table
+
+
 def units_per_block(pool: PoolSpec) -> int:
     """Fractions of tokens (SpeculationSpec) that fill a KV block."""
     return BLOCK_SIZE_TOKENS * pool.units_per_token
@@ -74,6 +82,7 @@ def pool_records(spec: FleetSpec, bases: IntArray, slots: list[int], tree_size: 
         record["slos_admission"] = ADMISSION_CODES[pool.slos_serve.admission]
         record["tries"] = pool.slos_serve.tries
         record["slack_batches"] = pool.slos_serve.slack_batches
+        record["fewest_drafts"] = pool.fewest_drafts
         record["block_move_s"] = pool.block_move_s
         record["balance_s"] = record["balance_every_s"] = rebalance_every_s(pool)
         if (rebalance := pool.rebalance) is not None:

@@ -6,6 +6,7 @@ Reference twin in sim/reference.
 - With prefix caching a prompt begins where its longest cached prefix ends; kv_cache.py then keeps every block.
 - With speculative decoding a decode sequence computes its drafts too, and the whole batch advances by the tokens that
   an iteration keeps on average, in units of 1 / 2**token_shift token (SpeculationSpec). It has the whole ones of them.
+  How many drafts is the replica's to choose for each iteration, so a batch's progress counts units: ``iteration``.
 - Prompt chunks take their blocks when scheduled. So do decode sequences, but the books follow when the iteration
   completes: ``kv_used`` plus the current residue count is what vLLM has allocated.
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.batch import batch_remove
-from rl_autoscale.sim.drafts import drafted_blocks, drafted_iterations, drafted_until_full
+from rl_autoscale.sim.drafts import drafted_blocks, drafted_until_full, verify_all_drafts
 from rl_autoscale.sim.gaps import count_gaps, join_gaps, leave_gaps
 from rl_autoscale.sim.kv_cache import blocks_of, free_blocks, take_anonymous
 from rl_autoscale.sim.layout import BLOCK, NONE, OFF
@@ -38,23 +39,14 @@ def schedule_event(w, r):
 
 
 @hot
-def decode_iterations(w, r, tokens):
-    """Iterations in which a decode sequence gets so many tokens."""
-    pool = w.pool[w.rep[r].pool]
-    if pool.token_shift > 0:
-        return drafted_iterations(tokens, pool.token_shift, pool.step_units)
-    return np.int64(tokens)
-
-
-@hot
 def phase_column(w, r, units):
     """Column of ``residue`` of a decode sequence with so many units of KV tokens: it stays the same as both advance.
 
-    The i-th iteration adds a block to those in the ``step_units`` columns from ``i * step_units`` on; see drafts.py.
+    An iteration adds a block to those in the ``step_units`` columns from ``iteration`` on; see drafts.py.
     """
     rep = w.rep[r]
     pool = w.pool[rep.pool]
-    return (rep.iteration * pool.step_units + (1 << pool.token_shift) - 1 - units) & pool.phase_mask
+    return (rep.iteration + (1 << pool.token_shift) - 1 - units) & pool.phase_mask
 
 
 @hot
@@ -62,8 +54,11 @@ def join_decode(w, r, q):
     """A sequence whose prefill is complete starts to decode; it has at least one token to go."""
     rep = w.rep[r]
     request = w.req[q]
-    units = np.int64(request.computed_tokens) << w.pool[rep.pool].token_shift
-    finish = rep.iteration + decode_iterations(w, r, request.output_tokens - request.generated_tokens)
+    pool = w.pool[rep.pool]
+    if pool.token_shift > 0 and rep.num_decode == 0:  # nobody counts from it: keep it small
+        rep.iteration &= pool.phase_mask
+    units = np.int64(request.computed_tokens) << pool.token_shift
+    finish = rep.iteration + (np.int64(request.output_tokens - request.generated_tokens) << pool.token_shift)
     request.finish_iteration = finish
     heap_push(w.heap[r], rep.heap_size, (finish << 32) | q)
     rep.heap_size += 1
@@ -78,9 +73,9 @@ def join_decode(w, r, q):
 def gained_units(w, r, q):
     """What a decode sequence has gained since it joined, in units."""
     request = w.req[q]
-    left = request.output_tokens - request.generated_tokens
-    done = decode_iterations(w, r, left) - (request.finish_iteration - w.rep[r].iteration)
-    return done * w.pool[w.rep[r].pool].step_units
+    rep = w.rep[r]
+    left = np.int64(request.output_tokens - request.generated_tokens)
+    return (left << w.pool[rep.pool].token_shift) - (request.finish_iteration - rep.iteration)
 
 
 @hot
@@ -162,9 +157,8 @@ def leap_blocks(w, r, iterations):
     rep = w.rep[r]
     pool = w.pool[rep.pool]
     if pool.token_shift > 0:
-        first_unit = rep.iteration * pool.step_units
-        units = iterations * pool.step_units
-        return drafted_blocks(w.residue[r], first_unit, units, pool.phase_mask, pool.token_shift, rep.num_decode)
+        units = iterations * rep.step_units
+        return drafted_blocks(w.residue[r], rep.iteration, units, pool.phase_mask, pool.token_shift, rep.num_decode)
     need = (iterations // BLOCK) * rep.num_decode
     for j in range(iterations % BLOCK):
         need += w.residue[r, (rep.iteration + j) & (BLOCK - 1)]
@@ -189,10 +183,10 @@ def iterations_until_full(w, r, free_blocks, limit):
     pool = w.pool[rep.pool]
     num_decode = rep.num_decode
     if pool.token_shift > 0:
-        first_unit = rep.iteration * pool.step_units
         return drafted_until_full(
-            w.residue[r], first_unit, pool.step_units, pool.phase_mask, pool.token_shift, num_decode, free_blocks, limit
-        )
+            w.residue[r], rep.iteration, rep.step_units, pool.phase_mask, pool.token_shift, num_decode, free_blocks,
+            limit,
+        )  # fmt: skip
     if (limit // BLOCK + 1) * num_decode <= free_blocks:
         return limit
     cycles = free_blocks // num_decode
@@ -210,14 +204,11 @@ def iterations_until_full(w, r, free_blocks, limit):
 def constant_s(w, r):
     """Seconds of an iteration but for attention to what is in the KV cache, at the profile's speed."""
     rep = w.rep[r]
-    pool = w.pool[rep.pool]
     coefficients = w.coefficients[rep.pool]
     num_decode = 0 if rep.stalled else rep.num_decode
-    fixed_s = (
-        w.token_time[rep.pool, num_decode * pool.verified_tokens + rep.chunk_tokens] + coefficients[1] * num_decode
-    )
+    fixed_s = w.token_time[rep.pool, num_decode * rep.verified_tokens + rep.chunk_tokens] + coefficients[1] * num_decode
     if num_decode > 0:  # drafting, and reading drafts that are not kept
-        fixed_s += pool.draft_s + coefficients[0] * (num_decode * pool.lost_tokens)
+        fixed_s += rep.draft_s + coefficients[0] * (num_decode * rep.lost_tokens)
     return fixed_s
 
 
@@ -229,7 +220,7 @@ def leap_duration_s(w, r, iterations):
     slope = w.coefficients[rep.pool, 0] * w.fleet[0].speed
     k = float(iterations)
     context = rep.decode_units * pool.unit_tokens
-    return k * rep.leap_iteration_s + slope * (k * context + rep.num_decode * pool.step_tokens * (k * (k + 1.0) / 2.0))
+    return k * rep.leap_iteration_s + slope * (k * context + rep.num_decode * rep.step_tokens * (k * (k + 1.0) / 2.0))
 
 
 @hot
@@ -238,7 +229,7 @@ def iterations_begun(w, r, elapsed_s):
     rep = w.rep[r]
     slope = w.coefficients[rep.pool, 0] * w.fleet[0].speed
     pool = w.pool[rep.pool]
-    a = 0.5 * slope * rep.num_decode * pool.step_tokens
+    a = 0.5 * slope * rep.num_decode * rep.step_tokens
     b = rep.leap_iteration_s + slope * (rep.decode_units * pool.unit_tokens) + a
     k = int(2.0 * elapsed_s / (b + math.sqrt(b * b + 4.0 * a * elapsed_s)))
     k = max(k, 1)
@@ -294,7 +285,7 @@ def commit_decode(w, r, iterations, duration_s):
         return
     if num_decode > 0:
         if w.fleet[0].counts_gaps:
-            growth_s = w.coefficients[rep.pool, 0] * w.fleet[0].speed * num_decode * pool.step_tokens
+            growth_s = w.coefficients[rep.pool, 0] * w.fleet[0].speed * num_decode * rep.step_tokens
             first_s = duration_s if iterations == 1 else leap_duration_s(w, r, 1)
             count_gaps(w, r, iterations, first_s, growth_s, duration_s)
         blocks = leap_blocks(w, r, iterations)
@@ -302,12 +293,12 @@ def commit_decode(w, r, iterations, duration_s):
         if pool.prefix_caching:
             take_anonymous(w, r, blocks - rep.reserved)
             rep.reserved = 0
-        units = num_decode * iterations * pool.step_units
+        units = num_decode * iterations * rep.step_units
         rep.decode_units += units
         pool.itl_sum_s += duration_s * num_decode
         pool.itl_count += num_decode * iterations
         pool.generation_units += units
-    rep.iteration += iterations
+    rep.iteration += iterations * rep.step_units
 
 
 @njit
@@ -366,6 +357,7 @@ def clear_replica(w, r):
     rep.leap_iteration_s = 0.0
     rep.leap_iterations = 0
     rep.iteration = 0
+    verify_all_drafts(w, r)
     rep.kv_used = 0
     rep.kv_reserved = 0
     rep.decode_units = 0

@@ -35,8 +35,7 @@ def snapshot_pool(w, p, now_s, per_s, age_s):
             waiting += rep.num_waiting
             pending += rep.pending_tokens
             if pool.token_shift > 0:
-                first_unit = rep.iteration * pool.step_units
-                fractions += fraction_units(w.residue[r], first_unit, pool.phase_mask, pool.token_shift)
+                fractions += fraction_units(w.residue[r], rep.iteration, pool.phase_mask, pool.token_shift)
             if rep.state == READY:
                 kv_used += rep.kv_reserved if pool.contiguous else rep.kv_used + iteration_blocks(w, r)
     pool.generation_tokens = (pool.generation_units - fractions) >> pool.token_shift

@@ -95,7 +95,7 @@ COMINGS_AND_GOINGS: list[dict[str, Any]] = [
 
 SPECULATIONS: list[dict[str, Any]] = [
     {"draft_tokens": 1, "acceptance": 0.5},
-    {"draft_tokens": 3, "acceptance": 0.7, "draft_s": 2.0**-8},
+    {"draft_tokens": 3, "acceptance": 0.7, "draft_s": 3 * 2.0**-10},  # of which one takes a third
     {"draft_tokens": 5, "acceptance": 0.97},
     {"draft_tokens": 4, "acceptance": 0.0, "draft_s": 2.0**-10},
     {"draft_tokens": 15, "acceptance": 1.0},
@@ -115,6 +115,7 @@ SLOS_SERVE_OPTIONS = st.fixed_dictionaries(
         "admission": st.sampled_from(["dp", "dp", *ADMISSION_CODES]),
         "tries": st.integers(1, 3),
         "slack_batches": st.sampled_from([True, True, False]),
+        "adaptive_drafts": st.sampled_from([True, True, True, False]),
     }
 )
 
@@ -354,7 +355,8 @@ def _cases(
             pool |= {"prefix_caching": False, "kv_blocks": min(pool["kv_blocks"], 16)}
             pool["max_num_seqs"] = max(pool["max_num_seqs"], 4)
         if pool["scheduler"] in ("fastserve", "slos-serve", "andes"):
-            pool |= {"kv_allocation": "paged", "prefix_caching": False, "speculation": None}
+            pool |= {"kv_allocation": "paged", "prefix_caching": False}
+            pool["speculation"] = pool["speculation"] if pool["scheduler"] == "slos-serve" else None
         pool["prefix_caching"] &= pool["kv_allocation"] == "paged"
         if balanced:  # several replicas with several sequences each
             pool |= {"rebalance": draw(st.sampled_from(REBALANCES)), "kv_blocks": draw(st.sampled_from([16, 24, 40]))}

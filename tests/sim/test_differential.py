@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,6 +17,9 @@ from rl_autoscale.fleet.state import FleetState, ScalingDecision
 from rl_autoscale.sim.fleet import SimFleet
 from rl_autoscale.sim.layout import DECODE, PREFILL, SCHEDULER_CODES, VLLM_PRIORITY, Outcome
 from rl_autoscale.sim.reference import ReferenceFleet
+from rl_autoscale.sim.reference.request import Request
+from rl_autoscale.sim.reference.schedulers import slos_serve
+from rl_autoscale.sim.reference.sequences import Sequences
 from rl_autoscale.workload.trace import Workload
 
 TIMES = (
@@ -93,6 +97,7 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
     finished = pools["residence_count"]
     speculates = (requests["replica"] >= 0) & (pools["token_shift"][which] > 0)
     codes = SCHEDULER_CODES
+    planned = pools["scheduler"][which] == codes["slos-serve"]
     seen = Counter(
         {
             "preempted": int(requests["num_preemptions"].sum()),
@@ -132,6 +137,9 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "lost with its prefill replica": int(((outcome == Outcome.FAILED) & (roles == PREFILL)).sum()),
             "lost with its decode replica": int(((outcome == Outcome.FAILED) & (roles == DECODE)).sum()),
             "preempted by others than vLLM": int((pools["preemptions"] * (pools["scheduler"] > VLLM_PRIORITY)).sum()),
+            "drafts under slos-serve": int((requests["output_tokens"] > 1)[speculates & planned].sum()),
+            "preempted between drafts under slos-serve": int(requests["num_preemptions"][speculates & planned].sum()),
+            "crashed between drafts under slos-serve": int((outcome == Outcome.FAILED)[speculates & planned].sum()),
             "forwarded": int(pools["forwarded"].sum()),
             "swapped": int(pools["moved_blocks"].sum()),
             "swapped by andes": int((pools["moved_blocks"] * (pools["scheduler"] == codes["andes"])).sum()),
@@ -201,6 +209,30 @@ def balanced_cases_seen(engine: SimFleet, case: Any) -> Counter[str]:
     )
 
 
+@pytest.fixture
+def chosen_drafts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many drafts the reference of slos-serve has chosen, and when it chose others than before."""
+    names = ("no drafts", "some drafts", "all drafts", "others for a prompt", "others for the same batch alone")
+    seen = Counter(dict.fromkeys(names, 0))
+    last_batch: weakref.WeakKeyDictionary[Sequences, list[Request]] = weakref.WeakKeyDictionary()
+    choose = slos_serve._choose_drafts
+
+    def choose_and_count(engine: Sequences, limit_s: float) -> int:
+        drafts = choose(engine, limit_s)
+        seen["no drafts"] += drafts == 0
+        seen["some drafts"] += 0 < drafts < engine.pool.verified_tokens - 1
+        seen["all drafts"] += drafts == engine.pool.verified_tokens - 1
+        others = drafts != engine.num_drafts
+        seen["others for a prompt"] += others and not all(request.decoding for request in engine.running)
+        alone = not engine.waiting and last_batch.get(engine) == engine.running
+        seen["others for the same batch alone"] += others and alone
+        last_batch[engine] = list(engine.running) if not engine.waiting else []
+        return drafts
+
+    monkeypatch.setattr(slos_serve, "_choose_drafts", choose_and_count)
+    return seen
+
+
 NOW, NIGHTLY = {"derandomize": True}, {"derandomize": False}
 """By day the same fleets every time, so that none of the rare cases is missed by chance; new ones every night."""
 
@@ -227,10 +259,12 @@ def test_engine_equals_reference(
     staged_cases: st.SearchStrategy[Any],
     slos_cases: st.SearchStrategy[Any],
     andes_cases: st.SearchStrategy[Any],
+    chosen_drafts: Counter[str],
 ) -> None:
     seen = compare_many(fleet_cases, 200, NOW)
     for strategy, number in ((staged_cases, 200), (slos_cases, 50), (andes_cases, 50)):
         seen.update(compare_many(strategy, number, NOW))
+    seen.update(chosen_drafts)
     assert all(seen[name] > 0 for name in seen), seen
 
 
@@ -241,10 +275,12 @@ def test_engine_equals_reference_nightly(
     staged_cases: st.SearchStrategy[Any],
     slos_cases: st.SearchStrategy[Any],
     andes_cases: st.SearchStrategy[Any],
+    chosen_drafts: Counter[str],
 ) -> None:
     seen = compare_many(fleet_cases, 2000, NIGHTLY)
     for strategy, number in ((staged_cases, 1000), (slos_cases, 500), (andes_cases, 500)):
         seen.update(compare_many(strategy, number, NIGHTLY))
+    seen.update(chosen_drafts)
     assert all(seen[name] > 10 for name in seen), seen
 
 

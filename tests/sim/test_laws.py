@@ -57,7 +57,7 @@ def run(case: Any, *, drain_limit_s: float = 12.0) -> SimFleet:
 def world_bytes(batch: FleetBatch, e: int = 0) -> dict[str, bytes]:
     """All memory of one fleet; request rows only as far as requests have arrived."""
     world = batch._world
-    shared = ("class_pools", "class_order", "gap_edges", "periods_s")
+    shared = ("class_pools", "class_order", "gap_edges", "periods_s", "kept_tokens")
     parts = {name: array if name in shared else array[e] for name, array in world._asdict().items()}
     num_requests = int(world.fleet["num_requests"][e, 0])
     parts["req"], parts["trace"] = batch.requests(e), parts["trace"][:num_requests]
@@ -144,8 +144,8 @@ def test_kv_blocks_never_exceed_capacity(all_cases: st.SearchStrategy[Any]) -> N
             pools = fleet.batch.pools()[replicas["pool"]]
             current = np.array(
                 [
-                    residue[r, (replicas["iteration"][r] * step + np.arange(step)) & pools["phase_mask"][r]].sum()
-                    for r, step in enumerate(pools["step_units"])
+                    residue[r, (replicas["iteration"][r] + np.arange(step)) & pools["phase_mask"][r]].sum()
+                    for r, step in enumerate(replicas["step_units"])
                 ]
             )
             capacity = pools["kv_blocks"]

@@ -10,12 +10,25 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, choose_prompts, paces, plan_labels, prompt_end_s
+from rl_autoscale.sim.schedulers.slos_plan import (
+    PLAN_PROMPT,
+    Costs,
+    choose_prompts,
+    decode_s,
+    most_output,
+    most_room,
+    paces,
+    plan_labels,
+    prompt_end_s,
+    prompt_s,
+)
 
 BUDGET = 600
 TABLE_S = np.maximum(0.01, 1e-4 * np.arange(BUDGET + 1))
 """Seconds by tokens: weights are read in the time of 100."""
 SLOPES = np.array([1e-6, 1e-5, 1e-8, 0.0, 1e-4, 1e-6, 1e-5])
+PLAIN = Costs(BUDGET, TABLE_S, SLOPES, np.ones(1), 0, 0.0)
+DRAFTS = PLAIN._replace(kept_tokens=np.array([1.0, 1.75, 2.25, 2.5]), draft_s=0.003)
 PERIODS_S = (0.02, 0.05, math.inf)
 
 
@@ -39,6 +52,7 @@ class Queue:
     context: int
     tier: int
     most_context: int
+    costs: Costs = PLAIN
 
     @property
     def candidates(self) -> list[Prompt]:
@@ -51,8 +65,8 @@ class Queue:
             row["tier"], row["kept"], row["deadline_s"] = prompt.tier, prompt.kept, prompt.deadline_s
             row["left_tokens"], row["done_tokens"] = prompt.left, prompt.done
         accepted = choose_prompts(
-            rows, len(rows), 0.0, self.num_decode, self.context, self.tier, self.most_context, BUDGET,
-            np.array(PERIODS_S), TABLE_S, SLOPES, plan_labels(len(PERIODS_S)),
+            rows, len(rows), 0.0, self.num_decode, self.context, self.tier, self.most_context, np.array(PERIODS_S),
+            self.costs, plan_labels(len(PERIODS_S)),
         )  # fmt: skip
         return [prompt for k, prompt in enumerate(self.candidates) if accepted >> k & 1]
 
@@ -62,12 +76,11 @@ class Queue:
         ends = []
         for prompt in self.prompts:
             if prompt.kept or any(prompt is one for one in accepted):
-                time_s = prompt_end_s(
-                    time_s, prompt.left, prompt.done, PERIODS_S[tier], number, context, BUDGET, TABLE_S, SLOPES
-                )
+                period_s = PERIODS_S[tier]
+                time_s = prompt_end_s(time_s, prompt.left, prompt.done, period_s, number, context, self.costs)
                 ends.append((prompt, time_s))
                 number, context, tier = number + 1, context + prompt.left + prompt.done, min(tier, prompt.tier)
-        return ends, paces(number, context, PERIODS_S[tier], BUDGET, TABLE_S, SLOPES) and context <= self.most_context
+        return ends, paces(number, context, PERIODS_S[tier], self.costs) and context <= self.most_context
 
     def keeps_promises(self, accepted: list[Prompt]) -> bool:
         """Whether nobody accepted is late, nor anybody who was promised and would be in time without them."""
@@ -107,6 +120,7 @@ queues = st.builds(
     context=st.integers(0, 5000),
     tier=st.integers(0, 2),
     most_context=st.sampled_from([4000, 8000, 100_000]),
+    costs=st.sampled_from([PLAIN, DRAFTS]),
 )
 
 
@@ -143,3 +157,47 @@ def test_a_broken_promise_binds_nobody() -> None:
     """The kept prompt is late whatever is decided: it delays the candidate, and does not forbid it."""
     late, candidate = Prompt(1000, 0.001, 1, kept=True), Prompt(100, 0.5, 1)
     assert Queue((late, candidate), 0, 0, 2, 100_000).chosen() == [candidate]
+
+
+def test_drafts_pay_while_they_fit_beside_the_weights() -> None:
+    """Weights are read in the time of 100 tokens: 10 sequences verify 4 each for nothing, 110 sequences none."""
+    free = DRAFTS._replace(draft_s=0.0)
+    assert [most_output(number, 0, free) for number in (1, 10, 25, 110)] == [3, 3, 3, 0]
+    assert most_output(10, 0, DRAFTS._replace(draft_s=1.0)) == 0
+    assert most_output(110, 0, free._replace(fewest_drafts=3)) == 3
+
+
+@given(st.integers(1, 120), st.integers(0, 200_000), st.integers(0, 200_000))
+def test_more_context_never_calls_for_fewer_drafts(num_decode: int, context: int, more: int) -> None:
+    """What a leap of a decode batch relies on; and the choice is the best."""
+    drafts = most_output(num_decode, context, DRAFTS)
+    assert most_output(num_decode, context + more, DRAFTS) >= drafts
+    rates = [kept / decode_s(k, num_decode, context, DRAFTS) for k, kept in enumerate(DRAFTS.kept_tokens)]
+    assert rates[drafts] == max(rates)
+
+
+def test_a_pace_tighter_than_an_iteration_needs_drafts() -> None:
+    """Weights are read in 10 ms. A token every 8 ms leaves no room without drafts, and some with two of them."""
+    assert most_room(0.008, 10, 0, PLAIN)[1] == 0
+    assert prompt_s(500, 0.008, 0.008, 10, 0, PLAIN)[2] == math.inf
+    assert not paces(10, 0, 0.008, PLAIN)
+    assert most_room(0.008, 10, 0, DRAFTS)[1] > 0
+    drafts, chunk, time_s = prompt_s(500, 0.008, 0.008, 10, 0, DRAFTS)
+    assert drafts > 0
+    assert chunk > 0
+    assert time_s < 1.0
+    assert paces(10, 0, 0.008, DRAFTS)
+
+
+def test_drafts_are_not_for_prompts_that_fit_one_iteration() -> None:
+    """A token every 20 ms for 50 sequences leaves 150 tokens: more than the short prompt, less than the long one."""
+    assert [prompt_s(left, 0.02, 0.02, 50, 0, DRAFTS)[0] for left in (100, 140)] == [0, 0]
+    times_s = [prompt_s(2000, 0.02, 0.02, 50, 0, DRAFTS._replace(fewest_drafts=k))[2] for k in range(4)]
+    _, _, best_s = prompt_s(2000, 0.02, 0.02, 50, 0, DRAFTS)
+    assert best_s == min(times_s)
+
+
+def test_slack_is_used_before_drafts() -> None:
+    """Where the first iteration may last as long as the prompt takes, drafts would only make it longer."""
+    assert prompt_s(400, 0.02, 0.008, 10, 0, DRAFTS)[0] > 0
+    assert prompt_s(400, 0.2, 0.008, 10, 0, DRAFTS)[0] == 0

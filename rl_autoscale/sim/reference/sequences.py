@@ -4,8 +4,8 @@ Reference: vllm 0.33.0, v1/core/sched/scheduler.py (`_preempt_request`, `update_
 v1/core/kv_cache_manager.py (`allocate_slots`), without pipeline parallelism.
 
 Speculative decoding: a decode sequence computes its next token and the drafts, and the budget of the iteration counts
-all of them. What is accepted is not drawn but the average: every sequence earns ``tokens_per_iteration``, has the whole
-ones and carries the fraction over. Drafts that are not accepted take no KV blocks here.
+all of them. What is accepted is not drawn but the average: every sequence earns ``kept_tokens``, has the whole ones and
+carries the fraction over. Drafts that are not accepted take no KV blocks here.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Sequences:
         self.planned_s = 0.0  # when the scheduler was last asked
         self.next_look_s = 0.0  # fastserve: when it looks for starved requests again
         self.moved_blocks = 0  # between GPU and host, before the next iteration
+        self.num_drafts = pool.verified_tokens - 1  # of each decode sequence in an iteration; slos-serve chooses
         self.num_iterations = 0  # in which the decode sequences, if there were any, did not stand still
         self.next_look = 0  # andes: the number of iterations after which it chooses again
         self.now_s = 0.0  # when an iteration ended, or the scheduler was asked
@@ -127,10 +128,16 @@ class Sequences:
             tuple(request for request in scheduled if request.decoding),
             tuple((request, tokens) for request, tokens in scheduled.items() if not request.decoding),
             num_preempted,
-            self.pool.verified_tokens - 1,
-            self.pool.tokens_per_iteration,
-            self.pool.draft_s,
+            self.num_drafts,
+            self.pool.kept_tokens[self.num_drafts],
+            self.draft_s,
         )
+
+    @property
+    def draft_s(self) -> float:
+        """Time to draft the next iteration's tokens, one after the other."""
+        most = self.pool.verified_tokens - 1
+        return self.pool.draft_s * self.num_drafts / most if self.num_drafts > 0 else 0.0
 
     def tokens_to_compute(self, request: Request) -> int:
         """A decode sequence's next token and its drafts, or what is left of a prompt."""
@@ -138,7 +145,7 @@ class Sequences:
 
     def computed_after(self, request: Request, tokens: int) -> int:
         """Tokens that a request has in the KV cache after an iteration that computes so many."""
-        kept = request.tokens_after(self.pool.tokens_per_iteration) if request.decoding else tokens
+        kept = request.tokens_after(self.pool.kept_tokens[self.num_drafts]) if request.decoding else tokens
         return request.computed_tokens + kept
 
     def complete(self, iteration: Iteration) -> list[Request]:

@@ -23,14 +23,14 @@ def mixed_duration_s(w, r):
     pool = w.pool[rep.pool]
     coefficients = w.coefficients[rep.pool]
     num_decode = 0 if rep.stalled else rep.num_decode
-    context_tokens = 0.0 if rep.stalled else rep.decode_units * pool.unit_tokens + num_decode * pool.step_tokens
+    context_tokens = 0.0 if rep.stalled else rep.decode_units * pool.unit_tokens + num_decode * rep.step_tokens
     return w.fleet[0].speed * (
         constant_s(w, r)
         + coefficients[0] * context_tokens
         + coefficients[2] * rep.chunk_pairs
         + coefficients[3] * rep.chunk_context
         + coefficients[4] * rep.num_prefill
-        + coefficients[5] * (context_tokens + num_decode * pool.lost_tokens)
+        + coefficients[5] * (context_tokens + num_decode * rep.lost_tokens)
         + coefficients[6] * num_decode
     )
 

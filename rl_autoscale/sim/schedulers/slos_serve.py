@@ -7,6 +7,9 @@ Reference: Chen et al., arXiv 2504.08784, and gulang2019/SLOServe; twin: sim/ref
   order of arrival, with what is left.
 - An iteration may last until the first next token of a standard sequence is due (its mean TPOT so far banks slack);
   within that time prompts get as many tokens as they can. A best-effort prompt enters only whole.
+- With `speculation` each iteration verifies as many drafts as have the prompt at hand computed the soonest at the pace
+  of the tightest TPOT; without prompts, as bring the most tokens per second. All sequences have the same number (more
+  in slos_plan.py).
 - Best-effort sequences are evicted, the newest first, when a standard one needs their KV blocks; they recompute. A
   standard request that misses a deadline becomes best effort.
 
@@ -18,12 +21,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.batch import precedes, waiting_insert, waiting_remove
+from rl_autoscale.sim.drafts import verify_drafts
 from rl_autoscale.sim.kv_cache import blocks_of
 from rl_autoscale.sim.layout import ADMIT_ALL, ADMIT_DP, ADMIT_FIRM, ADMIT_GREEDY, BLOCK, NONE, READY
 from rl_autoscale.sim.replica import iteration_blocks
-from rl_autoscale.sim.schedulers.slos_plan import MOST_CANDIDATES, PlanLabels, choose_prompts, largest_chunk
+from rl_autoscale.sim.schedulers.slos_plan import (
+    MOST_CANDIDATES,
+    Costs,
+    PlanLabels,
+    choose_prompts,
+    drafting_s,
+    largest_chunk,
+    most_output,
+    most_room,
+    prompt_s,
+)
 from rl_autoscale.sim.schedulers.steps import admit_head, continue_prompt, decode_leap, preempt, prompt_goes_on
 
 UNDECIDED, STANDARD, BEST_EFFORT = -1, 0, 1
@@ -31,11 +47,37 @@ UNDECIDED, STANDARD, BEST_EFFORT = -1, 0, 1
 
 
 @hot
-def next_token_due_s(w, r, q):
-    """When a decode sequence's next token is due for its mean TPOT to hold."""
+def tokens_so_far(w, r, q):
+    """Output tokens of a decode sequence, and what drafts have earned of the next one."""
+    left = w.req[q].finish_iteration - w.rep[r].iteration
+    return w.req[q].output_tokens - left * w.pool[w.rep[r].pool].unit_tokens
+
+
+@hot
+def token_due_s(w, q, tokens):
+    """When the token after so many is due for the mean TPOT to hold."""
     request = w.req[q]
-    left = request.finish_iteration - w.rep[r].iteration
-    return request.first_token_s + w.cls[request.class_index].tpot_slo_s * (request.output_tokens - left)
+    return request.first_token_s + w.cls[request.class_index].tpot_slo_s * tokens
+
+
+@hot
+def decode_context(w, r, iterations):
+    """KV tokens of the decode sequences after so many more iterations, what drafts have earned of others included."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    units = rep.decode_units + rep.num_decode * iterations * rep.step_units
+    return (units + (1 << pool.token_shift) - 1) >> pool.token_shift
+
+
+@hot
+def costs_of(w, r):
+    """What the replica's iterations take and bring, by its profile."""
+    p = w.rep[r].pool
+    pool = w.pool[p]
+    return Costs(
+        np.int64(pool.token_budget), w.token_time[p], w.coefficients[p], w.kept_tokens[p, : pool.verified_tokens],
+        np.int64(pool.fewest_drafts), pool.draft_s,
+    )  # fmt: skip
 
 
 @hot
@@ -68,7 +110,8 @@ def give_up_late(w, r, now_s):
     rep = w.rep[r]
     q = rep.batch_head
     while q >= 0:
-        if w.req[q].rank == STANDARD and w.req[q].finish_iteration > 0 and next_token_due_s(w, r, q) < now_s:
+        standard = w.req[q].rank == STANDARD and w.req[q].finish_iteration > 0
+        if standard and token_due_s(w, q, tokens_so_far(w, r, q)) < now_s:
             give_up(w, q)
         q = w.req[q].next
     q = rep.wait_head
@@ -92,10 +135,9 @@ def tokens_left(w, q):
 def can_promise(w, r, new, now_s):
     """Whether a request meets its deadline, and makes no standard one late that would meet its own."""
     rep = w.rep[r]
-    p = rep.pool
     period_s = w.cls[w.req[new].class_index].tpot_slo_s
     num_decode = rep.num_decode + 1
-    context = rep.decode_units + tokens_left(w, new)
+    context = decode_context(w, r, 0) + tokens_left(w, new)
     q = rep.batch_head
     while q >= 0:
         if w.req[q].rank == STANDARD:
@@ -113,12 +155,9 @@ def can_promise(w, r, new, now_s):
             num_decode += 1
             context += tokens_left(w, q)
         q = w.req[q].next
-    most = w.pool[p].token_budget - num_decode
-    room = 0
-    if most > 0:
-        room = largest_chunk(
-            period_s, most, 0, 0, 0.0, 0, 0, num_decode, context + num_decode, w.token_time[p], w.coefficients[p]
-        )
+    costs = costs_of(w, r)
+    drafts, room = most_room(period_s, num_decode, context, costs)
+    period_s *= costs.kept_tokens[drafts]
     own = tokens_left(w, new)
     placed = False
     q = rep.wait_head
@@ -209,13 +248,11 @@ def accept(w, r, now_s):
             if request.rank == STANDARD:
                 tier = min(tier, w.cls[request.class_index].tier)
             else:  # evicted if need be
-                left = request.finish_iteration - rep.iteration
-                most_context += request.prompt_tokens + request.output_tokens - left - 1
+                most_context += request.prompt_tokens + math.floor(tokens_so_far(w, r, q)) - 1
         q = request.next
     return choose_prompts(
-        w.plan_prompt, w.fleet[0].num_planned, now_s, rep.num_decode, rep.decode_units, tier, most_context,
-        w.pool[p].token_budget, w.periods_s, w.token_time[p], w.coefficients[p],
-        PlanLabels(w.plan_count, w.plan_time, w.plan_context, w.plan_chosen),
+        w.plan_prompt, w.fleet[0].num_planned, now_s, rep.num_decode, decode_context(w, r, 0), tier, most_context,
+        w.periods_s, costs_of(w, r), PlanLabels(w.plan_count, w.plan_time, w.plan_context, w.plan_chosen),
     )  # fmt: skip
 
 
@@ -292,9 +329,62 @@ def time_left_s(w, r, now_s):
     q = w.rep[r].batch_head
     while q >= 0:
         if w.req[q].rank == STANDARD and w.req[q].finish_iteration > 0:
-            left_s = min(left_s, next_token_due_s(w, r, q) - now_s)
+            left_s = min(left_s, token_due_s(w, q, math.floor(tokens_so_far(w, r, q))) - now_s)
         q = w.req[q].next
     return left_s
+
+
+@hot
+def prompt_at_hand(w, r):
+    """The prompt that the next iteration could compute, or NONE."""
+    rep = w.rep[r]
+    pool = w.pool[rep.pool]
+    if rep.partial >= 0 or rep.wait_head < 0:
+        return rep.partial
+    fits = blocks_of(tokens_left(w, rep.wait_head)) <= pool.kv_blocks - rep.kv_used
+    return rep.wait_head if fits and rep.num_decode < pool.batch_limit else NONE
+
+
+@njit
+def pace_s(w, r):
+    """The tightest TPOT of the standard sequences that decode; inf where nobody minds."""
+    tightest_s = math.inf
+    q = w.rep[r].batch_head
+    while q >= 0 and w.pool[w.rep[r].pool].slack_batches:
+        if w.req[q].rank == STANDARD and w.req[q].finish_iteration > 0:
+            tightest_s = min(tightest_s, w.cls[w.req[q].class_index].tpot_slo_s)
+        q = w.req[q].next
+    return tightest_s
+
+
+@njit
+def choose_drafts(w, r, limit_s):
+    """Choose how many drafts of each decode sequence the next iteration verifies, which may last so long."""
+    rep = w.rep[r]
+    costs = costs_of(w, r)
+    context = decode_context(w, r, 0)
+    drafts, time_s = 0, math.inf
+    q = prompt_at_hand(w, r)
+    if q >= 0:
+        drafts, _, time_s = prompt_s(tokens_left(w, q), limit_s, pace_s(w, r), rep.num_decode, context, costs)
+    if time_s == math.inf:
+        drafts = most_output(rep.num_decode, context, costs)
+    verify_drafts(w, r, drafts, costs.kept_tokens[drafts], drafting_s(drafts, rep.num_decode, costs))
+
+
+@njit
+def same_drafts(w, r, iterations):
+    """For how many of the next iterations without prompts, at most, as many drafts are chosen as for the first."""
+    rep = w.rep[r]
+    costs = costs_of(w, r)
+    same, too_many, middle = 1, iterations + 1, iterations
+    while same + 1 < too_many:
+        if most_output(rep.num_decode, decode_context(w, r, middle - 1), costs) == rep.verified_tokens - 1:
+            same = middle
+        else:
+            too_many = middle
+        middle = (same + too_many) >> 1
+    return same
 
 
 @njit
@@ -302,12 +392,16 @@ def chunk_within(w, r, q, limit_s):
     """Tokens that a prompt gets in the next iteration."""
     rep = w.rep[r]
     p = rep.pool
-    most = min(tokens_left(w, q), w.pool[p].token_budget - rep.num_decode - rep.chunk_tokens)
+    verified = rep.num_decode * rep.verified_tokens
+    most = min(tokens_left(w, q), w.pool[p].token_budget - verified - rep.chunk_tokens)
     if most <= 0:
         return 0
+    tokens = rep.chunk_tokens + verified - rep.num_decode
+    if rep.num_decode > 0:
+        limit_s -= rep.draft_s
     return largest_chunk(
-        limit_s, most, w.req[q].computed_tokens, rep.chunk_tokens, rep.chunk_pairs, rep.chunk_context, rep.num_prefill,
-        rep.num_decode, rep.decode_units + rep.num_decode, w.token_time[p], w.coefficients[p],
+        limit_s, most, w.req[q].computed_tokens, tokens, rep.chunk_pairs, rep.chunk_context, rep.num_prefill,
+        rep.num_decode, decode_context(w, r, 0) + verified, w.token_time[p], w.coefficients[p],
     )  # fmt: skip
 
 
@@ -367,6 +461,9 @@ def schedule_slos_serve(w, r, now_s):
         give_up_late(w, r, now_s)
     decide(w, r, now_s)
     limit_s = time_left_s(w, r, now_s) if pool.slack_batches else math.inf
+    chooses = pool.token_shift > 0 and rep.num_decode > 0
+    if chooses:
+        choose_drafts(w, r, limit_s)
     preempted = go_on(w, r, limit_s)
     out_of_time = False
     while not preempted and rep.wait_head >= 0 and not prompt_goes_on(w, r):
@@ -384,4 +481,7 @@ def schedule_slos_serve(w, r, now_s):
         return 1
     if rep.wait_head >= 0 and w.req[rep.wait_head].rank == STANDARD:  # until its deadline, or another's, has passed
         return 1
-    return decode_leap(w, r)
+    if chooses and prompt_at_hand(w, r) >= 0:
+        return 1
+    iterations = decode_leap(w, r)
+    return same_drafts(w, r, iterations) if chooses else iterations

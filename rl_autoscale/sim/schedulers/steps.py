@@ -262,7 +262,10 @@ def decode_leap(w, r):
     """Iterations for which the decode batch goes on alone: to the first finish, or until the KV cache is full."""
     rep = w.rep[r]
     free = w.pool[rep.pool].kv_blocks - rep.kv_used
-    return iterations_until_full(w, r, free, (w.heap[r, 0] >> 32) - rep.iteration)
+    left = (w.heap[r, 0] >> 32) - rep.iteration
+    if w.pool[rep.pool].token_shift > 0:
+        left = (left + rep.step_units - 1) // rep.step_units
+    return iterations_until_full(w, r, free, left)
 
 
 @hot

@@ -1,7 +1,7 @@
 """SLOs-Serve's scheduler: admission by a dynamic programme, batches as long as the SLOs allow.
 
 Reference: Chen et al., arXiv 2504.08784, and gulang2019/SLOServe. What it does is told in the kernel of the same name
-(sim/schedulers/slos_serve.py); the dynamic programme and `largest_chunk` (slos_plan.py) are the one copy of both.
+(sim/schedulers/slos_serve.py); the dynamic programme and all other planning (slos_plan.py) are the one copy of both.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import math
 import numpy as np
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
-from rl_autoscale.sim.layout import FloatArray
 from rl_autoscale.sim.reference.request import Request, blocks_for
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
 from rl_autoscale.sim.schedulers.slos_plan import (
     MOST_CANDIDATES,
     PLAN_PROMPT,
+    Costs,
     choose_prompts,
     largest_chunk,
+    most_output,
+    most_room,
     plan_labels,
+    prompt_s,
 )
 from rl_autoscale.sim.schedulers.slos_serve import BEST_EFFORT, STANDARD, UNDECIDED
 
@@ -36,8 +39,10 @@ def schedule(engine: Sequences, now_s: float) -> Iteration | None:
         _give_up_late(engine, now_s)
     if engine.waiting and _is(engine.waiting[0], UNDECIDED):
         (_decide_together if options.admission in ("dp", "firm") else _decide_in_turn)(engine, now_s)
-    due = [_next_token_due_s(r) - now_s for r in engine.running if r.decoding and _is(r, STANDARD)]
+    due = [_next_token_due_s(request) - now_s for request in _standard_decodes(engine)]
     limit_s = min(due, default=math.inf) if options.slack_batches else math.inf
+    if engine.pool.speculation is not None and any(request.decoding for request in engine.running):
+        engine.num_drafts = _choose_drafts(engine, limit_s)
     scheduled, num_preempted = _go_on(engine, limit_s)
     num_evicted = 0
     while not num_preempted and engine.waiting and not _prompt_goes_on(scheduled):
@@ -76,6 +81,40 @@ def _next_token_due_s(request: Request) -> float:
     return request.first_token_s + request.service_class.tpot_slo_s * request.generated_tokens
 
 
+def _standard_decodes(engine: Sequences) -> list[Request]:
+    return [request for request in engine.running if request.decoding and _is(request, STANDARD)]
+
+
+def _choose_drafts(engine: Sequences, limit_s: float) -> int:
+    """How many drafts of each decode sequence the next iteration verifies, which may last so long."""
+    decodes = [request for request in engine.running if request.decoding]
+    paces_s = [r.service_class.tpot_slo_s for r in _standard_decodes(engine) if engine.pool.slos_serve.slack_batches]
+    pace_s = min(paces_s, default=math.inf)
+    prompt = _prompt_at_hand(engine)
+    if prompt is not None:
+        left = _tokens_left(prompt)
+        drafts, _, time_s = prompt_s(left, limit_s, pace_s, len(decodes), _context(decodes), _costs(engine))
+        if time_s < math.inf:
+            return int(drafts)
+    return int(most_output(len(decodes), _context(decodes), _costs(engine)))
+
+
+def _prompt_at_hand(engine: Sequences) -> Request | None:
+    """The prompt that the next iteration could compute."""
+    for request in engine.running:
+        if not request.decoding:
+            return request
+    if not engine.waiting or len(engine.running) >= engine.pool.batch_limit:
+        return None
+    head = engine.waiting[0]
+    return head if blocks_for(_tokens_left(head)) <= engine.kv.num_free else None
+
+
+def _context(decodes: list[Request]) -> int:
+    """KV tokens of decode sequences, what drafts have earned of others included."""
+    return math.ceil(sum(request.computed_tokens + request.token_fraction for request in decodes))
+
+
 def give_up(request: Request) -> None:
     """A request is best effort from now on."""
     request.rank, request.rank_s = BEST_EFFORT, request.arrival_s
@@ -83,8 +122,9 @@ def give_up(request: Request) -> None:
 
 def _give_up_late(engine: Sequences, now_s: float) -> None:
     """Standard requests that have missed a deadline are so no longer."""
-    for request in engine.running:
-        if _is(request, STANDARD) and request.decoding and _next_token_due_s(request) < now_s:
+    for request in _standard_decodes(engine):
+        earned_s = request.service_class.tpot_slo_s * (request.generated_tokens + request.token_fraction)
+        if request.first_token_s + earned_s < now_s:
             give_up(request)
     for request in engine.waiting:
         if _is(request, STANDARD) and request.rank_s < now_s:
@@ -149,9 +189,9 @@ def _accepted(engine: Sequences, prompts: list[Request], candidates: list[Reques
     evictable = sum(request.computed_tokens for request in decodes if _is(request, BEST_EFFORT))
     return int(
         choose_prompts(
-            rows, len(rows), now_s, len(decodes), sum(request.computed_tokens for request in decodes),
-            min(tiers, default=len(periods_s) - 1), engine.pool.num_kv_blocks * BLOCK_SIZE_TOKENS + evictable,
-            engine.pool.token_budget, np.array(periods_s), *_times(engine), plan_labels(len(periods_s)),
+            rows, len(rows), now_s, len(decodes), _context(decodes), min(tiers, default=len(periods_s) - 1),
+            engine.pool.num_kv_blocks * BLOCK_SIZE_TOKENS + evictable, np.array(periods_s), _costs(engine),
+            plan_labels(len(periods_s)),
         )
     )  # fmt: skip
 
@@ -172,11 +212,9 @@ def _can_promise(engine: Sequences, new: Request, now_s: float) -> bool:
     standard = [new, *queue, *(request for request in engine.running if _is(request, STANDARD))]
     period_s = min(request.service_class.tpot_slo_s for request in standard)
     num_decode = len(decodes) + len(partial) + len(queue) + 1
-    context = sum(r.computed_tokens for r in decodes) + sum(r.num_tokens for r in [*partial, *queue, new])
-    most = engine.pool.token_budget - num_decode
-    room = 0
-    if most > 0:
-        room = largest_chunk(period_s, most, 0, 0, 0.0, 0, 0, num_decode, context + num_decode, *_times(engine))
+    context = _context(decodes) + sum(request.num_tokens for request in [*partial, *queue, new])
+    drafts, room = most_room(period_s, num_decode, context, _costs(engine))
+    period_s *= engine.pool.kept_tokens[drafts]
     ahead = sum(_tokens_left(request) for request in partial)
     own = _tokens_left(new)
     before = [request for request in queue if not new.rank_s < request.rank_s]
@@ -223,24 +261,28 @@ def _chunk_within(engine: Sequences, scheduled: dict[Request, int], prompt: Requ
     """Tokens that a prompt gets in the next iteration."""
     decodes = [request for request in scheduled if request.decoding]
     chunks = [(tokens, request.computed_tokens) for request, tokens in scheduled.items() if not request.decoding]
-    tokens = sum(chunk for chunk, _ in chunks)
+    tokens = sum(chunk for chunk, _ in chunks) + len(decodes) * engine.num_drafts
     most = min(_tokens_left(prompt), engine.pool.token_budget - len(decodes) - tokens)
     if most <= 0:
         return 0
     pairs = float(sum(chunk * (done + 0.5 * chunk) for chunk, done in chunks))
-    decode_context = sum(request.computed_tokens + 1 for request in decodes)
+    decode_context = _context(decodes) + len(decodes) * (1 + engine.num_drafts)
+    costs = _costs(engine)
     return int(
         largest_chunk(
-            limit_s, most, prompt.computed_tokens, tokens, pairs, sum(done for _, done in chunks), len(chunks),
-            len(decodes), decode_context, *_times(engine),
+            limit_s - engine.draft_s if decodes else limit_s, most, prompt.computed_tokens, tokens, pairs,
+            sum(done for _, done in chunks), len(chunks), len(decodes), decode_context, costs.table_s, costs.slopes,
         )
     )  # fmt: skip
 
 
-def _times(engine: Sequences) -> tuple[FloatArray, FloatArray]:
-    """What iterations take by the latency profile."""
-    hardware = engine.pool.hardware
-    return hardware.token_time_table_s(engine.pool.token_budget), hardware.attention_coefficients_s
+def _costs(engine: Sequences) -> Costs:
+    """What iterations take and bring, by the latency profile."""
+    pool = engine.pool
+    return Costs(
+        pool.token_budget, pool.hardware.token_time_table_s(pool.token_budget), pool.hardware.attention_coefficients_s,
+        np.array(pool.kept_tokens), pool.fewest_drafts, pool.draft_s,
+    )  # fmt: skip
 
 
 def _fits_after_evictions(engine: Sequences, scheduled: dict[Request, int], head: Request) -> tuple[bool, int]:
