@@ -45,30 +45,34 @@ def update_route(w, r):
 
 
 @njit
-def freest_replica(w, p, now_s, slot):
-    """The pool's replica with room that has the most freeness, the lowest slot among equals; NONE if all are full."""
-    pool = w.pool[p]
+def freest_replica(w, row, now_s, slot):
+    """The replica with room that has the most freeness, in the pools of a row of ``class_pools``; NONE if all are full.
+
+    Of the first role that has any with room; the first among equals. Arguments as for `choose`.
+    """
     best = NONE
     most = -math.inf
-    for r in range(pool.base, pool.base + pool.num_slots):
-        if has_room(w, r):
-            value = freeness(w, r, now_s, slot)
-            if best < 0 or value > most:
-                best = r
-                most = value
+    for position in range(w.class_pools.shape[1]):
+        p = w.class_pools[row, position]
+        if p < 0 or (best >= 0 and w.pool[p].role != w.pool[w.rep[best].pool].role):
+            break
+        for r in range(w.pool[p].base, w.pool[p].base + w.pool[p].num_slots):
+            if has_room(w, r):
+                value = freeness(w, r, now_s, slot)
+                if best < 0 or value > most:
+                    best = r
+                    most = value
     return best
 
 
 @hot
-def pick_replica(w, p, u, now_s, slot):
+def pick_replica(w, p, u):
     """A replica of the pool with room, or NONE.
 
     Args:
         w: the fleet.
         p: pool index.
         u: the request's routing random number in [0, 1).
-        now_s: the time.
-        slot: replica whose event this is, or NO_SLOT.
     """
     pool = w.pool[p]
     if pool.ready == 0:
@@ -76,18 +80,16 @@ def pick_replica(w, p, u, now_s, slot):
     if pool.router >= LEAST_LOADED:
         tree = w.route_tree[p]
         return pool.base + tree_argmin(tree, pool.tree_size) if tree[1] < NO_ROOM else NONE
-    if pool.router == FREENESS:
-        return freest_replica(w, p, now_s, slot)
     if pool.router == ROUND_ROBIN:
         for step in range(pool.num_slots):
-            place = (pool.round_robin_next + step) % pool.num_slots
-            if has_room(w, pool.base + place):
-                return pool.base + place
+            slot = (pool.round_robin_next + step) % pool.num_slots
+            if has_room(w, pool.base + slot):
+                return pool.base + slot
         return NONE
     # Power of two choices (Mitzenmacher): two of the replicas with room, the less loaded one.
     num_open = 0
-    for place in range(pool.num_slots):
-        if has_room(w, pool.base + place):
+    for slot in range(pool.num_slots):
+        if has_room(w, pool.base + slot):
             num_open += 1
     if num_open == 0:
         return NONE
@@ -95,8 +97,8 @@ def pick_replica(w, p, u, now_s, slot):
     second = int((u * num_open - first) * num_open)
     best = NONE
     seen = 0
-    for place in range(pool.num_slots):
-        r = pool.base + place
+    for slot in range(pool.num_slots):
+        r = pool.base + slot
         if has_room(w, r):
             if seen in (first, second) and (best < 0 or w.rep[r].in_flight < w.rep[best].in_flight):
                 best = r
@@ -144,9 +146,11 @@ def choose(w, row, q, now_s, slot):
         slot: replica whose event this is, or NO_SLOT.
     """
     router = w.pool[0].router
+    if router == FREENESS:
+        return freest_replica(w, row, now_s, slot)
     u = w.route_u[q] if q < w.route_u.shape[0] else 0.0  # the other routers have no numbers
     best = NONE
-    best_load = math.inf
+    best_s = math.inf
     best_role = NONE
     for position in range(w.class_pools.shape[1]):
         p = w.class_pools[row, position]
@@ -155,18 +159,15 @@ def choose(w, row, q, now_s, slot):
         pool = w.pool[p]
         if best >= 0 and pool.role != best_role:
             break
-        r = pick_replica(w, p, u, now_s, slot)
+        r = pick_replica(w, p, u)
         if r < 0:
             continue
-        if router == FREENESS:
-            load = -freeness(w, r, now_s, slot)
-        elif router in (LEAST_LOADED, PREFIX_AFFINITY):
-            load = (w.rep[r].in_flight + 1) * pool.request_s
-        else:
+        if router != LEAST_LOADED and router != PREFIX_AFFINITY:
             return r
-        if load < best_load:
+        work_s = (w.rep[r].in_flight + 1) * pool.request_s
+        if work_s < best_s:
             best = r
-            best_load = load
+            best_s = work_s
             best_role = pool.role
     return best
 
