@@ -300,7 +300,7 @@ def test_engine_equals_reference_where_sequences_move(
 @pytest.mark.usefixtures("exact_draws")
 @pytest.mark.parametrize(
     ("num_examples", "least", "draws"),
-    [(100, 1, NOW), pytest.param(1000, 10, NIGHTLY, marks=pytest.mark.slow)],
+    [(200, 1, NOW), pytest.param(1000, 10, NIGHTLY, marks=pytest.mark.slow)],
     ids=["now", "nightly"],
 )
 def test_engine_equals_reference_where_pools_are_rebalanced(
