@@ -167,7 +167,7 @@ def test_every_field_of_our_map_is_on_the_page(stage):
     until(lambda: stage.clients[0].whole > 0, 120.0, lambda: time.sleep(0.2))
     stop.set()
     stage.clients[0].join(60.0)
-    names = engine_names("vllm")
+    names = engine_names("vllm").with_all
     sample = parse_exposition(page(stage), names, 0.0)
     found = {*sample.gauges, *sample.counters, *sample.histograms}
     assert found == set(names.fields)
