@@ -75,7 +75,7 @@ def share_a_fleet(scenario: Scenario, policy: str, store: TraceStore, seeds: int
         for seed in range(seeds):
             workload = scenario.build_test(seed, store, span_s=span_s).workload
             workload = workload.take(np.flatnonzero(kept[workload.class_index]))
-            chosen = policy_for(policy, {"attainment": 0.98}, workload)
+            chosen = policy_for("learned", {"path": policy, "attainment": 0.98}, workload)
             result = run_episode(scenario, workload, chosen, seed=seed)
             figures.append([result.gpu_hours, *(item.slo_attainment for item in result.classes)])
         hours, *attained = np.mean(figures, axis=0)

@@ -113,12 +113,7 @@ def table(rows: list[Row], schedulers: list[str]) -> str:
             assert entry is not None
             assert own is not None
             for mine, best in zip(entry.hours, own.hours, strict=True):
-                ratio = (
-                    ""
-                    if entry is own or not np.isfinite(mine.value + best.value)
-                    else f" ({mine.value / best.value:.2f} ×)"
-                )
-                cells.append("not reached" if not mine.reached else f"{mine.value:.2f}{ratio}")
+                cells.append(cell(mine.value, None if entry is own else best.value))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -55,7 +55,9 @@ def command(
         str | None,
         typer.Option(help="Comma-separated: names, NAME-tuned, pretrained/NAME, or an exported policy's FOLDER."),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="A ready benchmark, many scenarios: quick, rules or full.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="A ready benchmark, many scenarios: quick, rules, fronts or full.")
+    ] = None,
     learned: Annotated[
         list[str] | None,
         typer.Option(help="Trained policies of a suite, a folder or pretrained/NAME; default all that ship."),

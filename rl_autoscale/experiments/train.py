@@ -206,7 +206,7 @@ def measure_dial(
                 num_threads=config.ppo.num_threads,
                 refuse=config.ppo.refuse,
             )
-            books = _play(layers, mdp, config.ppo.seed)
+            books = play(layers, mdp, config.ppo.seed)
             means.append([np.nanmean([book[name] for book in books]) for name in DIAL_METRICS])
         typical = dict(zip(DIAL_METRICS, np.nanmedian(np.array(means), axis=0), strict=True))
         points.append(
@@ -219,7 +219,7 @@ def _at_price(sampler: ScenarioSampler, miss_price: float, seed: int) -> Episode
     return replace(sampler(seed), miss_price=miss_price)
 
 
-def _play(layers: list[Layer], mdp: FleetMdp, seed: int) -> list[dict[str, float]]:
+def play(layers: list[Layer], mdp: FleetMdp, seed: int) -> list[dict[str, float]]:
     """One episode in every fleet, without exploration; the books at each one's end."""
     observation = mdp.reset(seed)
     books: dict[int, dict[str, float]] = {}

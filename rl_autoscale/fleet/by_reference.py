@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, config, types
+from numba.core import cgutils, types
 from numba.core.datamodel import models, register_default
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
@@ -65,7 +65,8 @@ def _load(builder: Any, pointer: Any) -> Any:
     return load
 
 
-def _store(typing_context: Any, bundle: Any) -> Any:
+@intrinsic
+def by_reference(typing_context: Any, bundle: Any) -> Any:
     """Store a named tuple of arrays and give a pointer with the same attributes.
 
     The pointer is good until the kernel that asked for it returns.
@@ -79,10 +80,3 @@ def _store(typing_context: Any, bundle: Any) -> Any:
         return builder.asm(unseen, "", "=r,0,~{memory}", [pointer], side_effect=True)
 
     return Reference(bundle)(bundle), lower
-
-
-def _keep(bundle: Any) -> Any:
-    return bundle
-
-
-by_reference: Any = _keep if config.DISABLE_JIT else intrinsic(_store)

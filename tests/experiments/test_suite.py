@@ -147,18 +147,20 @@ def test_the_report_begins_with_the_suite(rows: list[Row], tmp_path: Path) -> No
 
 
 def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_only() -> None:
-    assert suite_names() == ["full", "quick", "rules"]
+    assert suite_names() == ["fronts", "full", "quick", "rules"]
     for name in suite_names():
         suite = load_suite(name)
         assert list(suite.scenarios) == shipped_scenario_names()
-        if name == "rules":
+        if name in ("rules", "fronts"):
             continue
         assert {"oracle", "chiron-tuned", "chiron-literal", "hpa-tuned", "headroom-tuned"} <= {
             sweep.policy for sweep in suite.policies
         }
         assert suite.refusal == ("off", "on")
     rules = load_suite("rules")
-    assert {sweep.policy for sweep in rules.policies} == set(POLICIES) - {"learned", "chiron-tuned"}
+    for suite in (rules, load_suite("fronts")):
+        assert {sweep.policy for sweep in suite.policies} == set(POLICIES) - {"learned", "chiron-tuned"}
+    assert all(sweep.values is None for sweep in load_suite("fronts").policies)
     for sweep in rules.policies:
         rule = policy_class(sweep.policy)
         assert rule.KNOB is not None
@@ -166,7 +168,7 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
         assert sweep.values == (default,) or sweep.policy in ("static", "oracle")
     assert load_suite("full").span_s is None
     assert load_suite("full").num_seeds >= 5
-    with pytest.raises(UnknownNameError, match="known: full, quick, rules"):
+    with pytest.raises(UnknownNameError, match="known: fronts, full, quick, rules"):
         load_suite("fulll")
 
 

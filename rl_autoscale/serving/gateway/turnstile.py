@@ -3,7 +3,7 @@
 An engine's tokens come as its batch does, hundreds at once. An event loop would pass every one of them on before it
 looks for anything new, and again at each step of a request that has come in between: tens of milliseconds until its
 first token. Here the tokens wait their turn, in the order in which they came, and between two turns the loop looks
-for what is new. No token is sent later than the last of its batch would have been.
+for what is new: a token waits for those before it, as ever, and for the few steps of whoever came in between.
 """
 
 from __future__ import annotations
