@@ -1,6 +1,7 @@
 """Dispatch by freeness, and running sequences that move to freer replicas, where KV cache is short (Llumnix).
 
     python benchmarks/kv_balance.py [--lengths M-M] [--replicas 16] [--rates 16,18,20] [--seeds 3]
+    python benchmarks/kv_balance.py --urgent 0.1      # instead: what a tenth of the requests gains that are urgent
 
 Replicas are timed as L40S with Llama-3.1-8B and have the KV cache that LLaMA-7B leaves of an A10: 851 blocks. Prompt
 and output lengths follow power laws of a given mean, up to 6,000 tokens, as in Llumnix's experiments (from memory);
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_autoscale.experiments.capacity import at_rate
 from rl_autoscale.fleet.pool import RebalanceSpec
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.sim.fleet import FleetBatch
@@ -24,13 +26,23 @@ from rl_autoscale.workload.trace import Workload
 
 LONGEST_TOKENS = 6000
 MEAN_TOKENS = {"S": 128, "M": 256, "L": 512}
+KV_BLOCKS = 851
 REBALANCE: dict[str, float] = {}
-SYSTEMS: dict[str, tuple[str, dict[str, float] | None]] = {  # router, rebalance
-    "`round_robin`": ("round_robin", None),
-    "`least_loaded`": ("least_loaded", None),
-    "`least_loaded`, `rebalance`": ("least_loaded", REBALANCE),
-    "`freeness`": ("freeness", None),
-    "`freeness`, `rebalance`": ("freeness", REBALANCE),
+BALANCED: dict[str, Any] = {"rebalance": REBALANCE}
+SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {  # router, options of the pool
+    "`round_robin`": ("round_robin", {}),
+    "`least_loaded`": ("least_loaded", {}),
+    "`least_loaded`, `rebalance`": ("least_loaded", BALANCED),
+    "`freeness`": ("freeness", {}),
+    "`freeness`, `rebalance`": ("freeness", BALANCED),
+}
+PREFERRING: dict[str, Any] = BALANCED | {"scheduler": "vllm-priority"}
+# A replica with an urgent request is loaded up to 1,600 tokens, as in Llumnix's artifact.
+KEEPING_FREE: dict[str, Any] = PREFERRING | {"urgent_headroom_blocks": KV_BLOCKS - 1600 // 16}
+SYSTEMS_FOR_URGENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "everybody alike": ("freeness", BALANCED),
+    "urgent first": ("freeness", PREFERRING),
+    "and with memory kept free": ("freeness", KEEPING_FREE),
 }
 TTFT_S, TPOT_S = 5.0, 0.1
 ATTAINMENT = 0.99
@@ -45,16 +57,20 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=10, help="the bounds of rebalance were chosen on 0 to 2")
+    parser.add_argument("--urgent", type=float, default=0.0, help="share of requests that are; its own table")
     for field in RebalanceSpec.model_fields:
         parser.add_argument(f"--{field.replace('_', '-')}", type=float, default=getattr(RebalanceSpec(), field))
     arguments = parser.parse_args()
     REBALANCE.update({field: getattr(arguments, field) for field in RebalanceSpec.model_fields})
     rates = [float(rate) for rate in arguments.rates.split(",")]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    samples = [sample(arguments.lengths, arguments.requests, seed) for seed in seeds]
+    samples = [sample(arguments.lengths, arguments.requests, seed, arguments.urgent) for seed in seeds]
     began_s = time.process_time()
-    print_figures(samples, rates, arguments.replicas)
-    print_replicas(samples, rates, arguments.replicas)
+    if arguments.urgent:
+        print_urgent(samples, rates, arguments.replicas)
+    else:
+        print_figures(samples, rates, arguments.replicas)
+        print_replicas(samples, rates, arguments.replicas)
     print(f"({time.process_time() - began_s:.0f} s of CPU, compilation included)")
 
 
@@ -72,39 +88,52 @@ def power_law(mean_tokens: float) -> Callable[[Any], Any]:
     return lambda u: quantile(u, low)
 
 
-def sample(lengths: str, number: int, seed: int) -> Workload:
-    """Requests at a rate of one per second."""
+def sample(lengths: str, number: int, seed: int, urgent: float) -> Workload:
+    """Requests at a rate of one per second, of which a share is urgent."""
     rng = np.random.default_rng(seed)
     prompt, output = (
         power_law(MEAN_TOKENS[side])(rng.random(number)).round().astype(int) for side in lengths.split("-")
     )
     arrival_s = np.cumsum(rng.exponential(1.0, number))
-    return Workload(arrival_s, prompt, output, np.zeros(number, dtype=int), ("chat",), float(arrival_s[-1]))
+    class_index = (rng.random(number) >= urgent).astype(int) if urgent else np.zeros(number, dtype=int)
+    class_names = ("urgent", "others") if urgent else ("chat",)
+    return Workload(arrival_s, prompt, output, class_index, class_names, float(arrival_s[-1]))
 
 
-def serve(system: str, workload: Workload, rate_per_s: float, replicas: int, seed: int) -> dict[str, float]:
-    """One fixed fleet at one rate: what its users and its KV caches saw."""
-    router, rebalance = SYSTEMS[system]
-    pool = {"name": "p", "profile": "llama-3.1-8b_l40s_tp1", "kv_blocks": 851, "rebalance": rebalance}
+def serve(
+    system: tuple[str, dict[str, Any]], workload: Workload, rate_per_s: float, replicas: int, seed: int
+) -> FleetBatch:
+    """One fixed fleet at one rate, played to its end."""
+    router, options = system
+    pool = {"name": "p", "profile": "llama-3.1-8b_l40s_tp1", "kv_blocks": KV_BLOCKS, **options}
     pool |= {"min_replicas": replicas, "max_replicas": replicas}
-    promise = {"name": "chat", "ttft_slo_s": TTFT_S, "tpot_slo_s": TPOT_S, "queue_limit": 10**6}
-    batch = FleetBatch(FleetSpec.from_dict({"pools": [pool], "classes": [promise], "router": router}))
-    arrival_s = workload.arrival_s / rate_per_s
-    at_rate = Workload(
-        arrival_s, workload.prompt_tokens, workload.output_tokens, workload.class_index, ("chat",), float(arrival_s[-1])
-    )
-    batch.load(0, at_rate, seed=seed)
+    promise = {"ttft_slo_s": TTFT_S, "tpot_slo_s": TPOT_S, "queue_limit": 10**6}
+    classes = [{"name": name, "priority": priority, **promise} for priority, name in enumerate(workload.class_names)]
+    batch = FleetBatch(FleetSpec.from_dict({"pools": [pool], "classes": classes, "router": router}))
+    batch.load(0, at_rate(workload, rate_per_s), seed=seed)
     batch.run(0)
-    requests, books = batch.requests(), batch.pools()[0]
+    return batch
+
+
+def latencies(requests: Any) -> dict[str, float]:
+    """What users saw."""
     ttft_s = requests["first_token_s"] - requests["arrival_s"]
     several = requests["output_tokens"] > 1
-    tpot_s = ((requests["last_token_s"] - requests["first_token_s"]) / (requests["output_tokens"] - 1.0 + ~several))[
-        several
-    ]
+    decode_s = (requests["last_token_s"] - requests["first_token_s"])[several]
+    tpot_s = decode_s / (requests["output_tokens"][several] - 1.0)
     return {
         "TTFT mean, s": float(ttft_s.mean()),
         "p99, s": float(np.quantile(ttft_s, 0.99)),
+        "TPOT mean, ms": 1e3 * float(tpot_s.mean()),
         "TPOT p99, ms": 1e3 * float(np.quantile(tpot_s, 0.99)),
+        "completion mean, s": float((requests["end_s"] - requests["arrival_s"]).mean()),
+    }
+
+
+def figures(batch: FleetBatch) -> dict[str, float]:
+    """What users and the KV caches saw."""
+    requests, books = batch.requests(), batch.pools()[0]
+    return latencies(requests) | {
         "attainment, %": 100 * float(requests["slo_met"].mean()),
         "preemptions per 1,000": 1e3 * float(books["preemptions"]) / len(requests),
         "moved per 1,000": 1e3 * float(books["migrations"]) / len(requests),
@@ -116,12 +145,27 @@ def print_figures(samples: list[Workload], rates: list[float], replicas: int) ->
     heading = ""
     for rate_per_s in rates:
         for system in SYSTEMS:
-            rows = [serve(system, workload, rate_per_s, replicas, seed) for seed, workload in enumerate(samples)]
+            rows = [figures(serve(SYSTEMS[system], w, rate_per_s, replicas, seed)) for seed, w in enumerate(samples)]
             if not heading:
                 heading = f"| requests/s | system | {' | '.join(rows[0])} |"
                 print(heading, "| ---: | --- |" + " ---: |" * len(rows[0]), sep="\n")
             cells = [f"{np.mean([row[name] for row in rows]):.3g}" for name in rows[0]]
             print(f"| {rate_per_s:g} | {system} | {' | '.join(cells)} |", flush=True)
+
+
+def print_urgent(samples: list[Workload], rates: list[float], replicas: int) -> None:
+    """What the urgent requests and the others saw, and for the first system how they compare; means over seeds."""
+    heading = ""
+    for rate_per_s in rates:
+        for system, options in SYSTEMS_FOR_URGENT.items():
+            played = [serve(options, w, rate_per_s, replicas, seed).requests() for seed, w in enumerate(samples)]
+            for c, name in enumerate(samples[0].class_names):
+                rows = [latencies(requests[requests["class_index"] == c]) for requests in played]
+                if not heading:
+                    heading = f"| requests/s | system | whose | {' | '.join(rows[0])} |"
+                    print(heading, "| ---: | --- | --- |" + " ---: |" * len(rows[0]), sep="\n")
+                cells = [f"{np.mean([row[figure] for row in rows]):.3g}" for figure in rows[0]]
+                print(f"| {rate_per_s:g} | {system} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 def print_replicas(samples: list[Workload], rates: list[float], most: int) -> None:
@@ -141,11 +185,11 @@ def fewest(system: str, workload: Workload, rate_per_s: float, seed: int, guess:
     """Fewest replicas with a figure of at least so much (a negative bound: at most its amount)."""
     sign = -1.0 if least < 0 else 1.0
     low, high = 0, guess
-    while sign * serve(system, workload, rate_per_s, high, seed)[figure] < least:
+    while sign * figures(serve(SYSTEMS[system], workload, rate_per_s, high, seed))[figure] < least:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        enough = sign * serve(system, workload, rate_per_s, middle, seed)[figure] >= least
+        enough = sign * figures(serve(SYSTEMS[system], workload, rate_per_s, middle, seed))[figure] >= least
         low, high = (low, middle) if enough else (middle, high)
     return high
 

@@ -137,6 +137,11 @@ class PoolSpec(Config):
         default=1e-4, description="a KV block from GPU to host or back, for schedulers that swap"
     )
     rebalance: RebalanceSpec | None = Field(default=None, description="running sequences move to freer replicas")
+    urgent_headroom_blocks: NonNegativeInt = Field(
+        default=0,
+        description="KV blocks that count as used in the freeness of a replica with requests of the most urgent "
+        "priority (Llumnix)",
+    )
     prefix_caching: bool = Field(default=False, description="automatic prefix caching, for traces that hash prompts")
     mean_time_to_crash_s: PositiveFloat | None = Field(default=None, description="exponential life of a ready replica")
     sleep: SleepSpec | None = Field(default=None, description="surplus replicas sleep instead of leaving")

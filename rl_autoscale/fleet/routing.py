@@ -1,6 +1,6 @@
 """Which replica a request is sent to; the rules behind `FleetSpec.router`, for the reference simulator and the gateway.
 
-The compiled kernel (``sim/gateway.py``) keeps a tree instead of lists; the differential test binds it to this.
+The compiled kernel (``sim/router.py``) keeps a tree instead of lists; the differential test binds it to this.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def freeness(num_blocks: int, virtual_blocks: int, num_requests: int) -> float:
 
     Args:
         num_blocks: KV blocks M of the replica.
-        virtual_blocks: virtual usage V: what its sequences have, and what those that wait in its engine need to be
-            admitted.
+        virtual_blocks: virtual usage V: what its sequences have, what those that wait in its engine need to be
+            admitted, and `PoolSpec.urgent_headroom_blocks` while a request of the most urgent priority is on it.
         num_requests: requests B on it, running or waiting.
 
     Returns:
@@ -26,7 +26,8 @@ def freeness(num_blocks: int, virtual_blocks: int, num_requests: int) -> float:
 
     Source: Llumnix (OSDI 2024, arXiv 2406.03243), section 4.4. Its algorithm counts the demand of the queue's head; we
     count all that wait, as the authors' code does when it dispatches (``remaining_steps``): otherwise requests that
-    come during one iteration would all go to one replica.
+    come during one iteration would all go to one replica. It gives each urgent request its share of the headroom of its
+    priority, which sums up to that headroom; there it counts from admission, here from dispatch.
     """
     return (num_blocks - virtual_blocks) / num_requests if num_requests else math.inf
 

@@ -124,6 +124,7 @@ class FleetSpec(Config):
         self._check_disaggregation()
         self._check_moving_streams()
         self._check_shared_gpus()
+        self._check_urgent_headroom()
         for c, service_class in enumerate(self.classes):
             if not self.pools_serving(c):
                 of_model = "" if service_class.model is None else f" and model {service_class.model}"
@@ -213,6 +214,27 @@ class FleetSpec(Config):
                     f"{option}: class '{service_class.name}' may be served by {', '.join(models)}, and a KV cache "
                     "belongs to one model; give each model a class of its own or drop it"
                 )
+
+    def _check_urgent_headroom(self) -> None:
+        for pool in self.pools:
+            if not pool.urgent_headroom_blocks:
+                continue
+            if self.router != "freeness" and pool.rebalance is None:
+                raise ValueError(
+                    f"pool '{pool.name}': urgent_headroom_blocks counts in freeness, which nobody asks for; add "
+                    "router: freeness or rebalance, or drop it"
+                )
+            if self.urgent_priority is None:
+                raise ValueError(
+                    f"pool '{pool.name}': urgent_headroom_blocks is for requests more urgent than others, and all "
+                    "classes have one priority; give them several or drop it"
+                )
+
+    @property
+    def urgent_priority(self) -> int | None:
+        """The most urgent priority (the lowest number); None where all classes have the same."""
+        priorities = {item.priority for item in self.classes}
+        return min(priorities) if len(priorities) > 1 else None
 
     @property
     def pool_names(self) -> tuple[str, ...]:

@@ -47,9 +47,11 @@ def blocks_wanted(w, r, q):
 
 @njit
 def free_blocks_now(w, r, now_s, slot):
-    """KV blocks less those that sequences have or wait for; arguments as for `blocks_held`."""
+    """KV blocks less those that sequences have or wait for, or that are kept for urgent ones; args of `blocks_held`."""
     rep = w.rep[r]
     free = w.pool[rep.pool].kv_blocks - blocks_held(w, r, now_s, slot)
+    if rep.in_flight_urgent > 0:
+        free -= w.pool[rep.pool].urgent_headroom
     q = rep.wait_head
     while q >= 0:
         free -= blocks_wanted(w, r, q)

@@ -167,6 +167,7 @@ REPLICA = np.dtype(
         ("wait_tail", _i),
         ("in_flight", _i),
         ("in_flight_interactive", _i),
+        ("in_flight_urgent", _i),
         ("num_seen", _i),
         ("heap_size", _i),
         ("num_evict_marked", _i),
@@ -256,6 +257,7 @@ POOL = np.dtype(
         ("balance_every_s", _f),
         ("source_below", _f),  # RebalanceSpec's
         ("destination_above", _f),
+        ("urgent_headroom", np.int64),  # PoolSpec.urgent_headroom_blocks
         ("contiguous", _i),  # 1 where that is also what it takes
         ("serves_batch", _i),
         ("batch_limit", _i),
@@ -327,6 +329,7 @@ POOL = np.dtype(
 CLASS = np.dtype(
     [
         ("interactive", _i),
+        ("urgent", _i),  # 1 where FleetSpec.urgent_priority is its priority
         ("model", _i),  # a number for each model that classes name
         ("priority", _i),
         ("max_output_tokens", _i),  # that a request may ask for; 0 where nobody reserves it

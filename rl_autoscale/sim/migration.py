@@ -145,6 +145,8 @@ def give(w, r, now_s):
     if q < 0 or not has_room(w, place):
         return
     left = free_blocks_now(w, place, now_s, r) - blocks_of(tokens_now(w, r, q))
+    if w.cls[w.req[q].class_index].urgent and w.rep[place].in_flight_urgent == 0:
+        left -= w.pool[rep.pool].urgent_headroom
     if left / (w.rep[place].in_flight + 1) >= w.pool[rep.pool].source_below:
         swap_out(w, r, q)
         hand_over(w, r, q, place, now_s)

@@ -87,6 +87,7 @@ def pool_records(spec: FleetSpec, bases: IntArray, slots: list[int], tree_size: 
         record["balance_s"] = record["balance_every_s"] = rebalance_every_s(pool)
         if (rebalance := pool.rebalance) is not None:
             record["source_below"], record["destination_above"] = rebalance.source_below, rebalance.destination_above
+        record["urgent_headroom"] = pool.urgent_headroom_blocks
         record["reserves"] = pool.reserves_output
         record["contiguous"] = pool.kv_allocation == "contiguous"
         record["serves_batch"] = pool.role in ("batch", "mixed", "prefill")
@@ -121,6 +122,7 @@ def class_records(spec: FleetSpec) -> RecordArray:
     for c, item in enumerate(spec.classes):
         record = records[c]
         record["interactive"] = item.kind == "interactive"
+        record["urgent"] = item.priority == spec.urgent_priority
         record["model"] = models.index(item.model)
         record["priority"] = item.priority
         record["max_output_tokens"] = item.max_output_tokens or 0

@@ -386,6 +386,7 @@ def clear_replica(w, r):
     rep.wait_tail = NONE
     rep.in_flight = 0
     rep.in_flight_interactive = 0
+    rep.in_flight_urgent = 0
     rep.num_seen = 0
     rep.heap_size = 0
     rep.num_evict_marked = 0

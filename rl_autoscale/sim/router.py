@@ -200,6 +200,7 @@ def count_in_flight(w, r, c, change):
     pool = w.pool[rep.pool]
     rep.in_flight += change
     pool.in_flight += change
+    rep.in_flight_urgent += w.cls[c].urgent * change
     w.cls[c].in_flight += change
     if w.cls[c].interactive:
         before = rep.in_flight_interactive

@@ -377,12 +377,16 @@ def _cases(
         for k, item in enumerate((*pools, *classes)):
             item["model"] = "ab"[k % 2]
     interval_s = draw(st.sampled_from([1.0, 2.0]))
+    router = draw(st.sampled_from(["packing", "packing", "freeness"] if balanced else sorted(ROUTER_CODES)))
+    if (balanced or router == "freeness") and len({item["priority"] for item in classes}) > 1:
+        for pool in pools:
+            pool["urgent_headroom_blocks"] = draw(st.sampled_from([0, 3, 8]))
     staged = all(pool["scheduler"] in STAGED_SCHEDULERS and pool["kv_allocation"] == "paged" for pool in pools)
     spec = FleetSpec.from_dict(
         {
             "pools": pools,
             "classes": classes,
-            "router": draw(st.sampled_from(["packing", "packing", "freeness"] if balanced else sorted(ROUTER_CODES))),
+            "router": router,
             "control_interval_s": interval_s,
             "telemetry_age_s": draw(st.sampled_from([0.0, 0.25, interval_s])),
             "evict_batch": draw(st.sampled_from([True, True, moving])),

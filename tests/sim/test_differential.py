@@ -119,6 +119,9 @@ def hard_cases(engine: SimFleet, case: Any) -> Counter[str]:
             "beside a pool of its role": served_beside(engine, requests),
             "routed by prefix": int(case.spec.router == "prefix_affinity" and (pools["prefix_hit_tokens"] > 0).any()),
             "routed by freeness": int((case.spec.router == "freeness") * pools["preemptions"].sum()),
+            "routed beside memory kept free": int(
+                (case.spec.router == "freeness") * (finished * (pools["urgent_headroom"] > 0)).sum()
+            ),
             "prefix found": int((pools["prefix_hit_tokens"] > 0).sum()),
             "cached prefix lost": int((pools["cached_blocks_evicted"] > 0).sum()),
             "preempted beside a prefix cache": int((pools["preemptions"] * pools["prefix_caching"]).sum()),
@@ -204,6 +207,7 @@ def balanced_cases_seen(engine: SimFleet, case: Any) -> Counter[str]:
             "given beside crashes": int((given * (pools["crashes"] > 0)).sum()),
             "given to a slow link": int((given * (pools["block_move_s"] > 0)).sum()),
             "given by urgency": int(given.sum() * (len(priorities) > 1)),
+            "given beside memory kept free": int((given * (pools["urgent_headroom"] > 0)).sum()),
             "given beside post-processing": int(given.sum() * (case.spec.postprocess is not None)),
         }
     )
@@ -290,23 +294,15 @@ def test_engine_equals_reference_nightly(
     [(200, 1, NOW), pytest.param(1000, 10, NIGHTLY, marks=pytest.mark.slow)],
     ids=["now", "nightly"],
 )
-def test_engine_equals_reference_where_sequences_move(
-    moving_cases: st.SearchStrategy[Any], num_examples: int, least: int, draws: dict[str, bool]
-) -> None:
-    seen = compare_many(moving_cases, num_examples, draws, moving_cases_seen)
-    assert all(seen[name] >= least for name in seen), seen
-
-
-@pytest.mark.usefixtures("exact_draws")
 @pytest.mark.parametrize(
-    ("num_examples", "least", "draws"),
-    [(200, 1, NOW), pytest.param(1000, 10, NIGHTLY, marks=pytest.mark.slow)],
-    ids=["now", "nightly"],
+    ("cases", "count"),
+    [("moving_cases", moving_cases_seen), ("balanced_cases", balanced_cases_seen)],
+    ids=["streams move", "pools are rebalanced"],
 )
-def test_engine_equals_reference_where_pools_are_rebalanced(
-    balanced_cases: st.SearchStrategy[Any], num_examples: int, least: int, draws: dict[str, bool]
+def test_engine_equals_reference_where_sequences_move(
+    request: pytest.FixtureRequest, cases: str, count: Any, num_examples: int, least: int, draws: dict[str, bool]
 ) -> None:
-    seen = compare_many(balanced_cases, num_examples, draws, balanced_cases_seen)
+    seen = compare_many(request.getfixturevalue(cases), num_examples, draws, count)
     assert all(seen[name] >= least for name in seen), seen
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.routing import freeness
+from rl_autoscale.fleet.spec import FleetSpec
 
 TWO = {"name": "p", "min_replicas": 2, "max_replicas": 2, "max_num_seqs": 4, "kv_blocks": 20}
 
@@ -57,3 +59,21 @@ def test_the_freest_of_several_pools_is_chosen(play: Any) -> None:
     rows = [(0.0, "chat", 10, 5)] * 4
     requests = play(pools, rows, router="freeness")
     assert requests["replica"].tolist() == [0, 2, 2, 0]  # each pool has two slots: the second one's begin at 2
+
+
+@pytest.mark.parametrize(("headroom", "slot"), [(0, 0), (10, 1)])
+def test_blocks_are_kept_free_beside_an_urgent_request(play: Any, headroom: int, slot: int) -> None:
+    """19 free blocks per request on the first replica, 9 with the headroom; 13 on the second."""
+    rows = [(0.0, "chat", 10, 3), (0.0, "batch", 100, 30), (1.5, "batch", 10, 1)]
+    later = [(9.5, "batch", 10, 1)]  # when the urgent one has ended, nothing is kept free any more
+    requests = play([TWO | {"urgent_headroom_blocks": headroom}], rows + later, router="freeness")
+    assert requests["replica"].tolist() == [0, 1, slot, 0]
+
+
+def test_headroom_that_nobody_would_see_is_refused() -> None:
+    pool = {"name": "p", "profile": "llama-3.1-8b_a100_tp1", "urgent_headroom_blocks": 100}
+    chat = {"name": "chat", "ttft_slo_s": 1, "tpot_slo_s": 0.1}
+    with pytest.raises(SpecError, match=r"'p': urgent_headroom_blocks counts in freeness, which nobody asks for"):
+        FleetSpec.from_dict({"pools": [pool], "classes": [chat, chat | {"name": "calm", "priority": 1}]})
+    with pytest.raises(SpecError, match="all classes have one priority"):
+        FleetSpec.from_dict({"pools": [pool], "classes": [chat], "router": "freeness"})

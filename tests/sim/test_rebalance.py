@@ -63,6 +63,22 @@ def test_nothing_moves_to_where_blocks_would_be_short_too(play: Any) -> None:
     assert requests["dispatched_s"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize(("headroom", "slot"), [(0, 1), (8, 0)])
+def test_nothing_moves_to_where_blocks_are_kept_for_an_urgent_one(play: Any, headroom: int, slot: int) -> None:
+    """At 10 s the first replica has 4 blocks per request, the second 18, and 10 with the headroom."""
+    rows = [(0.0, "batch", 100, 50), (0.0, "chat", 10, 60), (0.0, "batch", 60, 50)]
+    pool = POOL | {"rebalance": REBALANCE, "urgent_headroom_blocks": headroom}
+    assert play([pool], rows, router="round_robin")["replica"].tolist() == [0, 1, slot]
+
+
+@pytest.mark.parametrize(("headroom", "slot"), [(5, 1), (6, 0)])
+def test_an_urgent_one_brings_its_headroom_along(play: Any, headroom: int, slot: int) -> None:
+    """Two urgent ones have 109 and 68 tokens at 10 s; at 11 s one of them would leave 15 of 20 blocks elsewhere."""
+    bounds = {"every_s": 10.0, "source_below": 10.0, "destination_above": 12.0}
+    pool = POOL | {"rebalance": bounds, "urgent_headroom_blocks": headroom}
+    assert play([pool], LONG_AND_SHORT, **PACKED)["replica"].tolist() == [0, slot]
+
+
 @pytest.mark.parametrize(("rebalance", "scheduled_s"), [(None, 62.0), (REBALANCE, 11.0)])
 def test_a_blocked_head_of_line_gets_its_blocks(play: Any, rebalance: Any, scheduled_s: float) -> None:
     """Two sequences have 14 of 20 blocks and more, the third waits for 7 while the other replica is empty."""

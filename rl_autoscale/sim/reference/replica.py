@@ -93,12 +93,19 @@ class Replica:
     @property
     def freeness(self) -> float:
         """Free KV blocks per request, as the engine itself counts them now."""
-        return freeness(self.pool.spec.num_kv_blocks, self.scheduler.virtual_blocks, len(self.in_flight))
+        return self._freeness(self.scheduler.virtual_blocks, self.in_flight)
 
     def freeness_with(self, request: Request) -> float:
         """The same if a sequence of another replica went on here."""
-        virtual_blocks = self.scheduler.virtual_blocks + blocks_for(request.num_tokens)
-        return freeness(self.pool.spec.num_kv_blocks, virtual_blocks, len(self.in_flight) + 1)
+        return self._freeness(
+            self.scheduler.virtual_blocks + blocks_for(request.num_tokens), [*self.in_flight, request]
+        )
+
+    def _freeness(self, virtual_blocks: int, requests: list[Request]) -> float:
+        urgent = self.pool.gateway.spec.urgent_priority
+        if any(request.service_class.priority == urgent for request in requests):
+            virtual_blocks += self.pool.spec.urgent_headroom_blocks
+        return freeness(self.pool.spec.num_kv_blocks, virtual_blocks, len(requests))
 
     @property
     def pending(self) -> list[Request]:
