@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=10, help="the bounds of rebalance were chosen on 0 to 2")
+    parser.add_argument("--cv", type=float, default=1.0, help="coefficient of variation of gaps; 1: Poisson")
     parser.add_argument("--urgent", type=float, default=0.0, help="share of requests that are; its own table")
     for field in RebalanceSpec.model_fields:
         parser.add_argument(f"--{field.replace('_', '-')}", type=float, default=getattr(RebalanceSpec(), field))
@@ -64,7 +65,7 @@ def main() -> None:
     REBALANCE.update({field: getattr(arguments, field) for field in RebalanceSpec.model_fields})
     rates = [float(rate) for rate in arguments.rates.split(",")]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    samples = [sample(arguments.lengths, arguments.requests, seed, arguments.urgent) for seed in seeds]
+    samples = [sample(arguments.lengths, arguments.requests, seed, arguments.urgent, arguments.cv) for seed in seeds]
     began_s = time.process_time()
     if arguments.urgent:
         print_urgent(samples, rates, arguments.replicas)
@@ -88,13 +89,14 @@ def power_law(mean_tokens: float) -> Callable[[Any], Any]:
     return lambda u: quantile(u, low)
 
 
-def sample(lengths: str, number: int, seed: int, urgent: float) -> Workload:
-    """Requests at a rate of one per second, of which a share is urgent."""
+def sample(lengths: str, number: int, seed: int, urgent: float, cv: float) -> Workload:
+    """Requests at a rate of one per second, gaps of this coefficient of variation, of which a share is urgent."""
     rng = np.random.default_rng(seed)
     prompt, output = (
         power_law(MEAN_TOKENS[side])(rng.random(number)).round().astype(int) for side in lengths.split("-")
     )
-    arrival_s = np.cumsum(rng.exponential(1.0, number))
+    gaps_s = rng.exponential(1.0, number) if cv == 1.0 else rng.gamma(cv**-2, cv**2, number)
+    arrival_s = np.cumsum(gaps_s)
     class_index = (rng.random(number) >= urgent).astype(int) if urgent else np.zeros(number, dtype=int)
     class_names = ("urgent", "others") if urgent else ("chat",)
     return Workload(arrival_s, prompt, output, class_index, class_names, float(arrival_s[-1]))
