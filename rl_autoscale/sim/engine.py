@@ -294,8 +294,8 @@ INITIALISE, STEP, CUT_OFF, RUN = 0, 1, 2, 3
 SCHEDULER_FILES = tuple(
     f"schedulers/{name}.py"
     for name in (
-        "steps", "vllm", "vllm_v0", "sarathi", "trtllm", "swap", "fastserve", "slos_plan", "slos_serve", "andes",
-        "ranks", "plan",
+        "steps", "vllm", "vllm_v0", "sarathi", "trtllm", "swap", "fastserve", "slos_plan",
+        "slos_admission", "slos_serve", "andes", "ranks", "plan",
     )
 )  # fmt: skip
 KERNEL_FILES = (

@@ -21,7 +21,7 @@ from rl_autoscale.sim.eviction import evict_for, evictable_replica
 from rl_autoscale.sim.layout import NO_SLOT, NONE, PREFIX_AFFINITY, QUEUE_FULL, REFUSED, ROUND_ROBIN
 from rl_autoscale.sim.replica import cut_leap
 from rl_autoscale.sim.router import attend, has_room, join_engine, remember_prompt, route
-from rl_autoscale.sim.schedulers.slos_serve import give_up
+from rl_autoscale.sim.schedulers.slos_admission import give_up
 
 
 @hot

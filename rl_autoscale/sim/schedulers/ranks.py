@@ -6,7 +6,7 @@ from rl_autoscale.fleet.jit import njit
 from rl_autoscale.sim.layout import ANDES, FASTSERVE, SLOS_SERVE
 from rl_autoscale.sim.schedulers.andes import rank_newcomer
 from rl_autoscale.sim.schedulers.fastserve import skip_join
-from rl_autoscale.sim.schedulers.slos_serve import rank_by_slo
+from rl_autoscale.sim.schedulers.slos_admission import rank_by_slo
 
 
 @njit

@@ -13,6 +13,7 @@ import numpy as np
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.sim.reference.request import Request, blocks_for
 from rl_autoscale.sim.reference.sequences import Iteration, Sequences
+from rl_autoscale.sim.schedulers.slos_admission import BEST_EFFORT, STANDARD, UNDECIDED
 from rl_autoscale.sim.schedulers.slos_plan import (
     MOST_CANDIDATES,
     PLAN_PROMPT,
@@ -24,7 +25,6 @@ from rl_autoscale.sim.schedulers.slos_plan import (
     plan_labels,
     prompt_s,
 )
-from rl_autoscale.sim.schedulers.slos_serve import BEST_EFFORT, STANDARD, UNDECIDED
 
 
 def rank(engine: Sequences, request: Request, now_s: float) -> None:
