@@ -2,7 +2,7 @@
 
 The card holds what is needed to use the network rightly and to distrust it rightly: schema hash, feature and action
 names, the network file's SHA-256, the dial's range, where it was trained and what it scored. The network is written
-operator by operator (Gemm, Tanh, Clip), so the file depends on no tracing and holds no code.
+operator by operator (Gemm, Tanh, Clip, Sigmoid), so the file depends on no tracing and holds no code.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ CARD_FORMAT = 1
 _OPSET = 17
 _IR_VERSION = 8
 
+MISS_SHARE = "miss_share"
+"""The output of a network's miss forecast."""
+
 Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-def onnx_bytes(layers: list[Layer]) -> bytes:
-    """Serialise a tanh MLP whose output is clipped to [-1, 1].
+def onnx_bytes(layers: list[Layer], forecast: list[Layer] | None = None) -> bytes:
+    """Serialise a tanh MLP whose output is clipped to [-1, 1], and beside it one whose output is a share.
 
-    Input ``observation`` float32 (batch, num_features); output ``action`` float32 (batch, num_actions).
+    Input ``observation`` float32 (batch, num_features); output ``action`` float32 (batch, num_actions) and, with a
+    forecast, ``miss_share`` float32 (batch, 1) in (0, 1).
     """
     try:
         import onnx
@@ -39,21 +43,31 @@ def onnx_bytes(layers: list[Layer]) -> bytes:
     except ImportError as error:
         raise MissingExtraError("exporting a policy", "train") from error
 
-    nodes, initializers, value = [], [], "observation"
-    for k, (weight, bias) in enumerate(layers):
-        initializers += [numpy_helper.from_array(weight, f"w{k}"), numpy_helper.from_array(bias, f"b{k}")]
-        nodes.append(helper.make_node("Gemm", [value, f"w{k}", f"b{k}"], [f"z{k}"], transB=1))
-        value = f"z{k}"
-        if k < len(layers) - 1:
-            nodes.append(helper.make_node("Tanh", [value], [f"h{k}"]))
-            value = f"h{k}"
+    nodes: list[Any] = []
+    initializers: list[Any] = []
+
+    def append_mlp(layers: list[Layer], prefix: str) -> str:
+        value = "observation"
+        for k, (weight, bias) in enumerate(layers):
+            names = f"{prefix}w{k}", f"{prefix}b{k}"
+            initializers.extend(map(numpy_helper.from_array, (weight, bias), names))
+            nodes.append(helper.make_node("Gemm", [value, *names], [f"{prefix}z{k}"], transB=1))
+            value = f"{prefix}z{k}"
+            if k < len(layers) - 1:
+                nodes.append(helper.make_node("Tanh", [value], [f"{prefix}h{k}"]))
+                value = f"{prefix}h{k}"
+        return value
+
     initializers += [
         numpy_helper.from_array(np.array(-1.0, dtype=np.float32), "low"),
         numpy_helper.from_array(np.array(1.0, dtype=np.float32), "high"),
     ]
-    nodes.append(helper.make_node("Clip", [value, "low", "high"], ["action"]))
+    nodes.append(helper.make_node("Clip", [append_mlp(layers, ""), "low", "high"], ["action"]))
     inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", layers[0][0].shape[1]])]
     outputs = [helper.make_tensor_value_info("action", TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
+    if forecast is not None:
+        nodes.append(helper.make_node("Sigmoid", [append_mlp(forecast, "miss_")], [MISS_SHARE]))
+        outputs.append(helper.make_tensor_value_info(MISS_SHARE, TensorProto.FLOAT, ["batch", 1]))
     graph = helper.make_graph(nodes, "policy", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="rl-autoscale")
     model.ir_version = _IR_VERSION
@@ -79,6 +93,7 @@ def export_policy(
     training: dict[str, Any],
     miss_price_range: tuple[float, float] = PRICE_RANGE,
     dial: Sequence[Mapping[str, float]] = (),
+    forecast: list[Layer] | None = None,
 ) -> Path:
     """Write ``policy.onnx`` and ``policy.json``; the card is written last, so a folder with a card is whole.
 
@@ -91,11 +106,12 @@ def export_policy(
         miss_price_range: prices it was trained on, the range of the dial.
         dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal``) on
             validation traffic.
+        forecast: layers of its miss forecast (experiments/miss_forecast.py).
 
     Returns:
         The card's path.
     """
-    content = onnx_bytes(layers)
+    content = onnx_bytes(layers, forecast)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "policy.onnx.tmp").write_bytes(content)
     (folder / "policy.onnx.tmp").replace(folder / "policy.onnx")
@@ -111,6 +127,7 @@ def export_policy(
         "refuse": refuse,
         "miss_price_range": list(miss_price_range),
         "dial": [dict(point) for point in dial],
+        "miss_forecast": forecast is not None,
         "training": training,
     }
     temporary = folder / "policy.json.tmp"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +14,15 @@ import numpy.typing as npt
 
 from rl_autoscale.agents.base import Knob, RegisteredPolicy
 from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
-from rl_autoscale.agents.export import CARD_FORMAT
+from rl_autoscale.agents.export import CARD_FORMAT, MISS_SHARE
 from rl_autoscale.agents.pretrained import policy_folder
+from rl_autoscale.agents.running_dial import RunningDial, price_for
 from rl_autoscale.envs.action import ActionDecoder
-from rl_autoscale.envs.observation import ObservationEncoder
+from rl_autoscale.envs.observation import ObservationEncoder, price_feature
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 
 SWEEP_POINTS = 7
 _GAIN = 1.5
@@ -85,7 +86,9 @@ def load_network(path: Path, card: dict[str, Any]) -> Any:
     except Exception as error:  # ONNX Runtime raises its own, undocumented exception types
         raise PolicyFileError(f"{network_path}: not a usable ONNX network ({type(error).__name__})") from None
     shape = session.get_inputs()[0].shape, session.get_outputs()[0].shape
-    if (shape[0][-1], shape[1][-1]) != (len(card["features"]), len(card["actions"])):
+    outputs = ["action", MISS_SHARE] if card.get("miss_forecast") else ["action"]
+    named = [output.name for output in session.get_outputs()]
+    if (shape[0][-1], shape[1][-1]) != (len(card["features"]), len(card["actions"])) or named != outputs:
         raise PolicyFileError(f"{network_path}: network of shape {shape} does not match its card")
     return session
 
@@ -96,23 +99,6 @@ def price_sweep(card: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(float(f"{price:.3g}") for price in np.geomspace(low, high, SWEEP_POINTS))
 
 
-def price_for(attainment: float, dial: Sequence[Mapping[str, float]], otherwise: float) -> float:
-    """The price at which the policy delivered an attainment when it was measured, interpolated between the points.
-
-    Args:
-        attainment: what is asked.
-        dial: points of ``miss_price`` and ``slo_attainment``, as a card holds them.
-        otherwise: the answer when there are no points.
-    """
-    if not dial:
-        return otherwise
-    points = sorted((point["miss_price"], point["slo_attainment"]) for point in dial)
-    prices = np.log([price for price, _ in points])
-    reached = np.maximum.accumulate([share for _, share in points])  # noise must not turn the dial round
-    misses = np.log(np.maximum(1.0 - reached, 1e-6))
-    return float(np.exp(np.interp(-math.log(1.0 - attainment), -misses, prices)))
-
-
 class LearnedPolicy(RegisteredPolicy):
     """A trained policy at one setting of its dial.
 
@@ -121,7 +107,8 @@ class LearnedPolicy(RegisteredPolicy):
         miss_price: what an SLO miss costs (envs/reward.py); higher holds more replicas for a higher attainment.
         admission: None lets the policy decide how strict early refusal is; inf switches refusal off.
         attainment: asked share of requests that meet their SLOs. The dial then begins at the price at which the
-            policy delivered it on validation traffic (its card), and the error budget turns it.
+            policy delivered it on validation traffic (its card); its miss forecast, if it has one, and the error
+            budget turn it.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -154,10 +141,14 @@ class LearnedPolicy(RegisteredPolicy):
         self._session = load_network(self._path, self.card)
         self.attainment = attainment
         self._budget: ErrorBudget | None = None
+        self._dial: RunningDial | None = None
         if attainment is not None:
             check_attainment(self.NAME, attainment)
+            dial = self.card.get("dial", [])
+            self.miss_price = price_for(attainment, dial, self.miss_price)
+            if dial and self.card.get("miss_forecast"):
+                self._dial = RunningDial(dial)
             self._budget = ErrorBudget(attainment, _GAIN, math.log(_LARGEST_FACTOR))
-            self.miss_price = price_for(attainment, self.card.get("dial", []), self.miss_price)
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
         self.last_observation: npt.NDArray[np.float32] | None = None
@@ -192,25 +183,49 @@ class LearnedPolicy(RegisteredPolicy):
             )
         self._encoder = ObservationEncoder(spec)
         self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]))
+        self._price_column = schema.features.index("miss_price")
         if self._budget is not None:
             self._budget.reset()
+        if self._dial is not None:
+            self._dial.reset()
 
     def run_network(self, observations: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Actions in [-1, 1], shape (batch, num_actions), of observations of shape (batch, num_features)."""
-        return np.asarray(self._session.run(None, {"observation": observations})[0])
+        return np.asarray(self._session.run(["action"], {"observation": observations})[0])
 
-    def price_now(self, state: FleetState) -> float:
-        """The dial's setting: fixed, or turned by the error budget within the range the policy was trained on."""
-        if self._budget is None:
+    def forecast_misses(self, observation: npt.NDArray[np.float32], prices: FloatArray) -> FloatArray:
+        """Share of the requests of the next minutes that will miss at each price, for one observation.
+
+        Args:
+            observation: shape (num_features,).
+            prices: shape (num_prices,).
+        """
+        rows = np.repeat(observation[None], len(prices), axis=0)
+        rows[:, self._price_column] = price_feature(prices)
+        return np.asarray(self._session.run([MISS_SHARE], {"observation": rows})[0][:, 0], dtype=np.float64)
+
+    def price_now(self, state: FleetState, observation: npt.NDArray[np.float32]) -> float:
+        """The dial's setting: fixed, or what should deliver the asked attainment, corrected by the error budget.
+
+        Args:
+            state: the observation.
+            observation: its features, shape (num_features,).
+        """
+        if self._budget is None or self.attainment is None:
             return self.miss_price
+        price = self.miss_price
+        if self._dial is not None:
+            self._dial.update(state, self.forecast_misses(observation, self._dial.prices))
+            price = self._dial.price_for(self.attainment)
         low, high = self.card["miss_price_range"]
-        return float(min(max(self.miss_price * math.exp(self._budget.update(state)), low), high))
+        return float(min(max(price * math.exp(self._budget.update(state)), low), high))
 
     def decide(self, state: FleetState) -> ScalingDecision:
-        """Encode, run the network, decode."""
+        """Encode, turn the dial, run the network, decode."""
         if self._encoder is None or self._decoder is None:
             raise RuntimeError("policy 'learned' was asked to decide before reset(spec)")
-        features = self._encoder.encode(state, self.price_now(state))
+        features = self._encoder.encode(state, self.miss_price)
+        features[self._price_column] = price_feature(self.price_now(state, features))
         self.last_observation = features
         action = self.run_network(features[None])[0]
         decision = self._decoder.decode(action, self._encoder.base_replicas(), self._encoder.peak_replicas(), state)

@@ -51,6 +51,11 @@ SPREAD_TIME_CONSTANT_S = 300.0
 _MIN_REPLICAS_OF_DEMAND = 0.05
 
 
+def price_feature(miss_price: FloatArray | float) -> FloatArray:
+    """The feature ``miss_price``; any shape."""
+    return np.asarray(np.log10(miss_price) / 2.0)
+
+
 class ObservationEncoder:
     """Encodes observations of one fleet, or of a batch of fleets of one spec.
 
@@ -118,7 +123,7 @@ class ObservationEncoder:
         pool = np.stack(self._pool_features(state), axis=-1)
         cls = np.stack(self._class_features(state), axis=-1)
         lead = pool.shape[:-2]
-        price = np.broadcast_to(np.log10(miss_price) / 2.0, lead)
+        price = np.broadcast_to(price_feature(miss_price), lead)
         startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
         parts = [pool.reshape(*lead, -1), cls.reshape(*lead, -1), price[..., None], startup[..., None]]
         features = np.concatenate(parts, axis=-1)

@@ -19,11 +19,11 @@ INITIAL_HEADROOM = (0.8, 2.0)
 class TrainingScenario(Protocol):
     """What a sampler needs of a scenario."""
 
-    def build_train(self, seed: int, store: TraceSource) -> BuiltWorkload:
+    def build_train(self, seed: int, store: TraceSource, *, span_s: float | None = None) -> BuiltWorkload:
         """Traffic of one training episode."""
         ...
 
-    def build_validation(self, seed: int, store: TraceSource) -> BuiltWorkload:
+    def build_validation(self, seed: int, store: TraceSource, *, span_s: float | None = None) -> BuiltWorkload:
         """Traffic of one validation episode."""
         ...
 
@@ -44,6 +44,7 @@ class ScenarioSampler:
         price_range: prices are log-uniform in it; equal ends fix the price.
         num_workloads: different traffic draws in a run.
         validation: draw the scenario's validation traffic, which no training sees (experiments/split.yaml).
+        span_s: length of an episode; default the scenario's.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class ScenarioSampler:
         num_workloads: int = 96,
         *,
         validation: bool = False,
+        span_s: float | None = None,
     ) -> None:
+        self._span_s = span_s
         self._scenario = scenario
         self._store = store
         self._price_range = price_range
@@ -68,7 +71,7 @@ class ScenarioSampler:
         number = seed % self._num_workloads
         if number not in self._workloads:
             build = self._scenario.build_validation if self._validation else self._scenario.build_train
-            built = build(number, self._store)
+            built = build(number, self._store, span_s=self._span_s)
             self._workloads[number] = built.workload
             self.notes.update(built.notes)
         speed, startup_scale = self._scenario.draw_randomisation(seed, validation=self._validation)

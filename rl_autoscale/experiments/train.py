@@ -35,6 +35,7 @@ from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.miss_forecast import fit_miss_forecast
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
 from rl_autoscale.fleet.config import Config
@@ -165,6 +166,7 @@ def train(
     schema = Schema.of(scenarios[0].fleet)
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
+    forecast = fit_miss_forecast(layers, scenarios, store, config.ppo, config.miss_price)
     notes = {note for sampler in samplers for note in sampler.notes} | (set() if dial else {NO_DIAL})
     envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
     training = {
@@ -173,7 +175,7 @@ def train(
         "notes": sorted(notes),
         **(envelope.to_card() if envelope is not None else {}),
     }
-    _export(layers, schema, out / "policy", config, training, dial)
+    _export(layers, schema, out / "policy", config, training, dial, forecast)
     return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(notes)))
 
 
@@ -246,6 +248,7 @@ def _export(
     config: TrainConfig,
     training: dict[str, Any],
     dial: list[dict[str, float]],
+    forecast: list[Layer] | None,
 ) -> Path:
     return export_policy(
         layers,
@@ -255,6 +258,7 @@ def _export(
         training=training,
         miss_price_range=config.miss_price,
         dial=dial,
+        forecast=forecast,
     )
 
 
@@ -306,4 +310,5 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     training = {**known, **_describe(config, scenarios), "timesteps": timesteps}
     layers = policy_layers(model.policy)
     dial = measure_dial(layers, config, scenarios, store)
-    return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial)
+    forecast = fit_miss_forecast(layers, scenarios, store, config.ppo, config.miss_price)
+    return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial, forecast)

@@ -8,7 +8,6 @@ import pytest
 
 from rl_autoscale.agents.error_budget import HORIZON_S, ErrorBudget
 from rl_autoscale.agents.headroom_budget import HeadroomBudgetPolicy
-from rl_autoscale.agents.learned import price_for
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.protocols import run_control_loop
 from rl_autoscale.fleet.spec import FleetSpec
@@ -62,21 +61,6 @@ def test_missing_counts_change_nothing(observe):
 def test_an_impossible_attainment_is_refused(asked):
     with pytest.raises(SpecError, match="between 0 and 1"):
         HeadroomBudgetPolicy(attainment=asked)
-
-
-def test_the_dial_begins_where_the_card_measured_it():
-    dial = [
-        {"miss_price": 2.0, "slo_attainment": 0.90},
-        {"miss_price": 20.0, "slo_attainment": 0.98},
-        {"miss_price": 60.0, "slo_attainment": 0.99},
-    ]
-    assert price_for(0.98, dial, 7.0) == pytest.approx(20.0)
-    assert 2.0 < price_for(0.95, dial, 7.0) < 20.0
-    assert price_for(0.999, dial, 7.0) == pytest.approx(60.0)
-    assert price_for(0.5, dial, 7.0) == pytest.approx(2.0)
-    assert price_for(0.98, [], 7.0) == 7.0
-    noisy = [*dial, {"miss_price": 40.0, "slo_attainment": 0.979}]
-    assert price_for(0.985, noisy, 7.0) > 20.0
 
 
 @pytest.mark.parametrize("headroom", [0.6, 2.5])

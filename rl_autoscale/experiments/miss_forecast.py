@@ -1,0 +1,197 @@
+"""The miss forecast: what share of the requests of the next ten minutes a trained policy will miss at each price.
+
+A price of misses buys much in smooth traffic and little in bursts, so no table says which price delivers an attainment
+on traffic that nobody has seen. This network does: after training the policy is played on training traffic at prices
+that change now and then, what was missed in the ten minutes after each observation is counted, and a small network
+learns the share from the observation, price included. It is exported beside the policy as the ONNX output
+``miss_share``, and turns the dial at run time (agents/running_dial.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rl_autoscale.agents.export import Layer, forward
+from rl_autoscale.agents.ppo import PpoConfig
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.observation import price_feature
+from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.scenario import Scenario
+from rl_autoscale.fleet.rng import stream
+from rl_autoscale.workload.spec import TraceSource
+
+Array = npt.NDArray[Any]
+
+HORIZON_S = 600.0
+KEPT_PRICE_S = 1200.0
+"""For so long a price stays, the horizon of its last observation that counts included."""
+SPAN_S = 2400.0
+NUM_FLEETS = 8
+"""Played at once; every episode has traffic of its own."""
+FEWEST_OBSERVATIONS = 16_000
+OBSERVATIONS_PER_SCENARIO = 4_000
+"""To be played; half of them are followed by a whole horizon at their price. A short training has fewer:"""
+SHARE_OF_TRAINING = 0.25
+HELD_OUT = 4
+"""Of so many fleets one is not learned from: it tells when to stop."""
+HIDDEN = 64
+EPOCHS = 40
+MINIBATCH = 1024
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcomes:
+    """Observations and what came of them.
+
+    Attributes:
+        observation: shape (num_samples, num_features).
+        share: misses over arrivals in the horizon after it, shape (num_samples,).
+        weight: its arrivals over the mean of its scenario.
+        held_out: whether it is not learned from.
+    """
+
+    observation: Array
+    share: Array
+    weight: Array
+    held_out: Array
+
+    @staticmethod
+    def join(parts: Sequence[Outcomes]) -> Outcomes:
+        """All of them."""
+        names = ("observation", "share", "weight", "held_out")
+        return Outcomes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def fit_miss_forecast(
+    layers: list[Layer],
+    scenarios: Sequence[Scenario],
+    store: TraceSource,
+    config: PpoConfig,
+    miss_price: tuple[float, float],
+) -> list[Layer] | None:
+    """Play a policy on training traffic and learn what it misses.
+
+    Args:
+        layers: of its actor.
+        scenarios: it was trained on.
+        store: where traces come from.
+        config: seed, length, threads and refusal of the training.
+        miss_price: range of the prices.
+
+    Returns:
+        Layers of a tanh MLP from the observation to the logit of the share; None where no traffic is long enough.
+    """
+    enough = max(FEWEST_OBSERVATIONS, OBSERVATIONS_PER_SCENARIO * len(scenarios))
+    observations = min(enough, SHARE_OF_TRAINING * config.total_timesteps) / len(scenarios)
+    parts = []
+    for scenario in scenarios:
+        steps = NUM_FLEETS * SPAN_S / scenario.fleet.control_interval_s
+        for number in range(max(math.ceil(observations / steps), 1)):
+            sampler = ScenarioSampler(scenario, store, num_workloads=1_000_000, span_s=SPAN_S)
+            mdp = FleetMdp(
+                scenario.fleet, scenario.shield, sampler, num_fleets=NUM_FLEETS, num_threads=config.num_threads,
+                refuse=config.refuse,
+            )  # fmt: skip
+            parts.append(play_at_changing_prices(layers, mdp, miss_price, config.seed + 1000 * number))
+    outcomes = Outcomes.join(parts)
+    return _learn(outcomes, config.seed) if {False, True} <= set(outcomes.held_out.tolist()) else None
+
+
+def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tuple[float, float], seed: int) -> Outcomes:
+    """One episode in every fleet: its observations and what came of them; arguments as for `fit_miss_forecast`."""
+    interval_s = mdp.spec.control_interval_s
+    steps, kept, horizon = (max(round(part_s / interval_s), 1) for part_s in (SPAN_S, KEPT_PRICE_S, HORIZON_S))
+    rng = stream(seed, "miss-forecast")
+    low, high = np.log(miss_price)
+    price_column = mdp.encoder.schema.features.index("miss_price")
+    observation = mdp.reset(seed)
+    seen = np.zeros((steps, *observation.shape), dtype=np.float32)
+    missed, arrived, playing = (np.zeros((steps, mdp.num_fleets)) for _ in range(3))
+    offset = rng.integers(0, kept, mdp.num_fleets)  # prices do not change everywhere at once
+    since_change = (np.arange(steps)[:, None] + offset) % kept
+    still = np.ones(mdp.num_fleets, dtype=bool)
+    for t in range(steps):
+        changes = (since_change[t] == 0) | (t == 0)
+        mdp.miss_price[changes] = np.exp(rng.uniform(low, high, int(changes.sum())))
+        observation[:, price_column] = price_feature(mdp.miss_price)
+        seen[t], playing[t] = observation, still
+        before = _count(mdp, "missed"), _count(mdp, "arrived")
+        step = mdp.step(forward(layers, observation))
+        missed[t], arrived[t] = _count(mdp, "missed") - before[0], _count(mdp, "arrived") - before[1]
+        observation = step.observation
+        still = still & ~step.truncated
+        if not still.any():
+            break
+    return _outcomes(seen, missed, arrived, playing, since_change, kept, horizon)
+
+
+def _count(mdp: FleetMdp, name: str) -> Array:
+    return np.asarray(mdp.batch.ledger(name).sum(axis=-1), dtype=np.float64)
+
+
+def _outcomes(
+    seen: Array, missed: Array, arrived: Array, alive: Array, since_change: Array, kept: int, horizon: int
+) -> Outcomes:
+    """The observations after which a whole horizon was played at their price; arrays of shape (steps, fleets, ...)."""
+    steps, num_fleets = missed.shape
+    sums = [np.concatenate((np.zeros((1, num_fleets)), np.cumsum(item * alive, axis=0))) for item in (missed, arrived)]
+    ends = np.minimum(np.arange(steps) + horizon, steps)
+    misses, arrivals = (item[ends] - item[:-1] for item in sums)
+    played = np.concatenate((np.zeros((1, num_fleets)), np.cumsum(alive, axis=0)))
+    whole = (played[ends] - played[:-1] == horizon) & (since_change <= kept - horizon) & (arrivals > 0)
+    held_out = np.broadcast_to(np.arange(num_fleets) % HELD_OUT == HELD_OUT - 1, whole.shape)
+    mean = max(float(arrivals[whole].mean()) if whole.any() else 1.0, 1e-9)
+    # A request that came before the observation may be missed after it: the share is cut at 1.
+    share = np.minimum(misses[whole] / arrivals[whole], 1.0)
+    return Outcomes(seen[whole], share, arrivals[whole] / mean, held_out[whole])
+
+
+def _learn(outcomes: Outcomes, seed: int) -> list[Layer]:
+    """Fit by cross-entropy, weighted with arrivals; the epoch counts that was best on the fleets held out."""
+    torch.set_num_threads(1)
+    random = torch.Generator().manual_seed(seed)
+    observation = torch.as_tensor(outcomes.observation, dtype=torch.float32)
+    share, weight = (torch.as_tensor(item, dtype=torch.float32) for item in (outcomes.share, outcomes.weight))
+    held_out = torch.as_tensor(outcomes.held_out)
+    sizes = (observation.shape[1], HIDDEN, HIDDEN, 1)
+    network = torch.nn.Sequential()
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layer = torch.nn.Linear(inputs, outputs)
+        with torch.no_grad():
+            torch.nn.init.xavier_uniform_(layer.weight, generator=random)
+            layer.bias.zero_()
+        network.append(layer)
+        if number < len(sizes) - 2:
+            network.append(torch.nn.Tanh())
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-5)
+    learned_from = torch.nonzero(~held_out)[:, 0]
+
+    def loss(which: torch.Tensor) -> torch.Tensor:
+        each = torch.nn.functional.binary_cross_entropy_with_logits(
+            network(observation[which])[:, 0], share[which], reduction="none"
+        )
+        return (weight[which] * each).mean()
+
+    best, least = network.state_dict(), float("inf")
+    for _ in range(EPOCHS):
+        shuffled = learned_from[torch.randperm(len(learned_from), generator=random)]
+        for chosen in torch.split(shuffled, MINIBATCH):
+            optimiser.zero_grad()
+            loss(chosen).backward()  # type: ignore[no-untyped-call,unused-ignore]
+            optimiser.step()
+        with torch.no_grad():
+            now = float(loss(torch.nonzero(held_out)[:, 0]))
+        if now < least:
+            best, least = {name: value.clone() for name, value in network.state_dict().items()}, now
+    network.load_state_dict(best)
+    linear = [layer for layer in network if isinstance(layer, torch.nn.Linear)]
+    return [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear]
