@@ -109,6 +109,7 @@ class LearnedPolicy(RegisteredPolicy):
         attainment: asked share of requests that meet their SLOs. The dial then begins at the price at which the
             policy delivered it on validation traffic (its card); its miss forecast, if it has one, and the error
             budget turn it.
+        forecast: whether the miss forecast may; without it the error budget alone turns the dial.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -129,6 +130,7 @@ class LearnedPolicy(RegisteredPolicy):
         miss_price: float = 20.0,
         admission: float | None = None,
         attainment: float | None = None,
+        forecast: bool = True,
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
@@ -146,7 +148,7 @@ class LearnedPolicy(RegisteredPolicy):
             check_attainment(self.NAME, attainment)
             dial = self.card.get("dial", [])
             self.miss_price = price_for(attainment, dial, self.miss_price)
-            if dial and self.card.get("miss_forecast"):
+            if forecast and dial and self.card.get("miss_forecast"):
                 self._dial = RunningDial(dial)
             self._budget = ErrorBudget(attainment, _GAIN, math.log(_LARGEST_FACTOR))
         self._encoder: ObservationEncoder | None = None

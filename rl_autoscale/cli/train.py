@@ -27,6 +27,7 @@ class TrainingBar:
     """A progress bar fed by training reports; a context manager. Writes to stderr."""
 
     def __init__(self, total_timesteps: int, title: str = "training PPO") -> None:
+        self._total = total_timesteps
         self._progress = Progress(
             TextColumn(title),
             BarColumn(),
@@ -50,6 +51,8 @@ class TrainingBar:
             f"{progress.steps_per_s:,.0f} steps/s  cost {progress.cost_over_ideal:.2f} x ideal  "
             f"attainment {progress.slo_attainment:.1%}"
         )
+        if progress.timesteps >= self._total:
+            status += "  now measuring its dial and what it misses ..."
         self._progress.update(self._task, completed=progress.timesteps, status=status)
 
 

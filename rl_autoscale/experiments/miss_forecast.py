@@ -1,10 +1,11 @@
-"""The miss forecast: what share of the requests of the next ten minutes a trained policy will miss at each price.
+"""The miss forecast: what share of the requests of the next minutes a trained policy will miss at each price.
 
 A price of misses buys much in smooth traffic and little in bursts, so no table says which price delivers an attainment
 on traffic that nobody has seen. This network does: after training the policy is played on training traffic at prices
-that change now and then, what was missed in the ten minutes after each observation is counted, and a small network
-learns the share from the observation, price included. It is exported beside the policy as the ONNX output
-``miss_share``, and turns the dial at run time (agents/running_dial.py).
+that change now and then, what was missed in the minutes after each observation is counted, and a small network learns
+the share from the observation, price included. The *horizon* is ten minutes, or three start-ups where these take
+longer: before replicas have started a price has bought nothing. The network is exported beside the policy as the ONNX
+output ``miss_share``, and turns the dial at run time (agents/running_dial.py).
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.fleet.rng import stream
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.workload.spec import TraceSource
 
 Array = npt.NDArray[Any]
 
 HORIZON_S = 600.0
-KEPT_PRICE_S = 1200.0
-"""For so long a price stays, the horizon of its last observation that counts included."""
-SPAN_S = 2400.0
+HORIZON_STARTUPS = 3.0
+KEPT_HORIZONS = 2
+"""For so many horizons a price stays: half of its observations are followed by a whole one at that price."""
+EPISODE_HORIZONS = 4
 NUM_FLEETS = 8
 """Played at once; every episode has traffic of its own."""
 FEWEST_OBSERVATIONS = 16_000
 OBSERVATIONS_PER_SCENARIO = 4_000
-"""To be played; half of them are followed by a whole horizon at their price. A short training has fewer:"""
+"""To be played. A short training has fewer:"""
 SHARE_OF_TRAINING = 0.25
 HELD_OUT = 4
 """Of so many fleets one is not learned from: it tells when to stop."""
@@ -94,9 +97,10 @@ def fit_miss_forecast(
     observations = min(enough, SHARE_OF_TRAINING * config.total_timesteps) / len(scenarios)
     parts = []
     for scenario in scenarios:
-        steps = NUM_FLEETS * SPAN_S / scenario.fleet.control_interval_s
+        span_s = EPISODE_HORIZONS * horizon_s(scenario.fleet)
+        steps = NUM_FLEETS * span_s / scenario.fleet.control_interval_s
         for number in range(max(math.ceil(observations / steps), 1)):
-            sampler = ScenarioSampler(scenario, store, num_workloads=1_000_000, span_s=SPAN_S)
+            sampler = ScenarioSampler(scenario, store, num_workloads=1_000_000, span_s=span_s)
             mdp = FleetMdp(
                 scenario.fleet, scenario.shield, sampler, num_fleets=NUM_FLEETS, num_threads=config.num_threads,
                 refuse=config.refuse,
@@ -106,10 +110,15 @@ def fit_miss_forecast(
     return _learn(outcomes, config.seed) if {False, True} <= set(outcomes.held_out.tolist()) else None
 
 
+def horizon_s(spec: FleetSpec) -> float:
+    """How far a forecast for this fleet looks ahead."""
+    return max(HORIZON_S, HORIZON_STARTUPS * max(pool.startup_mean_s for pool in spec.pools))
+
+
 def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tuple[float, float], seed: int) -> Outcomes:
     """One episode in every fleet: its observations and what came of them; arguments as for `fit_miss_forecast`."""
-    interval_s = mdp.spec.control_interval_s
-    steps, kept, horizon = (max(round(part_s / interval_s), 1) for part_s in (SPAN_S, KEPT_PRICE_S, HORIZON_S))
+    horizon = max(round(horizon_s(mdp.spec) / mdp.spec.control_interval_s), 1)
+    steps, kept = EPISODE_HORIZONS * horizon, KEPT_HORIZONS * horizon
     rng = stream(seed, "miss-forecast")
     low, high = np.log(miss_price)
     price_column = mdp.encoder.schema.features.index("miss_price")
