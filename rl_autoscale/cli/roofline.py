@@ -22,6 +22,7 @@ def command(
     gpu: Annotated[str, typer.Option(help="A100, H100, H200, L40S, or a .yaml file.")],
     tp: Annotated[int, typer.Option(min=1, help="GPUs per replica (tensor parallelism).")] = 1,
     attention: Annotated[str, typer.Option(help="flash, or standard: scores are written to memory.")] = "flash",
+    weight_bits: Annotated[int, typer.Option(help="16, or 8 or 4: quantised weights, computed with in bf16.")] = 16,
     chunk_tokens: Annotated[
         int | None, typer.Option(min=1, help="Token budget of an iteration, so the chunk of a prompt; default vLLM's.")
     ] = None,
@@ -48,6 +49,8 @@ def command(
         rl-autoscale profile roofline --model mistral-7b --gpu A100 --chunk-tokens 512
 
         rl-autoscale profile roofline --model llama-3.1-70b --gpu H100 --tp 4 --shared-prefix 2000 --relay
+
+        rl-autoscale profile roofline --model llama-3.1-8b --gpu L40S --weight-bits 4
     """
     from rl_autoscale.sim import roofline as sheets
     from rl_autoscale.sim.profile_file import write_profile
@@ -61,16 +64,19 @@ def command(
         attention=cast("sheets.Attention", attention),
         shared_prefix_tokens=shared_prefix,
         relay=relay,
+        weight_bits=cast("sheets.WeightBits", weight_bits),
         compute_efficiency=sheets.TYPICAL_EFFICIENCY if compute_efficiency is None else compute_efficiency,
         memory_efficiency=sheets.TYPICAL_EFFICIENCY if memory_efficiency is None else memory_efficiency,
     )
     base = f"{roofline.model.name}_{roofline.gpu.name.lower()}_tp{tp}"
     profile = roofline.profile(
-        name=name or f"{base}_roofline", max_num_seqs=max_num_seqs, max_num_batched_tokens=chunk_tokens
+        name=name or f"{base}{'' if weight_bits == 16 else f'_w{weight_bits}'}_roofline",
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=chunk_tokens,
     )
     path = out or Path(f"{profile.name}.yaml")
     write_profile(profile, path, overwrite=overwrite)
-    measured = load_profile(base) if base in shipped_profile_names() else None
+    measured = load_profile(base) if base in shipped_profile_names() and weight_bits == 16 else None
     _show(profile, measured, path, as_json)
 
 

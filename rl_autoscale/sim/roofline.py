@@ -5,7 +5,8 @@ Patterson, CACM 2009; operator by operator for LLMs: Yuan et al., arXiv 2402.163
 TP GPUs, s = 2 bytes per number, and per GPU throughout:
 
     linear      each weight matrix (in x out): F = 2 n in out, B = s (in out + n (in + out)); the output layer counts
-                its weights only, since few tokens of an iteration need it
+                its weights only, since few tokens of an iteration need it; ``weight_bits`` below 16 move fewer bytes,
+                F stays
     elementwise norms with residuals (8 hidden), rotary embedding, gate (3 intermediate): bytes alone, per token
     all-reduce  two per layer, 2 (TP - 1) / TP of n hidden s bytes over the link (a ring; Patarasuk and Yuan 2009)
     attention   F = 4 layers heads head_size per (query, key) pair; B = KV bytes of every context read
@@ -48,6 +49,8 @@ ATTENTIONS: tuple[str, ...] = get_args(Attention)
 
 BYTES = 2
 """Per weight, activation and KV number: bf16."""
+WeightBits = Literal[16, 8, 4]
+WEIGHT_BITS: tuple[int, ...] = get_args(WeightBits)
 RUNTIME_BYTES = 3e9
 """CUDA context and graphs, libraries, fragmentation; ours, so that KV blocks land near those of measured profiles."""
 
@@ -76,11 +79,10 @@ class ModelShape(Config):
             (feed_forward, self.hidden),
         )
 
-    @property
-    def weights_bytes(self) -> float:
-        """All weights, the embedding included."""
+    def weights_bytes(self, weight_bits: int = 8 * BYTES) -> float:
+        """All weights: the layers' at so many bits each, embedding and output layer in bf16."""
         of_layer = sum(rows * columns for rows, columns in self.matrices)
-        return float(BYTES * (self.layers * of_layer + 2 * self.vocabulary * self.hidden))
+        return self.layers * of_layer * weight_bits / 8 + float(BYTES * 2 * self.vocabulary * self.hidden)
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -150,6 +152,8 @@ class Roofline:
         shared_prefix_tokens: that every prompt begins with and the traffic's lengths leave out.
         relay: read the shared prefix once per iteration, not once per sequence.
         window_tokens: sinks and window; None: all of the context.
+        weight_bits: of the layers' weights; fewer than 16: weight-only quantisation, which moves fewer bytes and
+            computes in bf16 (GPTQ, arXiv 2210.17323; AWQ, arXiv 2306.00978); scales of groups are left out.
         compute_efficiency: share of the compute roof that kernels reach.
         memory_efficiency: share of the bandwidth that kernels reach.
         max_context_tokens: longest context for which ``standard`` keeps room for scores.
@@ -162,6 +166,7 @@ class Roofline:
     shared_prefix_tokens: int = 0
     relay: bool = False
     window_tokens: int | None = None
+    weight_bits: WeightBits = 16
     compute_efficiency: float = TYPICAL_EFFICIENCY
     memory_efficiency: float = TYPICAL_EFFICIENCY
     max_context_tokens: int = 8192
@@ -179,6 +184,8 @@ class Roofline:
             raise SpecError(
                 f"shared_prefix_tokens={self.shared_prefix_tokens} must be at least 0, and above 0 for relay attention"
             )
+        if self.weight_bits not in WEIGHT_BITS:
+            raise SpecError(f"weight_bits={self.weight_bits} is not allowed; choose one of 16, 8, 4")
         if self.window_tokens is not None and (self.window_tokens < 1 or self.shared_prefix_tokens):
             raise SpecError("window_tokens must be at least 1, and excludes a shared prefix")
 
@@ -196,7 +203,7 @@ class Roofline:
         seconds = 0.0
         for rows, columns in model.matrices:
             flops = 2.0 * num_tokens * rows * columns / gpus
-            moved = BYTES * (rows * columns + num_tokens * (rows + columns)) / gpus
+            moved = (rows * columns * self.weight_bits / 8 + BYTES * num_tokens * (rows + columns)) / gpus
             seconds += model.layers * max(flops / self._flops_per_s, moved / self._bytes_per_s)
         rotary = 2 * (model.heads + model.kv_heads) * model.head_size / gpus
         elementwise = 8 * model.hidden + rotary + 3 * model.intermediate / gpus
@@ -210,8 +217,11 @@ class Roofline:
         """New tokens at which a matrix turns from memory-bound to compute-bound."""
         ratio = 2.0 * self._bytes_per_s / (BYTES * self._flops_per_s)
         gains = [ratio * rows * columns - (rows + columns) for rows, columns in self.model.matrices]
+        bytes_share = self.weight_bits / (8 * BYTES)
         return [
-            rows * columns / gain for (rows, columns), gain in zip(self.model.matrices, gains, strict=True) if gain > 0
+            bytes_share * rows * columns / gain
+            for (rows, columns), gain in zip(self.model.matrices, gains, strict=True)
+            if gain > 0
         ]
 
     @cached_property
@@ -270,7 +280,7 @@ class Roofline:
             scores = 2 * BYTES * model.heads / gpus * max_num_batched_tokens * self.max_context_tokens
         return KvCapacity(
             gpu_bytes=self.gpu.memory_bytes,
-            weights_bytes=model.weights_bytes / gpus,
+            weights_bytes=model.weights_bytes(self.weight_bits) / gpus,
             reserve_bytes=RUNTIME_BYTES + activations + logits + scores,
             bytes_per_token=model.kv_bytes_per_token / gpus,
         )

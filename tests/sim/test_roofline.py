@@ -28,13 +28,13 @@ MEASURED += [f"llama-3.1-70b_{gpu}" for gpu in ("a100_tp4", "h100_tp4", "h200_tp
 def test_shapes_have_the_published_sizes():
     parameters = {"llama-3.1-8b": 8.03e9, "llama-3.1-70b": 70.6e9, "qwen3-32b": 32.8e9, "mistral-7b": 7.24e9}
     for name, number in parameters.items():
-        assert MODELS[name].weights_bytes / 2 == pytest.approx(number, rel=0.002)
+        assert MODELS[name].weights_bytes() / 2 == pytest.approx(number, rel=0.002)
     assert LLAMA.kv_bytes_per_token == 131_072
 
 
 def test_one_token_reads_the_weights_and_many_compute():
     ideal = Roofline(LLAMA, A100, **IDEAL)
-    read_bytes = LLAMA.weights_bytes - 2 * LLAMA.vocabulary * LLAMA.hidden  # one row of the embedding, not all of it
+    read_bytes = LLAMA.weights_bytes() - 2 * LLAMA.vocabulary * LLAMA.hidden  # one row of the embedding, not all of it
     assert ideal.linear_s(1) == pytest.approx(read_bytes / 2.039e12, rel=0.001)
     flops_per_token = 2 * (read_bytes / 2 - LLAMA.vocabulary * LLAMA.hidden)
     slope = (ideal.linear_s(20_000) - ideal.linear_s(10_000)) / 10_000
@@ -62,6 +62,22 @@ def test_the_profile_is_the_roofline_or_a_stated_bit_slower(contexts, chunk, pre
     share = roofline.kv_read_s / (roofline.pair_s * chunk[0])
     beside_s = 0.0 if roofline.relay else prefix * len(contexts) * roofline.kv_read_s  # reads beside a chunk's products
     assert exact * (1 - 1e-4) <= profile.iteration_s(**decode, chunks=(chunk,)) <= exact * (1 + share + 0.03) + beside_s
+
+
+def test_quantised_weights_are_read_faster_computed_as_before_and_leave_room():
+    ideal, quantised = (Roofline(LLAMA, A100, weight_bits=bits, **IDEAL) for bits in (16, 4))
+    of_layers = LLAMA.layers * sum(rows * columns for rows, columns in LLAMA.matrices)
+    assert ideal.linear_s(1) - quantised.linear_s(1) == pytest.approx(1.5 * of_layers / 2.039e12, rel=1e-3)
+    assert quantised.linear_s(8192) == pytest.approx(ideal.linear_s(8192))
+    blocks = [roofline.profile(name="x").kv_blocks for roofline in (ideal, quantised)]
+    assert blocks[1] - blocks[0] == pytest.approx(1.5 * of_layers / (16 * LLAMA.kv_bytes_per_token), abs=1)
+    for contexts in ((1000,), tuple([500] * 40)):  # the profile's knots follow the ridge
+        sums = {"num_decode": len(contexts), "decode_context_tokens": float(sum(contexts))}
+        assert quantised.profile(name="x").iteration_s(**sums) == pytest.approx(
+            quantised.iteration_s(contexts), rel=1e-4
+        )
+    with pytest.raises(SpecError, match="weight_bits=5 is not allowed"):
+        Roofline(LLAMA, A100, weight_bits=5)
 
 
 def test_standard_attention_pays_for_its_scores_in_time_and_memory():
