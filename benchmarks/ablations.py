@@ -30,6 +30,7 @@ from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.capacity import resumed
 from rl_autoscale.experiments.runs import write_text
 from rl_autoscale.experiments.train import play
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
 PRICES = (5.0, 20.0, 60.0)
@@ -77,6 +78,9 @@ class AblatedMdp(FleetMdp):
         schema = Schema.of(scenario.fleet)
         self._unseen = [k for k, name in enumerate(schema.features) if name.split(".")[-1] in variant.unseen]
         held = dict(variant.held)
+        known = {name.split(".")[-1] for name in (*schema.features, *schema.actions)}
+        if unknown := {*variant.unseen, *dict(variant.held)} - known:
+            raise SpecError(f"nothing is called {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
         self._held = {k: held[end] for k, name in enumerate(schema.actions) if (end := name.split(".")[-1]) in held}
 
     def reset(self, seed: int) -> npt.NDArray[np.float32]:
@@ -112,12 +116,15 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     asked = parser.parse_args()
+    if len(asked.scenarios) > NUM_FLEETS:
+        parser.error(f"{len(asked.scenarios)} scenarios for {NUM_FLEETS} fleets; name fewer")
     names = asked.variants if WHOLE in asked.variants else [WHOLE, *asked.variants]
     scenarios = [load_scenario(name) for name in asked.scenarios]
     store = TraceStore(asked.traces)
     asked.out.mkdir(parents=True, exist_ok=True)
     path = asked.out / "bills.json"
     question = {"scenarios": asked.scenarios, "timesteps": asked.timesteps, "episodes": asked.episodes}
+    question |= {"prices": list(PRICES), "traces": [str(folder) for folder in asked.traces]}
     data = resumed(path, question, "bills")
     for seed in range(asked.seeds):
         for name in names:

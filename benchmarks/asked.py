@@ -58,6 +58,8 @@ def main() -> None:
                 row.append(np.mean([(end.slo_attainment, end.gpu_hours) for end in ends], axis=0))
         figures.append(row)
         print(f"| {name} | " + " | ".join(f"{share:.1%} at {hours:.2f}" for share, hours in row) + " |", flush=True)
+    if not figures:
+        parser.error("no policy fits any of these scenarios; name one with --learned")
     summarise(np.array(figures), asked.asked, whom)
 
 
@@ -76,7 +78,7 @@ def chosen(who: str, path: str, attainment: float, workload: Any) -> Any:
 
 def summarise(figures: Any, asked: list[float], whom: list[str]) -> None:
     """Over scenarios: how many end near what was asked, and the cost over the first one's; shape (scenarios, k, 2)."""
-    print("\n| asked | | within a point | short by more | delivered, median | cost over the first |")
+    print("\n| asked | | within a point | short by more | delivered, median | GPU-hours over the first |")
     print("|---|---|---:|---:|---:|---:|")
     for k, share in enumerate(asked):
         for j, who in enumerate(whom):

@@ -36,11 +36,12 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {  # router, options of the poo
     "`freeness`": ("freeness", {}),
     "`freeness`, `rebalance`": ("freeness", BALANCED),
 }
+ALIKE = "everybody alike"
 PREFERRING: dict[str, Any] = BALANCED | {"scheduler": "vllm-priority"}
 # A replica with an urgent request is loaded up to 1,600 tokens, as in Llumnix's artifact.
 KEEPING_FREE: dict[str, Any] = PREFERRING | {"urgent_headroom_blocks": KV_BLOCKS - 1600 // 16}
 SYSTEMS_FOR_URGENT: dict[str, tuple[str, dict[str, Any]]] = {
-    "everybody alike": ("freeness", BALANCED),
+    ALIKE: ("freeness", BALANCED),
     "urgent first": ("freeness", PREFERRING),
     "and with memory kept free": ("freeness", KEEPING_FREE),
 }
@@ -63,6 +64,8 @@ def main() -> None:
         parser.add_argument(f"--{field.replace('_', '-')}", type=float, default=getattr(RebalanceSpec(), field))
     arguments = parser.parse_args()
     REBALANCE.update({field: getattr(arguments, field) for field in RebalanceSpec.model_fields})
+    if not 0 <= arguments.urgent < 1:
+        parser.error(f"--urgent {arguments.urgent} must be at least 0 and below 1")
     rates = [float(rate) for rate in arguments.rates.split(",")]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     samples = [sample(arguments.lengths, arguments.requests, seed, arguments.urgent, arguments.cv) for seed in seeds]
@@ -103,14 +106,23 @@ def sample(lengths: str, number: int, seed: int, urgent: float, cv: float) -> Wo
 
 
 def serve(
-    system: tuple[str, dict[str, Any]], workload: Workload, rate_per_s: float, replicas: int, seed: int
+    system: tuple[str, dict[str, Any]],
+    workload: Workload,
+    rate_per_s: float,
+    replicas: int,
+    seed: int,
+    *,
+    alike: bool = True,
 ) -> FleetBatch:
-    """One fixed fleet at one rate, played to its end."""
+    """One fixed fleet at one rate, played to its end; the first class is the more urgent unless all are alike."""
     router, options = system
     pool = {"name": "p", "profile": "llama-3.1-8b_l40s_tp1", "kv_blocks": KV_BLOCKS, **options}
     pool |= {"min_replicas": replicas, "max_replicas": replicas}
     promise = {"ttft_slo_s": TTFT_S, "tpot_slo_s": TPOT_S, "queue_limit": 10**6}
-    classes = [{"name": name, "priority": priority, **promise} for priority, name in enumerate(workload.class_names)]
+    classes = [
+        {"name": name, "priority": 0 if alike else priority, **promise}
+        for priority, name in enumerate(workload.class_names)
+    ]
     batch = FleetBatch(FleetSpec.from_dict({"pools": [pool], "classes": classes, "router": router}))
     batch.load(0, at_rate(workload, rate_per_s), seed=seed)
     batch.run(0)
@@ -156,11 +168,14 @@ def print_figures(samples: list[Workload], rates: list[float], replicas: int) ->
 
 
 def print_urgent(samples: list[Workload], rates: list[float], replicas: int) -> None:
-    """What the urgent requests and the others saw, and for the first system how they compare; means over seeds."""
+    """What the urgent requests and the others saw; means over seeds."""
     heading = ""
     for rate_per_s in rates:
         for system, options in SYSTEMS_FOR_URGENT.items():
-            played = [serve(options, w, rate_per_s, replicas, seed).requests() for seed, w in enumerate(samples)]
+            played = [
+                serve(options, w, rate_per_s, replicas, seed, alike=system == ALIKE).requests()
+                for seed, w in enumerate(samples)
+            ]
             for c, name in enumerate(samples[0].class_names):
                 rows = [latencies(requests[requests["class_index"] == c]) for requests in played]
                 if not heading:

@@ -16,7 +16,7 @@ from rl_autoscale.agents.base import Knob, RegisteredPolicy
 from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
 from rl_autoscale.agents.export import CARD_FORMAT, MISS_SHARE
 from rl_autoscale.agents.pretrained import policy_folder
-from rl_autoscale.agents.running_dial import RunningDial, price_for
+from rl_autoscale.agents.running_dial import RunningDial
 from rl_autoscale.envs.action import ActionDecoder
 from rl_autoscale.envs.observation import ObservationEncoder, price_feature
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
@@ -136,6 +136,8 @@ class LearnedPolicy(RegisteredPolicy):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
         if admission is not None and not admission >= 0:
             raise SpecError(f"policy 'learned': admission={admission} is not allowed; it must be at least 0, or inf")
+        if forecast not in (True, False):
+            raise SpecError(f"policy 'learned': forecast={forecast!r} is not allowed; it must be true or false")
         self._path = policy_folder(path)
         self.miss_price = float(miss_price)
         self.admission = admission
@@ -144,12 +146,13 @@ class LearnedPolicy(RegisteredPolicy):
         self.attainment = attainment
         self._budget: ErrorBudget | None = None
         self._dial: RunningDial | None = None
+        self._forecasts = False
         if attainment is not None:
             check_attainment(self.NAME, attainment)
-            dial = self.card.get("dial", [])
-            self.miss_price = price_for(attainment, dial, self.miss_price)
-            if forecast and dial and self.card.get("miss_forecast"):
+            if dial := self.card.get("dial"):
                 self._dial = RunningDial(dial)
+                self.miss_price = self._dial.price_for(attainment)
+            self._forecasts = bool(forecast and dial and self.card.get("miss_forecast"))
             self._budget = ErrorBudget(attainment, _GAIN, math.log(_LARGEST_FACTOR))
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
@@ -216,7 +219,7 @@ class LearnedPolicy(RegisteredPolicy):
         if self._budget is None or self.attainment is None:
             return self.miss_price
         price = self.miss_price
-        if self._dial is not None:
+        if self._forecasts and self._dial is not None:
             self._dial.update(state, self.forecast_misses(observation, self._dial.prices))
             price = self._dial.price_for(self.attainment)
         low, high = self.card["miss_price_range"]

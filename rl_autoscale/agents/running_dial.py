@@ -17,28 +17,32 @@ import numpy as np
 
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
-HORIZON_S = 1800.0
-"""Forecasts are forgotten at this time constant."""
+TIME_CONSTANT_S = 1800.0
+"""Forecasts are forgotten at it."""
 OPENING_S = 120.0
 """The card's dial counts as if it had been seen for so long; the two are averaged in the logarithm of misses."""
 LEAST_SHARE = 1e-6
 
 
-def price_for(attainment: float, dial: Sequence[Mapping[str, float]], otherwise: float) -> float:
-    """The price at which the policy delivered an attainment when it was measured, interpolated between the points.
+def price_at(attainment: float, prices: FloatArray, missed_share: FloatArray) -> float:
+    """The cheapest price that delivers an attainment, interpolated between the logarithms of prices and of misses.
 
     Args:
-        attainment: what is asked.
-        dial: points of ``miss_price`` and ``slo_attainment``, as a card holds them.
-        otherwise: the answer when there are no points.
+        attainment: what is asked, in (0, 1).
+        prices: ascending, shape (num_prices,).
+        missed_share: at each of them; where a dearer one misses more, that is taken for noise.
+
+    Returns:
+        The first price where all deliver it, the last where none does.
     """
-    if not dial:
-        return otherwise
-    points = sorted((point["miss_price"], point["slo_attainment"]) for point in dial)
-    prices = np.log([price for price, _ in points])
-    reached = np.maximum.accumulate([share for _, share in points])  # noise must not turn the dial round
-    misses = np.log(np.maximum(1.0 - reached, 1e-6))
-    return float(np.exp(np.interp(-math.log(1.0 - attainment), -misses, prices)))
+    asked = math.log(max(1.0 - attainment, LEAST_SHARE))
+    misses = np.log(np.minimum.accumulate(np.maximum(missed_share, LEAST_SHARE)))
+    enough = np.flatnonzero(misses <= asked)
+    if len(enough) == 0 or enough[0] == 0:
+        return float(prices[-1 if len(enough) == 0 else 0])
+    below, above = enough[0] - 1, enough[0]
+    way = (misses[below] - asked) / (misses[below] - misses[above])
+    return float(prices[below] * (prices[above] / prices[below]) ** way)
 
 
 class RunningDial:
@@ -49,9 +53,9 @@ class RunningDial:
     """
 
     def __init__(self, dial: Sequence[Mapping[str, float]]) -> None:
-        points = sorted(dial, key=lambda point: point["miss_price"])
-        self.prices = np.array([point["miss_price"] for point in points])
-        self._before = np.maximum(1.0 - np.array([point["slo_attainment"] for point in points]), LEAST_SHARE)
+        points = sorted((point["miss_price"], point["slo_attainment"]) for point in dial)
+        self.prices = np.array([price for price, _ in points])
+        self._before = np.maximum(1.0 - np.array([share for _, share in points]), LEAST_SHARE)
         self.reset()
 
     def reset(self) -> None:
@@ -61,30 +65,26 @@ class RunningDial:
         self._seen_s = 0.0
 
     def update(self, state: FleetState, missed_share: FloatArray) -> None:
-        """Take in the forecast of one observation; a window without known arrivals changes nothing.
+        """Take in the forecast of one observation; a window without arrivals, or without known ones, changes nothing.
 
         Args:
             state: the observation.
             missed_share: at each of ``prices``, shape (num_prices,).
         """
         window_s = float(state.window_s)
-        rate_per_s = float(np.sum(state.classes.arrivals_per_s))
-        if window_s <= 0 or not math.isfinite(rate_per_s):
+        arrived = float(np.sum(state.classes.arrivals_per_s)) * window_s
+        if not arrived > 0 or not np.isfinite([arrived, *missed_share]).all():
             return
-        kept = math.exp(-window_s / HORIZON_S)
+        kept = math.exp(-window_s / TIME_CONSTANT_S)
         self._seen_s = kept * self._seen_s + window_s
-        self._arrived = kept * self._arrived + rate_per_s * window_s
-        self._missed = kept * self._missed + rate_per_s * window_s * missed_share
+        self._arrived = kept * self._arrived + arrived
+        self._missed = kept * self._missed + arrived * missed_share
 
     def price_for(self, attainment: float) -> float:
         """The price that would have delivered an attainment, as far as is known."""
         missed = self._before
         if self._arrived > 0:
             own = self._seen_s / (self._seen_s + OPENING_S)
-            forecast = self._missed / self._arrived
-            missed = np.exp((1.0 - own) * np.log(missed) + own * np.log(np.maximum(forecast, LEAST_SHARE)))
-        points = [
-            {"miss_price": price, "slo_attainment": 1.0 - share}
-            for price, share in zip(self.prices, missed, strict=True)
-        ]
-        return price_for(attainment, points, math.nan)
+            forecast = np.maximum(self._missed / self._arrived, LEAST_SHARE)
+            missed = np.exp((1.0 - own) * np.log(missed) + own * np.log(forecast))
+        return price_at(attainment, self.prices, missed)

@@ -88,7 +88,7 @@ def command(
 
 
 def parse_knobs(words: list[str]) -> dict[str, Any]:
-    """``name=value`` pairs; numbers where they are numbers.
+    """``name=value`` pairs; numbers where they are numbers, ``true`` and ``false`` as such.
 
     Raises:
         SpecError: not a pair.
@@ -101,7 +101,7 @@ def parse_knobs(words: list[str]) -> dict[str, Any]:
         try:
             number = float(text)
         except ValueError:
-            knobs[name] = text
+            knobs[name] = {"true": True, "false": False}.get(text.lower(), text)
             continue
         if math.isnan(number):
             raise SpecError(f"--knob '{word}' must be a number, not NaN")

@@ -21,7 +21,8 @@ def command(
 ) -> None:
     """Export a training run's checkpoint, also while it is still training.
 
-    The card holds the schema hash, the network's SHA-256, the dial's range and where the policy was trained. A policy
+    Its dial is measured and its miss forecast fitted anew, which takes a minute or several. The card holds the schema
+    hash, the network's SHA-256, the dial's range and where the policy was trained. A policy
     of another schema, or a changed network file, is refused when it is loaded.
 
     Examples:

@@ -11,7 +11,7 @@ output ``miss_share``, and turns the dial at run time (agents/running_dial.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,11 +21,11 @@ import numpy.typing as npt
 import torch
 
 from rl_autoscale.agents.export import Layer, forward
-from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.workload.spec import TraceSource
@@ -39,9 +39,10 @@ KEPT_HORIZONS = 2
 EPISODE_HORIZONS = 4
 NUM_FLEETS = 8
 """Played at once; every episode has traffic of its own."""
-FEWEST_OBSERVATIONS = 16_000
+OBSERVATIONS = 16_000
 OBSERVATIONS_PER_SCENARIO = 4_000
-"""To be played. A short training has fewer:"""
+"""So many are played, whichever is more of the two; but no more than this share of the training's own steps, and one
+episode in every fleet at least:"""
 SHARE_OF_TRAINING = 0.25
 HELD_OUT = 4
 """Of so many fleets one is not learned from: it tells when to stop."""
@@ -58,7 +59,7 @@ class Outcomes:
     Attributes:
         observation: shape (num_samples, num_features).
         share: misses over arrivals in the horizon after it, shape (num_samples,).
-        weight: its arrivals over the mean of its scenario.
+        weight: its arrivals over the mean of what was played together.
         held_out: whether it is not learned from.
     """
 
@@ -78,36 +79,43 @@ def fit_miss_forecast(
     layers: list[Layer],
     scenarios: Sequence[Scenario],
     store: TraceSource,
-    config: PpoConfig,
+    make_mdp: Callable[[Scenario, ScenarioSampler, int], FleetMdp],
     miss_price: tuple[float, float],
-) -> list[Layer] | None:
+    *,
+    timesteps: int,
+    seed: int,
+) -> tuple[list[Layer] | None, set[str]]:
     """Play a policy on training traffic and learn what it misses.
 
     Args:
         layers: of its actor.
         scenarios: it was trained on.
         store: where traces come from.
-        config: seed, length, threads and refusal of the training.
+        make_mdp: makes the training's MDP of a scenario, a sampler and a number of fleets.
         miss_price: range of the prices.
+        timesteps: of the training.
+        seed: of the training.
 
     Returns:
-        Layers of a tanh MLP from the observation to the logit of the share; None where no traffic is long enough.
+        Layers of a tanh MLP from the observation to the logit of the share, None where there was nothing to learn from;
+        and notes on the traffic.
     """
-    enough = max(FEWEST_OBSERVATIONS, OBSERVATIONS_PER_SCENARIO * len(scenarios))
-    observations = min(enough, SHARE_OF_TRAINING * config.total_timesteps) / len(scenarios)
-    parts = []
+    enough = max(OBSERVATIONS, OBSERVATIONS_PER_SCENARIO * len(scenarios))
+    observations = min(enough, SHARE_OF_TRAINING * timesteps) / len(scenarios)
+    parts, notes = [], set()
     for scenario in scenarios:
         span_s = EPISODE_HORIZONS * horizon_s(scenario.fleet)
-        steps = NUM_FLEETS * span_s / scenario.fleet.control_interval_s
-        for number in range(max(math.ceil(observations / steps), 1)):
+        at_once = NUM_FLEETS * span_s / scenario.fleet.control_interval_s
+        for number in range(max(math.ceil(observations / at_once), 1)):
             sampler = ScenarioSampler(scenario, store, num_workloads=1_000_000, span_s=span_s)
-            mdp = FleetMdp(
-                scenario.fleet, scenario.shield, sampler, num_fleets=NUM_FLEETS, num_threads=config.num_threads,
-                refuse=config.refuse,
-            )  # fmt: skip
-            parts.append(play_at_changing_prices(layers, mdp, miss_price, config.seed + 1000 * number))
-    outcomes = Outcomes.join(parts)
-    return _learn(outcomes, config.seed) if {False, True} <= set(outcomes.held_out.tolist()) else None
+            mdp = make_mdp(scenario, sampler, NUM_FLEETS)
+            try:
+                parts.append(play_at_changing_prices(layers, mdp, miss_price, seed + 1000 * number))
+            except SpecError as error:  # a draw without requests: a training of hours is not lost for it
+                notes.add(f"miss forecast: traffic of {scenario.name} was left out ({error})")
+            notes |= sampler.notes
+    kinds = {held for part in parts for held in part.held_out.tolist()}
+    return (_learn(Outcomes.join(parts), seed) if kinds == {False, True} else None), notes
 
 
 def horizon_s(spec: FleetSpec) -> float:
@@ -117,18 +125,18 @@ def horizon_s(spec: FleetSpec) -> float:
 
 def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tuple[float, float], seed: int) -> Outcomes:
     """One episode in every fleet: its observations and what came of them; arguments as for `fit_miss_forecast`."""
-    horizon = max(round(horizon_s(mdp.spec) / mdp.spec.control_interval_s), 1)
-    steps, kept = EPISODE_HORIZONS * horizon, KEPT_HORIZONS * horizon
+    horizon_steps = max(round(horizon_s(mdp.spec) / mdp.spec.control_interval_s), 1)
+    num_steps, kept_steps = EPISODE_HORIZONS * horizon_steps, KEPT_HORIZONS * horizon_steps
     rng = stream(seed, "miss-forecast")
     low, high = np.log(miss_price)
     price_column = mdp.encoder.schema.features.index("miss_price")
     observation = mdp.reset(seed)
-    seen = np.zeros((steps, *observation.shape), dtype=np.float32)
-    missed, arrived, playing = (np.zeros((steps, mdp.num_fleets)) for _ in range(3))
-    offset = rng.integers(0, kept, mdp.num_fleets)  # prices do not change everywhere at once
-    since_change = (np.arange(steps)[:, None] + offset) % kept
+    seen = np.zeros((num_steps, *observation.shape), dtype=np.float32)
+    missed, arrived, playing = (np.zeros((num_steps, mdp.num_fleets)) for _ in range(3))
+    offset = rng.integers(0, kept_steps, mdp.num_fleets)  # prices do not change everywhere at once
+    since_change = (np.arange(num_steps)[:, None] + offset) % kept_steps
     still = np.ones(mdp.num_fleets, dtype=bool)
-    for t in range(steps):
+    for t in range(num_steps):
         changes = (since_change[t] == 0) | (t == 0)
         mdp.miss_price[changes] = np.exp(rng.uniform(low, high, int(changes.sum())))
         observation[:, price_column] = price_feature(mdp.miss_price)
@@ -140,7 +148,7 @@ def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tupl
         still = still & ~step.truncated
         if not still.any():
             break
-    return _outcomes(seen, missed, arrived, playing, since_change, kept, horizon)
+    return _outcomes(seen, missed, arrived, playing, since_change, kept_steps, horizon_steps)
 
 
 def _count(mdp: FleetMdp, name: str) -> Array:
@@ -148,15 +156,19 @@ def _count(mdp: FleetMdp, name: str) -> Array:
 
 
 def _outcomes(
-    seen: Array, missed: Array, arrived: Array, alive: Array, since_change: Array, kept: int, horizon: int
+    seen: Array, missed: Array, arrived: Array, playing: Array, since_change: Array, kept_steps: int, horizon_steps: int
 ) -> Outcomes:
     """The observations after which a whole horizon was played at their price; arrays of shape (steps, fleets, ...)."""
     steps, num_fleets = missed.shape
-    sums = [np.concatenate((np.zeros((1, num_fleets)), np.cumsum(item * alive, axis=0))) for item in (missed, arrived)]
-    ends = np.minimum(np.arange(steps) + horizon, steps)
+    sums = [
+        np.concatenate((np.zeros((1, num_fleets)), np.cumsum(item * playing, axis=0))) for item in (missed, arrived)
+    ]
+    ends = np.minimum(np.arange(steps) + horizon_steps, steps)
     misses, arrivals = (item[ends] - item[:-1] for item in sums)
-    played = np.concatenate((np.zeros((1, num_fleets)), np.cumsum(alive, axis=0)))
-    whole = (played[ends] - played[:-1] == horizon) & (since_change <= kept - horizon) & (arrivals > 0)
+    played = np.concatenate((np.zeros((1, num_fleets)), np.cumsum(playing, axis=0)))
+    whole = (
+        (played[ends] - played[:-1] == horizon_steps) & (since_change <= kept_steps - horizon_steps) & (arrivals > 0)
+    )
     held_out = np.broadcast_to(np.arange(num_fleets) % HELD_OUT == HELD_OUT - 1, whole.shape)
     mean = max(float(arrivals[whole].mean()) if whole.any() else 1.0, 1e-9)
     # A request that came before the observation may be missed after it: the share is cut at 1.

@@ -45,7 +45,8 @@ from rl_autoscale.workload.spec import TraceSource
 DIAL_PRICES = 7
 DIAL_EPISODES = 8
 NO_DIAL = (
-    "the dial was not measured, so attainment=... begins at the default price: every training source holds a trace; "
+    "the dial was not measured, so attainment=... begins at the default price, and no miss forecast turns it: every "
+    "training source holds a trace; "
     "add one made of generators"
 )
 DIAL_METRICS = ("slo_attainment", "cost_over_ideal")
@@ -165,9 +166,8 @@ def train(
         model = train_ppo(mdps, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
     schema = Schema.of(scenarios[0].fleet)
     layers = policy_layers(model.policy)
-    dial = measure_dial(layers, config, scenarios, store)
-    forecast = fit_miss_forecast(layers, scenarios, store, config.ppo, config.miss_price)
-    notes = {note for sampler in samplers for note in sampler.notes} | (set() if dial else {NO_DIAL})
+    dial, forecast, notes = measure(layers, config, scenarios, store)
+    notes |= {note for sampler in samplers for note in sampler.notes}
     envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
     training = {
         **_describe(config, scenarios),
@@ -177,6 +177,20 @@ def train(
     }
     _export(layers, schema, out / "policy", config, training, dial, forecast)
     return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(notes)))
+
+
+def measure(
+    layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
+) -> tuple[list[dict[str, float]], list[Layer] | None, set[str]]:
+    """A policy's dial, its miss forecast where there is a dial to turn, and notes on what was missing."""
+    dial = measure_dial(layers, config, scenarios, store)
+    if not dial:
+        return dial, None, {NO_DIAL}
+    forecast, notes = fit_miss_forecast(
+        layers, scenarios, store, partial(_training_mdp, config), config.miss_price,
+        timesteps=config.ppo.total_timesteps, seed=config.ppo.seed,
+    )  # fmt: skip
+    return dial, forecast, notes
 
 
 def measure_dial(
@@ -262,6 +276,18 @@ def _export(
     )
 
 
+def _training_mdp(config: TrainConfig, scenario: Scenario, sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
+    return FleetMdp(
+        scenario.fleet,
+        scenario.shield,
+        sampler,
+        num_fleets=num_fleets,
+        num_threads=config.ppo.num_threads,
+        refuse=config.ppo.refuse,
+        faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
+    )
+
+
 def _build_mdps(
     config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
 ) -> tuple[list[FleetMdp], list[ScenarioSampler]]:
@@ -269,15 +295,7 @@ def _build_mdps(
     share, left_over = divmod(config.ppo.num_fleets, len(scenarios))
     samplers = [ScenarioSampler(item, store, config.miss_price, config.num_workloads) for item in scenarios]
     mdps = [
-        FleetMdp(
-            scenario.fleet,
-            scenario.shield,
-            sampler,
-            num_fleets=share + (k < left_over),
-            num_threads=config.ppo.num_threads,
-            refuse=config.ppo.refuse,
-            faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
-        )
+        _training_mdp(config, scenario, sampler, share + (k < left_over))
         for k, (scenario, sampler) in enumerate(zip(scenarios, samplers, strict=True))
     ]
     return mdps, samplers
@@ -309,6 +327,5 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     known = {} if (finished := finished_policy(run)) is None else read_card(finished)["training"]
     training = {**known, **_describe(config, scenarios), "timesteps": timesteps}
     layers = policy_layers(model.policy)
-    dial = measure_dial(layers, config, scenarios, store)
-    forecast = fit_miss_forecast(layers, scenarios, store, config.ppo, config.miss_price)
+    dial, forecast, _ = measure(layers, config, scenarios, store)
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial, forecast)

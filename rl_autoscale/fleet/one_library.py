@@ -105,7 +105,6 @@ def _wide(argument: types.Type) -> types.Type:
 
 def widened(dispatcher: Any) -> Any:
     """The kernel, compiled for int64 wherever a kernel calls it with a narrower integer or a literal."""
-    if hasattr(dispatcher, "get_call_template"):  # else compilation is switched off (NUMBA_DISABLE_JIT)
-        ask = dispatcher.get_call_template
-        dispatcher.get_call_template = lambda args, kws: ask(tuple(map(_wide, args)), kws)
+    ask = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda args, kws: ask(tuple(map(_wide, args)), kws)
     return dispatcher

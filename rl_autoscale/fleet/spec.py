@@ -216,18 +216,19 @@ class FleetSpec(Config):
                 )
 
     def _check_urgent_headroom(self) -> None:
-        for pool in self.pools:
+        for p, pool in enumerate(self.pools):
             if not pool.urgent_headroom_blocks:
                 continue
             if self.router != "freeness" and pool.rebalance is None:
                 raise ValueError(
-                    f"pool '{pool.name}': urgent_headroom_blocks counts in freeness, which nobody asks for; add "
-                    "router: freeness or rebalance, or drop it"
+                    f"pool '{pool.name}': urgent_headroom_blocks is used by router: freeness and by rebalance only; "
+                    "add one of them or drop it"
                 )
-            if self.urgent_priority is None:
+            passing = [item for c, item in enumerate(self.classes) if p in self.pools_passed(c)]
+            if self.urgent_priority not in [item.priority for item in passing]:
                 raise ValueError(
-                    f"pool '{pool.name}': urgent_headroom_blocks is for requests more urgent than others, and all "
-                    "classes have one priority; give them several or drop it"
+                    f"pool '{pool.name}': urgent_headroom_blocks is for requests of a more urgent priority than "
+                    "others, and none of its classes has it; give one a lower priority than the rest or drop it"
                 )
 
     @property

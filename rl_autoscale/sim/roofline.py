@@ -351,6 +351,8 @@ class Roofline:
 
     def _describe(self) -> str:
         parts = [f"Reached: {self.compute_efficiency:g} of compute, {self.memory_efficiency:g} of bandwidth."]
+        if self.weight_bits < 8 * BYTES:
+            parts.append(f"Weights of {self.weight_bits} bits, computed with in bf16.")
         if self.shared_prefix_tokens:
             how = "once per iteration" if self.relay else "once per sequence"
             parts.append(f"Prompts leave out a shared prefix of {self.shared_prefix_tokens} tokens, read {how}.")

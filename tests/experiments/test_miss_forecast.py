@@ -11,8 +11,11 @@ from rl_autoscale.agents.export import onnx_bytes
 from rl_autoscale.agents.ppo import build_ppo, policy_layers
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
+from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.experiments import miss_forecast
 from rl_autoscale.experiments.miss_forecast import Outcomes
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.workload.store import TraceStore
 from tests.agents.test_ppo import SMALL, small_mdp
 from tests.envs.toy import SHIELD, sampler, toy_spec
 
@@ -58,14 +61,54 @@ def test_it_learns_shares_weighted_with_arrivals() -> None:
     assert all(np.array_equal(a, b) for pair in zip(layers, again, strict=True) for a, b in zip(*pair, strict=True))
 
 
-def test_prices_change_on_the_way_and_are_those_that_the_policy_saw() -> None:
-    mdp = FleetMdp(toy_spec(), SHIELD, sampler(span_s=2400.0), num_fleets=4)
-    layers = policy_layers(build_ppo([small_mdp()], SMALL).policy)
-    outcomes = miss_forecast.play_at_changing_prices(layers, mdp, (2.0, 60.0), seed=0)
-    column = mdp.encoder.schema.features.index("miss_price")
-    prices = outcomes.observation[:, column]
-    assert price_feature(2.0) <= prices.min() < prices.max() <= price_feature(60.0)
+def test_the_price_changes_on_the_way_and_is_the_one_that_the_actor_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watch(layers: object, observation: np.ndarray) -> np.ndarray:
+        seen.append(observation.copy())
+        return np.zeros((len(observation), 4), dtype=np.float32)
+
+    monkeypatch.setattr(miss_forecast, "forward", watch)
+    mdp = FleetMdp(toy_spec(), SHIELD, sampler(span_s=2400.0), num_fleets=1)
+    outcomes = miss_forecast.play_at_changing_prices([], mdp, (2.0, 60.0), seed=0)
+    prices = np.concatenate(seen)[:, mdp.encoder.schema.features.index("miss_price")]
+    changes = np.flatnonzero(np.diff(prices)) + 1
+    per_horizon = round(600.0 / mdp.spec.control_interval_s)
+    assert len(seen) == 4 * per_horizon
+    assert len(changes) == 2
+    assert changes[1] - changes[0] == 2 * per_horizon
+    assert ((price_feature(2.0) <= prices) & (prices <= price_feature(60.0))).all()
+    played = {tuple(row) for row in np.concatenate(seen)}
+    assert all(tuple(row) in played for row in outcomes.observation)
     assert ((outcomes.share >= 0) & (outcomes.share <= 1)).all()
+
+
+def test_nothing_is_learned_from_traffic_shorter_than_a_horizon() -> None:
+    layers = policy_layers(build_ppo([small_mdp()], SMALL).policy)
+
+    def short(scenario: object, sampler_of: object, num_fleets: int) -> FleetMdp:
+        return FleetMdp(toy_spec(), SHIELD, sampler(span_s=100.0), num_fleets=num_fleets)
+
+    chatbot, store = load_scenario("chatbot"), TraceStore(())
+    found = miss_forecast.fit_miss_forecast(layers, [chatbot], store, short, (2.0, 60.0), timesteps=100, seed=0)
+    assert found == (None, set())
+
+
+def test_traffic_that_cannot_be_drawn_is_noted_and_left_out() -> None:
+    layers = policy_layers(build_ppo([small_mdp()], SMALL).policy)
+
+    def empty(seed: int) -> object:
+        raise SpecError("no requests")
+
+    def make(scenario: object, sampler_of: object, num_fleets: int) -> FleetMdp:
+        return FleetMdp(toy_spec(), SHIELD, empty, num_fleets=num_fleets)  # type: ignore[arg-type]
+
+    chatbot, store = load_scenario("chatbot"), TraceStore(())
+    forecast, notes = miss_forecast.fit_miss_forecast(
+        layers, [chatbot], store, make, (2.0, 60.0), timesteps=100, seed=0
+    )
+    assert forecast is None
+    assert notes == {"miss forecast: traffic of chatbot was left out (no requests)"}
 
 
 def test_onnx_gives_the_forecast_beside_the_action() -> None:

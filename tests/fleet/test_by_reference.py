@@ -6,13 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from numba.core import config
 from numba.core.errors import TypingError
 
 from rl_autoscale.fleet.by_reference import by_reference
 from rl_autoscale.fleet.jit import njit, shared_njit
-
-pytestmark = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT: nothing is compiled")
 
 
 class Bundle(NamedTuple):

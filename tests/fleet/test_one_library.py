@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
-from numba.core import config
 
 from rl_autoscale.fleet.jit import hot, njit, shared_njit
-
-pytestmark = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT: nothing is compiled")
 
 
 @hot

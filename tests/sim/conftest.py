@@ -17,7 +17,7 @@ import yaml
 from hypothesis import strategies as st
 
 from rl_autoscale.fleet.pool import STAGED_SCHEDULERS, PoolSpec
-from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.spec import ROLES_SERVING, FleetSpec
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet
@@ -379,8 +379,14 @@ def _cases(
     interval_s = draw(st.sampled_from([1.0, 2.0]))
     router = draw(st.sampled_from(["packing", "packing", "freeness"] if balanced else sorted(ROUTER_CODES)))
     if (balanced or router == "freeness") and len({item["priority"] for item in classes}) > 1:
+        urgent = min(item["priority"] for item in classes)
+        kinds_and_models = {(item["kind"], item.get("model")) for item in classes if item["priority"] == urgent}
         for pool in pools:
-            pool["urgent_headroom_blocks"] = draw(st.sampled_from([0, 3, 8]))
+            serves = any(
+                pool["role"] in (*ROLES_SERVING[kind], "prefill", "decode") and pool.get("model") == model
+                for kind, model in kinds_and_models
+            )
+            pool["urgent_headroom_blocks"] = draw(st.sampled_from([0, 3, 8])) if serves else 0
     staged = all(pool["scheduler"] in STAGED_SCHEDULERS and pool["kv_allocation"] == "paged" for pool in pools)
     spec = FleetSpec.from_dict(
         {

@@ -76,6 +76,7 @@ def test_quantised_weights_are_read_faster_computed_as_before_and_leave_room():
         assert quantised.profile(name="x").iteration_s(**sums) == pytest.approx(
             quantised.iteration_s(contexts), rel=1e-4
         )
+    assert "Weights of 4 bits" in quantised.profile(name="x").notes
     with pytest.raises(SpecError, match="weight_bits=5 is not allowed"):
         Roofline(LLAMA, A100, weight_bits=5)
 
