@@ -30,10 +30,15 @@ def schedule_trtllm(w, r, now_s):
     rep = w.rep[r]
     pool = w.pool[rep.pool]
     preempted, decode_need, budget, running = serve_running(w, r, False)
+    soon = False
     while not preempted and rep.wait_head >= 0 and budget > 0 and running < pool.batch_limit:
         tokens, num_hit, need = head_blocks(w, r)
-        if not head_fits(w, r, need, decode_need) or budget < tokens - num_hit * BLOCK <= pool.token_budget:
+        if not head_fits(w, r, need, decode_need):
+            break
+        if budget < tokens - num_hit * BLOCK <= pool.token_budget:
+            # Decodes may overwrite what it finds; if it then exceeds the whole budget, it enters in pieces at once.
+            soon = num_hit > 0
             break
         budget -= admit_head(w, r, now_s, tokens, num_hit, budget)
         running += 1
-    return iterations_ahead(w, r, preempted)
+    return iterations_ahead(w, r, preempted or soon)
