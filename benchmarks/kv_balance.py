@@ -154,22 +154,25 @@ def figures(batch: FleetBatch) -> dict[str, float]:
     }
 
 
+def print_means(key: dict[str, str], rows: list[dict[str, float]], *, begins: bool) -> None:
+    """One line of a table, means over the rows; with its head where it begins."""
+    if begins:
+        print(f"| {' | '.join([*key, *rows[0]])} |", "|" + " --- |" * len(key) + " ---: |" * len(rows[0]), sep="\n")
+    means = [f"{np.mean([row[figure] for row in rows]):.3g}" for figure in rows[0]]
+    print(f"| {' | '.join([*key.values(), *means])} |", flush=True)
+
+
 def print_figures(samples: list[Workload], rates: list[float], replicas: int) -> None:
     """Every system at every rate; means over seeds."""
-    heading = ""
     for rate_per_s in rates:
-        for system in SYSTEMS:
-            rows = [figures(serve(SYSTEMS[system], w, rate_per_s, replicas, seed)) for seed, w in enumerate(samples)]
-            if not heading:
-                heading = f"| requests/s | system | {' | '.join(rows[0])} |"
-                print(heading, "| ---: | --- |" + " ---: |" * len(rows[0]), sep="\n")
-            cells = [f"{np.mean([row[name] for row in rows]):.3g}" for name in rows[0]]
-            print(f"| {rate_per_s:g} | {system} | {' | '.join(cells)} |", flush=True)
+        for number, (system, options) in enumerate(SYSTEMS.items()):
+            rows = [figures(serve(options, w, rate_per_s, replicas, seed)) for seed, w in enumerate(samples)]
+            key = {"requests/s": f"{rate_per_s:g}", "system": system}
+            print_means(key, rows, begins=rate_per_s == rates[0] and number == 0)
 
 
 def print_urgent(samples: list[Workload], rates: list[float], replicas: int) -> None:
     """What the urgent requests and the others saw; means over seeds."""
-    heading = ""
     for rate_per_s in rates:
         for system, options in SYSTEMS_FOR_URGENT.items():
             played = [
@@ -178,11 +181,8 @@ def print_urgent(samples: list[Workload], rates: list[float], replicas: int) -> 
             ]
             for c, name in enumerate(samples[0].class_names):
                 rows = [latencies(requests[requests["class_index"] == c]) for requests in played]
-                if not heading:
-                    heading = f"| requests/s | system | whose | {' | '.join(rows[0])} |"
-                    print(heading, "| ---: | --- | --- |" + " ---: |" * len(rows[0]), sep="\n")
-                cells = [f"{np.mean([row[figure] for row in rows]):.3g}" for figure in rows[0]]
-                print(f"| {rate_per_s:g} | {system} | {name} | {' | '.join(cells)} |", flush=True)
+                key = {"requests/s": f"{rate_per_s:g}", "system": system, "whose": name}
+                print_means(key, rows, begins=rate_per_s == rates[0] and system == ALIKE and c == 0)
 
 
 def print_replicas(samples: list[Workload], rates: list[float], most: int) -> None:

@@ -252,3 +252,15 @@ def test_slos_serve_serves_as_best_effort_what_no_replica_takes(play: Any) -> No
         requests = play([{**pool, "slos_serve": {"tries": tries}}], rows, chat=SLOS, router="round_robin")
         assert requests["slo_met"].tolist() == [1, 1, 0]
         assert requests["end_s"][2] == 6.0
+
+
+def test_a_prompt_enters_when_decodes_overwrite_what_it_would_have_found(play: Any) -> None:
+    """Beside one decode 63 tokens are left. With two blocks of the first prompt 64 are to compute, so it waits; without
+    the second one, which the decode's second block takes, 80: more than the budget, so it enters in pieces."""
+    pool = {"name": "p", "scheduler": "trtllm-no-evict", "prefix_caching": True, "max_num_seqs": 4, "kv_blocks": 20}
+    rows = [(0.0, "chat", 48, 1), (1.5, "chat", 272, 1), (10.0, "chat", 10, 40), (12.5, "chat", 96, 1)]
+    hashes = [[0, 1, 2], list(range(100, 117)), [], [0, 1, 200, 201, 202, 203]]
+    limit = {"max_output_tokens": 40}
+    requests = play([pool], rows, hashes=hashes, chat=limit, batch=limit)
+    assert requests["end_s"][2] == 50.0
+    assert requests["scheduled_s"][3] == 17.0
