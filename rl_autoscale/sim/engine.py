@@ -36,7 +36,7 @@ from rl_autoscale.sim.snapshot import snapshot
 
 @hot
 def complete_prefills(w, r, now_s):
-    """Book the prompt chunks of the iteration that just ended; behind the first are only what was admitted with it."""
+    """Book the prompt chunks of the iteration that just ended, in the order of the batch; they stand near its tail."""
     rep = w.rep[r]
     q = rep.batch_tail
     left = rep.num_prefill - (w.req[q].chunk_tokens > 0)
@@ -44,7 +44,7 @@ def complete_prefills(w, r, now_s):
         q = w.req[q].prev
         left -= w.req[q].chunk_tokens > 0
     for _ in range(rep.num_prefill):
-        while w.req[q].chunk_tokens == 0:  # its KV came over the bridge
+        while w.req[q].chunk_tokens == 0:  # its KV cache came over the bridge, or was kept
             q = w.req[q].next
         request = w.req[q]
         after = request.next

@@ -26,6 +26,14 @@ def test_the_youngest_running_one_leaves_when_its_iteration_ends(play: Any) -> N
     assert requests["end_s"].tolist() == [9.0, 12.0, 6.0]
 
 
+def test_a_stream_that_was_set_aside_is_the_youngest_when_it_is_back(play: Any) -> None:
+    """The second prompt needs the whole token budget: the first stream makes way at 2 s and joins it again at 3 s."""
+    rows = [(0.0, "batch", 10, 20), (0.5, "batch", 64, 20), (3.5, "chat", 1, 2)]
+    requests = play([{"name": "p", "scheduler": "fastserve"}], rows)
+    assert requests["scheduled_s"].tolist() == [0.0, 2.0, 4.0]
+    assert requests["num_evictions"].tolist() == [1, 0, 0]
+
+
 def test_one_that_waits_in_the_engine_leaves_at_once_and_goes_where_there_is_room(play: Any) -> None:
     """It arrived at 1.75 s when the batch pool was full; at 2 s a place became free there; at 2.25 s it is evicted."""
     pools = [{"name": "batch", "role": "batch"}, {"name": "mixed"}]

@@ -83,10 +83,7 @@ def reserve_decodes(w, r, decode_need):
 
 @hot
 def give_chunk(w, r, q, done, chunk):
-    """A sequence computes so many prompt tokens in the next iteration.
-
-    It must stand behind all that compute none, but for those that are taken over in the same iteration.
-    """
+    """A sequence computes so many prompt tokens in the next iteration."""
     rep = w.rep[r]
     w.req[q].chunk_tokens = chunk
     rep.num_prefill += 1

@@ -131,21 +131,6 @@ def bring_in(w, r, now_s, tokens, budget):
     else:
         rep.num_set_aside -= 1
     request.read_from_s = now_s
-    batch_prepend(w, r, q)
+    batch_append(w, r, q)
     join_decode(w, r, q)
     return 1
-
-
-@njit
-def batch_prepend(w, r, q):
-    """Put a decode sequence at the head of the batch: prompts must be its tail."""
-    rep = w.rep[r]
-    if rep.batch_head < 0:
-        batch_append(w, r, q)
-        return
-    request = w.req[q]
-    request.in_batch = 1
-    request.prev = NONE
-    request.next = rep.batch_head
-    w.req[rep.batch_head].prev = q
-    rep.batch_head = q
