@@ -3,6 +3,7 @@
     python benchmarks/asked.py --traces FOLDER                                   # 40 minutes of one core
     python benchmarks/asked.py --asked 0.98 --seeds 1 --scenarios chatbot bursty # a look
     python benchmarks/asked.py --without-forecast --traces FOLDER                # and without the miss forecast
+    python benchmarks/asked.py --asked 0.98 --hysteresis 0.1 0.2 --traces FOLDER # and with fewer scaling actions
 
 Test traffic (or, to choose constants by, validation traffic), early refusal on, nothing chosen on it. A trained policy
 runs on the scenarios of its schema.
@@ -24,6 +25,7 @@ from rl_autoscale.experiments.suites import shipped_policies_for
 from rl_autoscale.workload.store import TraceStore
 
 RULE, NETWORK, ALONE = "headroom-budget", "network", "network without its forecast"
+HELD = "network, hysteresis"
 
 
 def main() -> None:
@@ -36,11 +38,13 @@ def main() -> None:
     parser.add_argument("--span-s", type=float, default=1800.0)
     parser.add_argument("--validation", action="store_true", help="validation traffic instead of the test's")
     parser.add_argument("--without-forecast", action="store_true", help="also with the error budget alone")
+    parser.add_argument("--hysteresis", nargs="+", type=float, default=[], help="also with each of these")
     parser.add_argument("--rule", action="store_true", help=f"also {RULE}, as it comes")
     parser.add_argument("--traces", type=Path, nargs="*", default=[])
     asked = parser.parse_args()
     store = TraceStore(asked.traces)
-    whom = [NETWORK, *([ALONE] if asked.without_forecast else []), *([RULE] if asked.rule else [])]
+    held = [f"{HELD} {share:g}" for share in asked.hysteresis]
+    whom = [NETWORK, *([ALONE] if asked.without_forecast else []), *held, *([RULE] if asked.rule else [])]
     print("| scenario | " + " | ".join(f"{who}, {share:.0%}" for share in asked.asked for who in whom) + " |")
     print("|---|" + "---:|" * len(whom) * len(asked.asked))
     figures = []
@@ -55,9 +59,12 @@ def main() -> None:
         for share in asked.asked:
             for who in whom:
                 ends = [run_episode(scenario, w, chosen(who, path, share, w), seed=s) for s, w in enumerate(traffic)]
-                row.append(np.mean([(end.slo_attainment, end.gpu_hours) for end in ends], axis=0))
+                figures_of = [
+                    (end.slo_attainment, end.gpu_hours, end.scale_ups + end.scale_downs, end.reversals) for end in ends
+                ]
+                row.append(np.mean(figures_of, axis=0))
         figures.append(row)
-        print(f"| {name} | " + " | ".join(f"{share:.1%} at {hours:.2f}" for share, hours in row) + " |", flush=True)
+        print(f"| {name} | " + " | ".join(f"{share:.1%} at {hours:.2f}" for share, hours, *_ in row) + " |", flush=True)
     if not figures:
         parser.error("no policy fits any of these scenarios; name one with --learned")
     summarise(np.array(figures), asked.asked, whom)
@@ -73,20 +80,26 @@ def chosen(who: str, path: str, attainment: float, workload: Any) -> Any:
     """A policy asked for an attainment."""
     if who == RULE:
         return policy_for(RULE, {"attainment": attainment, "admission": 1.0}, workload)
-    return policy_for("learned", {"path": path, "attainment": attainment, "forecast": who == NETWORK}, workload)
+    knobs: dict[str, Any] = {"path": path, "attainment": attainment, "forecast": who != ALONE}
+    if who.startswith(HELD):
+        knobs["hysteresis"] = float(who.removeprefix(HELD))
+    return policy_for("learned", knobs, workload)
 
 
 def summarise(figures: Any, asked: list[float], whom: list[str]) -> None:
-    """Over scenarios: how many end near what was asked, and the cost over the first one's; shape (scenarios, k, 2)."""
-    print("\n| asked | | within a point | short by more | delivered, median | GPU-hours over the first |")
-    print("|---|---|---:|---:|---:|---:|")
+    """Over scenarios: how many end near what was asked, and what it took over the first one's; (scenarios, k, 4)."""
+    over = "GPU-hours | scaling actions | reversals |"
+    print(f"\n| asked | | within a point | short by more | delivered, median | over the first: {over}")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for k, share in enumerate(asked):
         for j, who in enumerate(whom):
-            delivered, hours = np.moveaxis(figures[:, k * len(whom) + j], -1, 0)
-            ratio = np.exp(np.log(hours / figures[:, k * len(whom), 1]).mean())
+            delivered = figures[:, k * len(whom) + j, 0]
+            first, this = figures[:, k * len(whom), 1:], figures[:, k * len(whom) + j, 1:]
+            hours = np.exp(np.log(this[:, 0] / first[:, 0]).mean())
+            actions, reversals = this[:, 1:].sum(axis=0) / np.maximum(first[:, 1:].sum(axis=0), 1.0)
             near, short = (np.abs(delivered - share) <= 0.01).sum(), (delivered < share - 0.01).sum()
             counts = f"{near} of {len(delivered)} | {short} | {np.median(delivered):.1%}"
-            print(f"| {share:.0%} | {who} | {counts} | {ratio:.3f} |")
+            print(f"| {share:.0%} | {who} | {counts} | {hours:.3f} | {actions:.2f} | {reversals:.2f} |")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ two minutes of warm-up, launch cost of 180 s of price, span 60 s, six plans. Its
 trained on the trace; here Holt's damped trend stands in (as in `headroom-forecast`), which needs no training and knows
 no quantiles, so ours will miss bursts that a trained one has learned to expect. The code counts arrivals in windows of
 5 s; a control step is the window here. Its importance is a model's served requests over those of the most popular
-model, because every request visits several models; here a request visits one pool, so the shares sum to one.
+model, because every request visits several models; here the shares sum to one, which for an ensemble is the same.
 
-Left out: ensembles. Their gain is accuracy (a majority vote of several classifiers), which a simulator of timing
-cannot judge, and free text has no majority; and the fall-back on spot instances, which is the pool's ``spot``.
+Ensembles are experiments/ensembles.py: which models vote, and a workload in which every request visits each of them.
+Left out: the fall-back on spot instances, which is the pool's ``spot``.
 """
 
 from __future__ import annotations

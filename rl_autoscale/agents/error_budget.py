@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.state import FleetState
@@ -26,9 +27,9 @@ _INTEGRAL_S = 600.0
 _MOST_SPENT = 2.0
 
 
-def check_attainment(policy: str, attainment: float) -> None:
+def check_attainment(policy: str, attainment: object) -> None:
     """Raise SpecError unless a policy can be asked for this attainment."""
-    if not 0.0 < attainment < 1.0:
+    if not (isinstance(attainment, int | float) and 0.0 < attainment < 1.0):
         raise SpecError(
             f"policy '{policy}': attainment={attainment!r} is not allowed; it must be between 0 and 1, such as 0.98"
         )
@@ -45,9 +46,13 @@ class ErrorBudget:
         attainment: asked share of requests that meet their SLOs, in (0, 1).
         gain: natural logarithm of the knob per budget overspent.
         bound: largest absolute value of the answer.
+        classes: whose requests count; None for all.
     """
 
-    def __init__(self, attainment: float, gain: float, bound: float) -> None:
+    def __init__(
+        self, attainment: float, gain: float, bound: float, classes: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        self._classes = slice(None) if classes is None else classes
         self._share = 1.0 - attainment
         self._gain = gain
         self._bound = bound
@@ -80,8 +85,8 @@ class ErrorBudget:
         """
         classes, window_s = state.classes, float(state.window_s)
         lost = classes.refused_per_s + classes.dropped_per_s
-        resolved_per_s = float(np.sum(classes.finished_per_s + lost))
-        missed_per_s = float(np.sum(classes.finished_per_s - classes.met_per_s + lost))
+        resolved_per_s = float(np.sum((classes.finished_per_s + lost)[self._classes]))
+        missed_per_s = float(np.sum((classes.finished_per_s - classes.met_per_s + lost)[self._classes]))
         if window_s > 0 and not (math.isnan(resolved_per_s) or math.isnan(missed_per_s)):
             kept = math.exp(-window_s / HORIZON_S)
             self._missed = kept * self._missed + missed_per_s * window_s

@@ -35,7 +35,7 @@ def onnx_bytes(layers: list[Layer], forecast: list[Layer] | None = None) -> byte
     """Serialise a tanh MLP whose output is clipped to [-1, 1], and beside it one whose output is a share.
 
     Input ``observation`` float32 (batch, num_features); output ``action`` float32 (batch, num_actions) and, with a
-    forecast, ``miss_share`` float32 (batch, 1) in (0, 1).
+    forecast, ``miss_share`` float32 (batch, num_classes) in (0, 1).
     """
     try:
         import onnx
@@ -67,7 +67,9 @@ def onnx_bytes(layers: list[Layer], forecast: list[Layer] | None = None) -> byte
     outputs = [helper.make_tensor_value_info("action", TensorProto.FLOAT, ["batch", layers[-1][0].shape[0]])]
     if forecast is not None:
         nodes.append(helper.make_node("Sigmoid", [append_mlp(forecast, "miss_")], [MISS_SHARE]))
-        outputs.append(helper.make_tensor_value_info(MISS_SHARE, TensorProto.FLOAT, ["batch", 1]))
+        outputs.append(
+            helper.make_tensor_value_info(MISS_SHARE, TensorProto.FLOAT, ["batch", forecast[-1][0].shape[0]])
+        )
     graph = helper.make_graph(nodes, "policy", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="rl-autoscale")
     model.ir_version = _IR_VERSION
@@ -104,8 +106,8 @@ def export_policy(
         refuse: whether early refusal is part of its action.
         training: scenarios, seed, timesteps, envelope: copied into the card.
         miss_price_range: prices it was trained on, the range of the dial.
-        dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal``) on
-            validation traffic.
+        dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal`` and, of several
+            classes, ``slo_attainment/class0.KIND``) on validation traffic.
         forecast: layers of its miss forecast (experiments/miss_forecast.py).
 
     Returns:

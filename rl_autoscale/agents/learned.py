@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,20 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.agents.base import Knob, RegisteredPolicy
-from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
+from rl_autoscale.agents.dials import Dials
+from rl_autoscale.agents.error_budget import check_attainment
 from rl_autoscale.agents.export import CARD_FORMAT, MISS_SHARE
 from rl_autoscale.agents.pretrained import policy_folder
-from rl_autoscale.agents.running_dial import RunningDial
 from rl_autoscale.envs.action import ActionDecoder
 from rl_autoscale.envs.observation import ObservationEncoder, price_feature
+from rl_autoscale.envs.reward import LEAST_WEIGHT
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 
 SWEEP_POINTS = 7
-_GAIN = 1.5
-_LARGEST_FACTOR = 30.0
 
 _REQUIRED = (
     "format", "schema_version", "schema", "layout", "features", "actions", "onnx_sha256", "refuse", "miss_price_range",
@@ -106,10 +106,12 @@ class LearnedPolicy(RegisteredPolicy):
         path: the exported policy's folder, or its card, or ``pretrained/NAME``.
         miss_price: what an SLO miss costs (envs/reward.py); higher holds more replicas for a higher attainment.
         admission: None lets the policy decide how strict early refusal is; inf switches refusal off.
-        attainment: asked share of requests that meet their SLOs. The dial then begins at the price at which the
-            policy delivered it on validation traffic (its card); its miss forecast, if it has one, and the error
-            budget turn it.
+        attainment: asked share of requests that meet their SLOs, of all together or by class. The dial then begins at
+            the price at which the policy delivered it on validation traffic (its card); its miss forecast, if it has
+            one, and the error budget turn it.
         forecast: whether the miss forecast may; without it the error budget alone turns the dial.
+        miss_weight: by class, what its misses cost over those of the dearest class; 1 of a class that is not named.
+        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py).
     """
 
     NAME: ClassVar[str] = "learned"
@@ -129,8 +131,10 @@ class LearnedPolicy(RegisteredPolicy):
         path: str | Path,
         miss_price: float = 20.0,
         admission: float | None = None,
-        attainment: float | None = None,
+        attainment: float | Mapping[str, float] | None = None,
         forecast: bool = True,
+        miss_weight: Mapping[str, float] | None = None,
+        hysteresis: float = 0.0,
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
@@ -144,16 +148,17 @@ class LearnedPolicy(RegisteredPolicy):
         self.card = read_card(self._path)
         self._session = load_network(self._path, self.card)
         self.attainment = attainment
-        self._budget: ErrorBudget | None = None
-        self._dial: RunningDial | None = None
-        self._forecasts = False
-        if attainment is not None:
-            check_attainment(self.NAME, attainment)
-            if dial := self.card.get("dial"):
-                self._dial = RunningDial(dial)
-                self.miss_price = self._dial.price_for(attainment)
-            self._forecasts = bool(forecast and dial and self.card.get("miss_forecast"))
-            self._budget = ErrorBudget(attainment, _GAIN, math.log(_LARGEST_FACTOR))
+        for share in attainment.values() if isinstance(attainment, Mapping) else (attainment,):
+            if share is not None:
+                check_attainment(self.NAME, share)
+        if miss_weight is not None and isinstance(attainment, Mapping):
+            raise SpecError("policy 'learned': attainment by class finds miss_weight; give one of the two")
+        if not 0.0 <= hysteresis < np.inf:
+            raise SpecError(f"policy 'learned': hysteresis={hysteresis} is not allowed; it must be at least 0")
+        self.hysteresis = float(hysteresis)
+        self.miss_weight = _checked_weights(miss_weight)
+        self._forecasts = bool(forecast and self.card.get("dial") and self.card.get("miss_forecast"))
+        self._dials: Dials | None = None
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
         self.last_observation: npt.NDArray[np.float32] | None = None
@@ -163,7 +168,12 @@ class LearnedPolicy(RegisteredPolicy):
     def name(self) -> str:
         """The registered name with the dial's setting."""
         closed = "" if self.admission is None else f", admission={self.admission:g}"
-        dial = f"miss_price={self.miss_price:g}" if self.attainment is None else f"attainment={self.attainment:g}"
+        if self.attainment is None:
+            dial = f"miss_price={self.miss_price:g}" + _by_class(", miss_weight", self.miss_weight)
+        elif isinstance(self.attainment, Mapping):
+            dial = _by_class("attainment", self.attainment)
+        else:
+            dial = f"attainment={self.attainment:g}" + _by_class(", miss_weight", self.miss_weight)
         return f"learned({dial}{closed})"
 
     @property
@@ -178,6 +188,7 @@ class LearnedPolicy(RegisteredPolicy):
 
         Raises:
             PolicyFileError: the policy was trained for another schema.
+            SpecError: a knob names a class that the fleet has not, or leaves one out.
         """
         schema = Schema.of(spec)
         if self.card["schema"] != schema.digest or self.card["schema_version"] != SCHEMA_VERSION:
@@ -187,55 +198,104 @@ class LearnedPolicy(RegisteredPolicy):
                 "train a policy on a scenario with these pools and classes"
             )
         self._encoder = ObservationEncoder(spec)
-        self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]))
+        self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]), hysteresis=self.hysteresis)
         self._price_column = schema.features.index("miss_price")
-        if self._budget is not None:
-            self._budget.reset()
-        if self._dial is not None:
-            self._dial.reset()
+        self._weight_columns = [k for k, name in enumerate(schema.features) if name.endswith(".miss_weight")]
+        names = [item.name for item in spec.classes]
+        self._check_names("miss_weight", self.miss_weight, names)
+        self._weight = np.array([self.miss_weight.get(name, 1.0) for name in names])
+        if self.attainment is None:
+            return
+        asked: float | list[float]
+        if isinstance(self.attainment, Mapping):
+            self._check_names("attainment", self.attainment, names)
+            if left_out := [name for name in names if name not in self.attainment]:
+                raise SpecError(
+                    f"policy 'learned': attainment of {', '.join(left_out)} is missing; give every class one"
+                )
+            asked = [float(self.attainment[name]) for name in names]
+        else:
+            asked = float(self.attainment)
+        low, high = self.card["miss_price_range"]
+        self._dials = Dials(
+            self.card.get("dial", ()), asked, schema.layout[len(spec.pools) :], (low, high), self.miss_price
+        )
+
+    def _check_names(self, knob: str, given: Mapping[str, float], names: Sequence[str]) -> None:
+        if unknown := [name for name in given if name not in names]:
+            raise SpecError(
+                f"policy 'learned': {knob} names {', '.join(unknown)}; the classes of this fleet: {', '.join(names)}"
+            )
 
     def run_network(self, observations: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Actions in [-1, 1], shape (batch, num_actions), of observations of shape (batch, num_features)."""
         return np.asarray(self._session.run(["action"], {"observation": observations})[0])
 
-    def forecast_misses(self, observation: npt.NDArray[np.float32], prices: FloatArray) -> FloatArray:
-        """Share of the requests of the next minutes that will miss at each price, for one observation.
+    def forecast_misses(
+        self, observation: npt.NDArray[np.float32], miss_price: FloatArray, miss_weight: FloatArray
+    ) -> FloatArray:
+        """Share of the requests of the next minutes that will miss, by class, at each price, for one observation.
 
         Args:
             observation: shape (num_features,).
-            prices: shape (num_prices,).
-        """
-        rows = np.repeat(observation[None], len(prices), axis=0)
-        rows[:, self._price_column] = price_feature(prices)
-        return np.asarray(self._session.run([MISS_SHARE], {"observation": rows})[0][:, 0], dtype=np.float64)
+            miss_price: shape (num_prices,).
+            miss_weight: shape (num_prices, num_classes).
 
-    def price_now(self, state: FleetState, observation: npt.NDArray[np.float32]) -> float:
+        Returns:
+            Shape (num_prices, num_classes).
+        """
+        rows = np.repeat(observation[None], len(miss_price), axis=0)
+        rows[:, self._price_column] = price_feature(miss_price)
+        if self._weight_columns:
+            rows[:, self._weight_columns] = price_feature(miss_weight)
+        return np.asarray(self._session.run([MISS_SHARE], {"observation": rows})[0], dtype=np.float64)
+
+    def price_now(self, state: FleetState, observation: npt.NDArray[np.float32]) -> tuple[float, FloatArray]:
         """The dial's setting: fixed, or what should deliver the asked attainment, corrected by the error budget.
 
         Args:
             state: the observation.
             observation: its features, shape (num_features,).
+
+        Returns:
+            ``miss_price``, and ``miss_weight`` of shape (num_classes,).
         """
-        if self._budget is None or self.attainment is None:
-            return self.miss_price
-        price = self.miss_price
-        if self._forecasts and self._dial is not None:
-            self._dial.update(state, self.forecast_misses(observation, self._dial.prices))
-            price = self._dial.price_for(self.attainment)
-        low, high = self.card["miss_price_range"]
-        return float(min(max(price * math.exp(self._budget.update(state)), low), high))
+        if self._dials is None:
+            return self.miss_price, self._weight
+
+        def forecast(miss_price: FloatArray, miss_weight: FloatArray) -> FloatArray:
+            return self.forecast_misses(observation, miss_price, miss_weight * self._weight)
+
+        price, weight = self._dials.turn(state, forecast if self._forecasts else None)
+        return price, np.maximum(weight * self._weight, LEAST_WEIGHT)
 
     def decide(self, state: FleetState) -> ScalingDecision:
         """Encode, turn the dial, run the network, decode."""
         if self._encoder is None or self._decoder is None:
             raise RuntimeError("policy 'learned' was asked to decide before reset(spec)")
-        features = self._encoder.encode(state, self.miss_price)
-        features[self._price_column] = price_feature(self.price_now(state, features))
+        features = self._encoder.encode(state, self.miss_price, self._weight)
+        price, weight = self.price_now(state, features)
+        features[self._price_column] = price_feature(price)
+        if self._weight_columns:
+            features[self._weight_columns] = price_feature(weight)
         self.last_observation = features
         action = self.run_network(features[None])[0]
         decision = self._decoder.decode(action, self._encoder.base_replicas(), self._encoder.peak_replicas(), state)
         if self.admission is None:
             return decision
-        return ScalingDecision(
-            decision.target_replicas, decision.max_batch_size, np.full_like(decision.admission, self.admission)
-        )
+        return replace(decision, admission=np.full_like(decision.admission, self.admission))
+
+
+def _by_class(knob: str, values: Mapping[str, float]) -> str:
+    return f"{knob}=" + " ".join(f"{name}:{value:g}" for name, value in values.items()) if values else ""
+
+
+def _checked_weights(miss_weight: Mapping[str, float] | None) -> dict[str, float]:
+    if miss_weight is not None and not isinstance(miss_weight, Mapping):
+        raise SpecError(f"policy 'learned': miss_weight={miss_weight!r} is not allowed; give one by class")
+    for name, weight in (miss_weight or {}).items():
+        if not (isinstance(weight, Real) and LEAST_WEIGHT <= weight <= 1.0):
+            raise SpecError(
+                f"policy 'learned': miss_weight.{name}={weight!r} is not allowed; it must be {LEAST_WEIGHT:g} to 1"
+            )
+    return dict(miss_weight or {})

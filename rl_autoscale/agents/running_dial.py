@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
@@ -49,11 +50,12 @@ class RunningDial:
     """Missed shares by price, of late.
 
     Args:
-        dial: the card's: points of ``miss_price`` and ``slo_attainment``, at least one.
+        dial: the card's: points of ``miss_price`` and attainment, at least one.
+        attainment: what the points call it.
     """
 
-    def __init__(self, dial: Sequence[Mapping[str, float]]) -> None:
-        points = sorted((point["miss_price"], point["slo_attainment"]) for point in dial)
+    def __init__(self, dial: Sequence[Mapping[str, float]], attainment: str = "slo_attainment") -> None:
+        points = sorted((point["miss_price"], point[attainment]) for point in dial)
         self.prices = np.array([price for price, _ in points])
         self._before = np.maximum(1.0 - np.array([share for _, share in points]), LEAST_SHARE)
         self.reset()
@@ -64,21 +66,23 @@ class RunningDial:
         self._arrived = 0.0
         self._seen_s = 0.0
 
-    def update(self, state: FleetState, missed_share: FloatArray) -> None:
+    def update(self, state: FleetState, missed_share: FloatArray, classes: npt.NDArray[np.int64]) -> None:
         """Take in the forecast of one observation; a window without arrivals, or without known ones, changes nothing.
 
         Args:
             state: the observation.
-            missed_share: at each of ``prices``, shape (num_prices,).
+            missed_share: of each of the classes at each of ``prices``, shape (num_prices, len(classes)).
+            classes: that count.
         """
         window_s = float(state.window_s)
-        arrived = float(np.sum(state.classes.arrivals_per_s)) * window_s
-        if not arrived > 0 or not np.isfinite([arrived, *missed_share]).all():
+        by_class = state.classes.arrivals_per_s[classes] * window_s
+        arrived = float(by_class.sum())
+        if not arrived > 0 or not np.isfinite([arrived, *missed_share.flat]).all():
             return
         kept = math.exp(-window_s / TIME_CONSTANT_S)
         self._seen_s = kept * self._seen_s + window_s
         self._arrived = kept * self._arrived + arrived
-        self._missed = kept * self._missed + arrived * missed_share
+        self._missed = kept * self._missed + missed_share @ by_class
 
     def price_for(self, attainment: float) -> float:
         """The price that would have delivered an attainment, as far as is known."""

@@ -27,7 +27,10 @@ DETAILS_OF_CLASSES = ("qoe", "hol_blocking_s", "latency_cv", "tpot_cv")
 def command(
     policy: Annotated[str, typer.Option(help="A registered name, pretrained/NAME, or an exported policy's folder.")],
     scenario: Annotated[str, typer.Option(help="A shipped scenario or a path ending in .yaml.")] = "azure-conversation",
-    knob: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated, for example target=40.")] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, or NAME.CLASS=VALUE; may be repeated: target=40, attainment.batch=0.9."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     span: Annotated[float | None, typer.Option(help="Cut the test traffic to so many seconds.")] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
@@ -90,23 +93,36 @@ def command(
 def parse_knobs(words: list[str]) -> dict[str, Any]:
     """``name=value`` pairs; numbers where they are numbers, ``true`` and ``false`` as such.
 
+    ``attainment.batch=0.9`` is the part ``batch`` of a knob that has a value by class or pool; parts nest.
+
     Raises:
-        SpecError: not a pair.
+        SpecError: not a pair, or a knob both whole and in parts.
     """
     knobs: dict[str, Any] = {}
     for word in words:
         name, sign, text = word.partition("=")
-        if not sign or not name or not text:
-            raise SpecError(f"--knob '{word}' must be NAME=VALUE, for example target=40")
-        try:
-            number = float(text)
-        except ValueError:
-            knobs[name] = {"true": True, "false": False}.get(text.lower(), text)
-            continue
-        if math.isnan(number):
-            raise SpecError(f"--knob '{word}' must be a number, not NaN")
-        knobs[name] = number
+        *outer, last = name.split(".")
+        if not sign or not text or not all((*outer, last)):
+            raise SpecError(f"--knob '{word}' must be NAME=VALUE, for example target=40, or NAME.CLASS=VALUE")
+        level = knobs
+        for part in outer:
+            level = level.setdefault(part, {})
+            if not isinstance(level, dict):
+                raise SpecError(f"--knob '{word}' comes after a value for all of {part}; give one or the other")
+        if isinstance(level.get(last), dict):
+            raise SpecError(f"--knob '{word}' comes after values for parts of it; give one or the other")
+        level[last] = _value(word, text)
     return knobs
+
+
+def _value(word: str, text: str) -> float | bool | str:
+    try:
+        number = float(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if math.isnan(number):
+        raise SpecError(f"--knob '{word}' must be a number, not NaN")
+    return number
 
 
 def _table(metrics: list[dict[str, float]], names: tuple[str, ...], of_classes: tuple[str, ...]) -> Table:

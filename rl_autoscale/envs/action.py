@@ -8,11 +8,17 @@ Relative to measured demand, so that 0 already scales sensibly.
 | pool.floor | but no fewer than 0.5 x the peak of late (envs/observation.py) | 0 to 1 x the peak: (1 + a) / 2 |
 | pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
+| class.in_flight | at once 1/8 of what ready replicas take | 1/64 to 1: 64 ** ((a - 1) / 2); above 0.95 no limit |
 
 A pool that is no class's first choice (see fleet/demand.py) has no demand of its own: it gets what the pools beside it
 may not hold, and stays at its minimum otherwise. Without any demand measured yet, what is asked for now is held. The
 floor is what a policy keeps ready for a burst that comes back sooner than a replica starts: no multiple of a demand
 near zero does.
+
+``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
+
+With *hysteresis* h a pool keeps what it has while that is between the replicas wanted and ceil((1 + h) x them): it is
+asked for no less before the demand has fallen by more than noise does.
 """
 
 from __future__ import annotations
@@ -20,16 +26,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rl_autoscale.envs.schema import CLASS_ACTIONS, POOL_ACTIONS
+from rl_autoscale.envs.schema import POOL_ACTIONS, Schema, held_classes
 from rl_autoscale.fleet.demand import overflow
-from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
+from rl_autoscale.fleet.spec import FleetSpec, IntArray
+from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, FleetState, FloatArray, ScalingDecision
 
 NEUTRAL_HEADROOM = 1.4
 HEADROOM_OCTAVES = 1.5
 BATCH_CAP_FLOOR = 0.25
 ADMISSION_OCTAVES = 2.0
 OPEN_ADMISSION = 0.95
+IN_FLIGHT_FLOOR = 1 / 64
+OPEN_IN_FLIGHT = 0.95
 
 
 class ActionDecoder:
@@ -38,12 +46,17 @@ class ActionDecoder:
     Args:
         spec: the fleet.
         refuse: whether early refusal is the policy's to use; without it admission is always open.
+        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back, >= 0.
     """
 
-    def __init__(self, spec: FleetSpec, *, refuse: bool = True) -> None:
+    def __init__(self, spec: FleetSpec, *, refuse: bool = True, hysteresis: float = 0.0) -> None:
         self.spec = spec
+        self.hysteresis = hysteresis
         self.refuse = refuse
-        self.num_actions = len(spec.pools) * len(POOL_ACTIONS) + len(spec.classes) * len(CLASS_ACTIONS)
+        self.num_actions = len(Schema.of(spec).actions)
+        self._held = held_classes(spec)
+        serving = [spec.pools_serving(c) for c in self._held]
+        self._serves = np.array([[p in pools for p in range(len(spec.pools))] for pools in serving], dtype=np.float64)
 
     def decode(
         self, action: npt.NDArray[np.floating], base_replicas: FloatArray, peak_replicas: FloatArray, state: FleetState
@@ -65,12 +78,14 @@ class ActionDecoder:
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * headroom_action)
         base = np.where(base_replicas > 0, base_replicas, 0.0)
         floor = 0.5 * (1.0 + floor_action) * peak_replicas
-        wanted = np.ceil(overflow(spec, np.maximum(headroom * base, floor)) - 1e-9)
+        asked = overflow(spec, np.maximum(headroom * base, floor))
         held = np.fmax(state.pools.asked_for, 0.0)
+        least, most = np.ceil(asked - 1e-9), np.ceil((1.0 + self.hysteresis) * asked - 1e-9)
+        wanted = np.clip(held, least, most)
         unmeasured = base.sum(axis=-1, keepdims=True) <= 0
         target = np.where(unmeasured, held, wanted)
         cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - cap_action) / 2.0))
-        refusal = action[..., num_pool_actions:]
+        refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))
         if not self.refuse:
             admission = np.full_like(refusal, NEVER_REFUSE)
@@ -78,4 +93,13 @@ class ActionDecoder:
             target_replicas=np.clip(target, spec.min_replicas, spec.max_replicas).astype(np.int64),
             max_batch_size=np.maximum(cap, 1).astype(np.int64),
             admission=admission,
+            max_in_flight=self._limits(in_flight, state) if self._held else None,
         )
+
+    def _limits(self, action: FloatArray, state: FleetState) -> IntArray:
+        """Requests in flight by class, from the actions of those that are held, shape (..., len(held))."""
+        places = (np.fmax(state.pools.ready, 1.0) * self.spec.batch_limits) @ self._serves.T
+        share = np.round(IN_FLIGHT_FLOOR ** ((1.0 - action) / 2.0) * places).astype(np.int64)
+        limits = np.full((*action.shape[:-1], len(self.spec.classes)), NO_LIMIT, dtype=np.int64)
+        limits[..., self._held] = np.where(action >= OPEN_IN_FLIGHT, NO_LIMIT, np.maximum(share, 1))
+        return limits

@@ -20,7 +20,7 @@ def _parts(
     store = TraceStore([Path(traces)] if traces is not None else [])
     if miss_price is None:
         return chosen, ScenarioSampler(chosen, store)
-    return chosen, ScenarioSampler(chosen, store, (miss_price, miss_price))
+    return chosen, ScenarioSampler(chosen, store, (miss_price, miss_price), weighted=False)
 
 
 def make_fleet_env(
@@ -37,7 +37,8 @@ def make_fleet_env(
         scenario: a shipped scenario's name, a path ending in .yaml, or a Scenario.
         traces: folder of traces; default see TraceStore. A trace that cannot be had is replaced by its fitted
             generator.
-        miss_price: fix the price of a miss; by default it is drawn anew for each episode.
+        miss_price: fix the price of a miss, the same for all classes; by default price and weights of the classes are
+            drawn anew for each episode.
         render_mode: None, "ansi" or "rgb_array".
         options: further arguments of `FleetMdp` (``refuse``, ``faults``).
     """

@@ -25,6 +25,7 @@ from rl_autoscale.sim.fleet import FleetBatch
 from rl_autoscale.workload.trace import Workload
 
 _OPENING_S = 60.0
+_ENDS = ("finished", "refused", "queue_full", "timed_out", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class EpisodeSetup:
     Attributes:
         workload: its traffic; the episode lasts ``workload.span_s``, rounded down to whole control steps.
         miss_price: see envs/reward.py.
+        miss_weight: of each class, see there; None for 1.
         speed: true iteration time over the profile's (capacity error).
         startup_scale: true start-up time over the spec's.
         initial_headroom: replicas ready at time 0 over the demand of the first minute; None for the spec's initial
@@ -42,6 +44,7 @@ class EpisodeSetup:
 
     workload: Workload
     miss_price: float
+    miss_weight: tuple[float, ...] | None = None
     speed: float = 1.0
     startup_scale: float = 1.0
     initial_headroom: float | None = None
@@ -101,10 +104,12 @@ class FleetMdp:
         self._faults = faults
         self._fault_rng = stream(0, "faults")
         self.miss_price = np.ones(num_fleets)
+        self.miss_weight = np.ones((num_fleets, len(spec.classes)))
         self.state: FleetState | None = None
         self._horizon_s = np.zeros(num_fleets)
         self._ideal_gpu_s = np.ones(num_fleets)
         self._mean_arrivals = np.ones(num_fleets)
+        self._batch_request_gpu_s = np.zeros((num_fleets, len(spec.classes)))  # of a batch class's mean request
         self._seed = 0
         self._episode = np.zeros(num_fleets, dtype=np.int64)
 
@@ -137,7 +142,7 @@ class FleetMdp:
         if self.state is not None:
             self.state = _replace(self.state, first, which)
         fresh = ObservationEncoder(self.spec, (int(which.sum()),))
-        observation = fresh.encode(first[which], self.miss_price[which])
+        observation = fresh.encode(first[which], self.miss_price[which], self.miss_weight[which])
         self.encoder.adopt(fresh, which)
         return observation
 
@@ -148,7 +153,7 @@ class FleetMdp:
         initial = None
         if setup.initial_headroom is not None:
             opening = int(np.searchsorted(workload.arrival_s, _OPENING_S))
-            wanted = setup.initial_headroom * setup.speed * self._work_s(workload, opening) / _OPENING_S
+            wanted = setup.initial_headroom * setup.speed * self._work_s(workload, opening).sum(axis=1) / _OPENING_S
             initial = np.clip(np.ceil(overflow(spec, wanted)), spec.min_replicas, spec.max_replicas).astype(np.int64)
         self._batch.load(
             e,
@@ -160,27 +165,36 @@ class FleetMdp:
         )
         num_steps = max(int(workload.span_s / spec.control_interval_s), 1)
         self._horizon_s[e] = num_steps * spec.control_interval_s
-        work_s = self._work_s(workload, workload.num_requests)
-        self._ideal_gpu_s[e] = max(float(work_s @ spec.gpus_per_replica) / num_steps, 1e-6)
+        gpu_s = spec.gpus_per_replica @ self._work_s(workload, workload.num_requests)
+        self._ideal_gpu_s[e] = max(float(gpu_s.sum()) / num_steps, 1e-6)
+        requests = np.maximum(np.bincount(workload.class_index, minlength=len(spec.classes)), 1)
+        is_batch = np.array([item.kind == "batch" for item in spec.classes])
+        self._batch_request_gpu_s[e] = np.where(is_batch, gpu_s / requests, 0.0)
         self._mean_arrivals[e] = max(workload.num_requests / num_steps, 1e-6)
         self.miss_price[e] = setup.miss_price
+        self.miss_weight[e] = 1.0 if setup.miss_weight is None else setup.miss_weight
         self._foresight.load(e, workload, setup.speed, setup.startup_scale)
 
     def _work_s(self, workload: Workload, count: int) -> FloatArray:
-        """Replica-seconds of the first requests of a workload by the pool that they count for, shape (num_pools,)."""
+        """Replica-seconds of the first requests by the pool that they count for and class, (num_pools, num_classes)."""
         num_classes = len(self.spec.classes)
         classes = workload.class_index[:count]
         prompt = np.bincount(classes, workload.prompt_tokens[:count], num_classes).astype(np.float64)
         output = np.bincount(classes, workload.output_tokens[:count], num_classes).astype(np.float64)
         every, pools = np.arange(num_classes), range(len(self.spec.pools))
-        return np.array([self._demand.pool_work_s(prompt, output, every, p).sum() for p in pools])
+        return np.array([self._demand.pool_work_s(prompt, output, every, p) for p in pools])
+
+    def _put_off_gpu_s(self) -> FloatArray:
+        """GPU-seconds of the batch requests that have arrived and not ended, shape (num_fleets,)."""
+        unresolved = self._batch.ledger("arrived") - sum(self._batch.ledger(end) for end in _ENDS)
+        return np.asarray((unresolved * self._batch_request_gpu_s).sum(axis=-1))
 
     def _encode(self) -> npt.NDArray[np.float32]:
         state = self._batch.observe()
         if self._faults is not None:
             state = self._faults.corrupt(state, self.state, self._fault_rng)
         self.state = state
-        return self.encoder.encode(state, self.miss_price)
+        return self.encoder.encode(state, self.miss_price, self.miss_weight)
 
     def step(self, action: npt.NDArray[np.floating]) -> MdpStep:
         """One control step in every fleet.
@@ -193,14 +207,16 @@ class FleetMdp:
         base, peak = self.encoder.base_replicas(), self.encoder.peak_replicas()
         decision = self._shield.clip(self.decoder.decode(action, base, peak, self.state), self.state)
         gpu_s_before = self._batch.gpu_s().sum(axis=-1)
-        missed_before = self._batch.ledger("missed").sum(axis=-1)
+        missed_before, put_off_before = self._batch.ledger("missed"), self._put_off_gpu_s()
         self._batch.step(decision)
         reward = step_reward(
             self._batch.gpu_s().sum(axis=-1) - gpu_s_before,
-            (self._batch.ledger("missed").sum(axis=-1) - missed_before).astype(np.float64),
+            self._put_off_gpu_s() - put_off_before,
+            (self._batch.ledger("missed") - missed_before).astype(np.float64),
             self._ideal_gpu_s,
             self._mean_arrivals,
             self.miss_price,
+            self.miss_weight,
         )
         observation = self._encode()
         return MdpStep(observation, reward, self._batch.now_s >= self._horizon_s, self.state, decision)
@@ -215,16 +231,23 @@ class FleetMdp:
         return self._foresight.features(self._batch.now_s, self.encoder.base_replicas())
 
     def books(self, e: int) -> dict[str, float]:
-        """Cost and attainment of fleet ``e`` so far, for logs."""
-        arrived = float(self._batch.ledger("arrived")[e].sum())
-        missed = float(self._batch.ledger("missed")[e].sum())
+        """Cost and attainment of fleet ``e`` so far, for logs; attainments of classes by their names in the schema."""
+        by_class = self._batch.ledger("arrived")[e]
+        arrived = float(by_class.sum())
+        missed = self._batch.ledger("missed")[e]
         gpu_s = float(self._batch.gpu_s()[e].sum())
         steps = max(float(self._batch.now_s[e]) / self.spec.control_interval_s, 1.0)
         return {
             "gpu_hours": gpu_s / 3600.0,
             "cost_over_ideal": gpu_s / (self._ideal_gpu_s[e] * steps),
-            "slo_attainment": 1.0 - missed / arrived if arrived else float("nan"),
+            "slo_attainment": 1.0 - float(missed.sum()) / arrived if arrived else float("nan"),
+            "weighted_misses": float(missed @ self.miss_weight[e]) / arrived if arrived else float("nan"),
             "miss_price": float(self.miss_price[e]),
+            **{
+                f"slo_attainment/{name}": 1.0 - float(missed[c] / by_class[c]) if by_class[c] else float("nan")
+                for c, name in enumerate(self.encoder.schema.layout[len(self.spec.pools) :])
+                if len(by_class) > 1
+            },
         }
 
 

@@ -28,6 +28,7 @@ because the demand features hold their last value.
 | unmet, refused, dropped | shares of the window's finished / arrived / arrived | 0..1 |
 | admission | strictness in force | log2 over 3 |
 | share | the class's part of the arrivals | 0..1 |
+| miss_weight | of several classes: what a miss of this one costs over the dearest | log10, over 2 |
 | miss_price | what an SLO miss costs, see envs/reward.py | log10, over 2 |
 | startup | mean start-up over control interval | log2 over 5 |
 """
@@ -52,7 +53,7 @@ _MIN_REPLICAS_OF_DEMAND = 0.05
 
 
 def price_feature(miss_price: FloatArray | float) -> FloatArray:
-    """The feature ``miss_price``; any shape."""
+    """The feature ``miss_price``, or ``miss_weight`` of weights; any shape."""
     return np.asarray(np.log10(miss_price) / 2.0)
 
 
@@ -109,19 +110,22 @@ class ObservationEncoder:
         """What the floor action multiplies: the highest window of late (forgotten over 900 s), (..., num_pools)."""
         return self._peak_demand
 
-    def encode(self, state: FleetState, miss_price: FloatArray | float) -> npt.NDArray[np.float32]:
+    def encode(
+        self, state: FleetState, miss_price: FloatArray | float, miss_weight: FloatArray | float = 1.0
+    ) -> npt.NDArray[np.float32]:
         """Features of one observation; call exactly once per control step.
 
         Args:
             state: leading dimensions as given at construction.
             miss_price: see envs/reward.py; scalar or the batch shape, > 0.
+            miss_weight: see there; scalar or shape (..., num_classes), in (0, 1].
 
         Returns:
             float32, shape (..., len(schema.features)).
         """
         self.demand.update(state)
         pool = np.stack(self._pool_features(state), axis=-1)
-        cls = np.stack(self._class_features(state), axis=-1)
+        cls = np.stack(self._class_features(state, miss_weight), axis=-1)
         lead = pool.shape[:-2]
         price = np.broadcast_to(price_feature(miss_price), lead)
         startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
@@ -189,13 +193,13 @@ class ObservationEncoder:
         self._last_target = np.where(known, target, self._last_target)
         return np.minimum(self._since_change_s / (2.0 * self._startup_s), 1.0)
 
-    def _class_features(self, state: FleetState) -> list[FloatArray]:
+    def _class_features(self, state: FleetState, miss_weight: FloatArray | float) -> list[FloatArray]:
         classes = state.classes
         arrivals = np.maximum(classes.arrivals_per_s, 1e-9)
         finished = np.maximum(classes.finished_per_s, 0.1)
         admission = np.clip(classes.admission, 1.0 / 8.0, 8.0)
         total = np.nansum(classes.arrivals_per_s, axis=-1, keepdims=True)
-        return [
+        features = [
             classes.queue_length / finished / self._class_ttft_slo_s,
             classes.oldest_wait_s / self._class_ttft_slo_s,
             classes.ttft_mean_s / self._class_ttft_slo_s,
@@ -208,3 +212,6 @@ class ObservationEncoder:
             classes.arrivals_per_s / np.maximum(total, 1e-9),
             np.isnan(classes.arrivals_per_s).astype(np.float64),
         ]
+        if len(self.spec.classes) > 1:
+            features.append(np.broadcast_to(price_feature(miss_weight), classes.arrivals_per_s.shape))
+        return features

@@ -7,17 +7,25 @@ from typing import Protocol
 import numpy as np
 
 from rl_autoscale.envs.mdp import EpisodeSetup
-from rl_autoscale.envs.reward import PRICE_RANGE
+from rl_autoscale.envs.reward import LEAST_WEIGHT, PRICE_RANGE
 from rl_autoscale.fleet.rng import stream
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.workload.spec import BuiltWorkload, TraceSource
 from rl_autoscale.workload.trace import Workload
 
 INITIAL_HEADROOM = (0.8, 2.0)
 """Replicas ready when an episode begins, over the demand of its first minute."""
+EQUAL_WEIGHTS = 1 / 3
+"""Share of the episodes of several classes in which a miss of each costs the same."""
 
 
 class TrainingScenario(Protocol):
     """What a sampler needs of a scenario."""
+
+    @property
+    def fleet(self) -> FleetSpec:
+        """The fleet."""
+        ...
 
     def build_train(self, seed: int, store: TraceSource, *, span_s: float | None = None) -> BuiltWorkload:
         """Traffic of one training episode."""
@@ -33,7 +41,7 @@ class TrainingScenario(Protocol):
 
 
 class ScenarioSampler:
-    """Draws traffic, capacity error, start-up scale, initial fleet and the price of a miss.
+    """Draws traffic, capacity error, start-up scale, initial fleet, the price of a miss and its weight by class.
 
     Building traffic takes as long as simulating it, so a run draws from ``num_workloads`` of them; everything else is
     new in each episode.
@@ -45,6 +53,7 @@ class ScenarioSampler:
         num_workloads: different traffic draws in a run.
         validation: draw the scenario's validation traffic, which no training sees (experiments/split.yaml).
         span_s: length of an episode; default the scenario's.
+        weighted: draw weights; else a miss of every class costs the same.
     """
 
     def __init__(
@@ -56,8 +65,10 @@ class ScenarioSampler:
         *,
         validation: bool = False,
         span_s: float | None = None,
+        weighted: bool = True,
     ) -> None:
         self._span_s = span_s
+        self._weighted = weighted and len(scenario.fleet.classes) > 1
         self._scenario = scenario
         self._store = store
         self._price_range = price_range
@@ -83,4 +94,14 @@ class ScenarioSampler:
             speed=speed,
             startup_scale=startup_scale,
             initial_headroom=float(rng.uniform(*INITIAL_HEADROOM)),
+            miss_weight=draw_weights(rng, len(self._scenario.fleet.classes)) if self._weighted else None,
         )
+
+
+def draw_weights(rng: np.random.Generator, num_classes: int) -> tuple[float, ...]:
+    """What a miss of each class costs over the dearest, which is 1: of the others some too, and some less."""
+    if rng.random() < EQUAL_WEIGHTS:
+        return (1.0,) * num_classes
+    lower = np.exp(rng.uniform(np.log(LEAST_WEIGHT), 0.0, num_classes))
+    weight = np.where(rng.random(num_classes) < 0.5, 1.0, lower)
+    return tuple((weight / weight.max()).tolist())

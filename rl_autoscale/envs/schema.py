@@ -56,9 +56,13 @@ CLASS_FEATURES = (
     "share",
     "missing",
 )
+SHARED_FLEET_CLASS_FEATURES = ("miss_weight",)
+"""Features that a class has only beside others: alone it has nothing to be weighed against."""
 GLOBAL_FEATURES = ("miss_price", "startup")
 POOL_ACTIONS = ("headroom", "floor", "batch_cap")
 CLASS_ACTIONS = ("admission",)
+SHARED_FLEET_BATCH_ACTIONS = ("in_flight",)
+"""Actions of a batch class beside others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,12 @@ class Schema:
         pools = [f"pool{p}.{pool.role}" for p, pool in enumerate(spec.pools)]
         classes = [f"class{c}.{item.kind}" for c, item in enumerate(spec.classes)]
         features = [f"{pool}.{name}" for pool in pools for name in POOL_FEATURES]
-        features += [f"{item}.{name}" for item in classes for name in CLASS_FEATURES]
+        of_class = CLASS_FEATURES + (SHARED_FLEET_CLASS_FEATURES if len(classes) > 1 else ())
+        features += [f"{item}.{name}" for item in classes for name in of_class]
         features += GLOBAL_FEATURES
         actions = [f"{pool}.{name}" for pool in pools for name in POOL_ACTIONS]
         actions += [f"{item}.{name}" for item in classes for name in CLASS_ACTIONS]
+        actions += [f"{classes[c]}.{name}" for c in held_classes(spec) for name in SHARED_FLEET_BATCH_ACTIONS]
         return Schema(tuple(features), tuple(actions), (*pools, *classes))
 
     @property
@@ -86,3 +92,8 @@ class Schema:
         """Sixteen hex digits that change with the version, any name or any order."""
         content = json.dumps([SCHEMA_VERSION, self.features, self.actions])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def held_classes(spec: FleetSpec) -> list[int]:
+    """The batch classes that share a fleet with other classes: what of them is in flight is a policy's to decide."""
+    return [c for c, item in enumerate(spec.classes) if item.kind == "batch" and len(spec.classes) > 1]

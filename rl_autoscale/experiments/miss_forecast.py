@@ -3,9 +3,10 @@
 A price of misses buys much in smooth traffic and little in bursts, so no table says which price delivers an attainment
 on traffic that nobody has seen. This network does: after training the policy is played on training traffic at prices
 that change now and then, what was missed in the minutes after each observation is counted, and a small network learns
-the share from the observation, price included. The *horizon* is ten minutes, or three start-ups where these take
-longer: before replicas have started a price has bought nothing. The network is exported beside the policy as the ONNX
-output ``miss_share``, and turns the dial at run time (agents/running_dial.py).
+the share of each class from the observation, price and weights included. The *horizon* is ten minutes; three start-ups
+where these take longer, before which a price has bought nothing; or as long as a class may wait for its first token, up
+to half an hour. The network is exported beside the policy as the ONNX output ``miss_share``, and turns the dial at run
+time (agents/dials.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from rl_autoscale.agents.export import Layer, forward
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
-from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.sampler import ScenarioSampler, draw_weights
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
@@ -34,6 +35,7 @@ Array = npt.NDArray[Any]
 
 HORIZON_S = 600.0
 HORIZON_STARTUPS = 3.0
+LONGEST_WAIT_S = 1800.0
 KEPT_HORIZONS = 2
 """For so many horizons a price stays: half of its observations are followed by a whole one at that price."""
 EPISODE_HORIZONS = 4
@@ -58,8 +60,8 @@ class Outcomes:
 
     Attributes:
         observation: shape (num_samples, num_features).
-        share: misses over arrivals in the horizon after it, shape (num_samples,).
-        weight: its arrivals over the mean of what was played together.
+        share: misses over arrivals of each class in the horizon after it, shape (num_samples, num_classes).
+        weight: the class's arrivals over their mean in what was played together; of that shape.
         held_out: whether it is not learned from.
     """
 
@@ -92,13 +94,13 @@ def fit_miss_forecast(
         scenarios: it was trained on.
         store: where traces come from.
         make_mdp: makes the training's MDP of a scenario, a sampler and a number of fleets.
-        miss_price: range of the prices.
+        miss_price: range of the prices; the weights of several classes are drawn as in training.
         timesteps: of the training.
         seed: of the training.
 
     Returns:
-        Layers of a tanh MLP from the observation to the logit of the share, None where there was nothing to learn from;
-        and notes on the traffic.
+        Layers of a tanh MLP from the observation to the logit of each class's share, None where there was nothing to
+        learn from; and notes on the traffic.
     """
     enough = max(OBSERVATIONS, OBSERVATIONS_PER_SCENARIO * len(scenarios))
     observations = min(enough, SHARE_OF_TRAINING * timesteps) / len(scenarios)
@@ -120,7 +122,8 @@ def fit_miss_forecast(
 
 def horizon_s(spec: FleetSpec) -> float:
     """How far a forecast for this fleet looks ahead."""
-    return max(HORIZON_S, HORIZON_STARTUPS * max(pool.startup_mean_s for pool in spec.pools))
+    wait_s = min(max(item.ttft_slo_s for item in spec.classes), LONGEST_WAIT_S)
+    return max(HORIZON_S, HORIZON_STARTUPS * max(pool.startup_mean_s for pool in spec.pools), wait_s)
 
 
 def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tuple[float, float], seed: int) -> Outcomes:
@@ -129,10 +132,13 @@ def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tupl
     num_steps, kept_steps = EPISODE_HORIZONS * horizon_steps, KEPT_HORIZONS * horizon_steps
     rng = stream(seed, "miss-forecast")
     low, high = np.log(miss_price)
-    price_column = mdp.encoder.schema.features.index("miss_price")
+    features, num_classes = mdp.encoder.schema.features, len(mdp.spec.classes)
+    price_column = features.index("miss_price")
+    weight_columns = [k for k, name in enumerate(features) if name.endswith(".miss_weight")]
     observation = mdp.reset(seed)
     seen = np.zeros((num_steps, *observation.shape), dtype=np.float32)
-    missed, arrived, playing = (np.zeros((num_steps, mdp.num_fleets)) for _ in range(3))
+    missed, arrived = (np.zeros((num_steps, mdp.num_fleets, num_classes)) for _ in range(2))
+    playing = np.zeros((num_steps, mdp.num_fleets))
     offset = rng.integers(0, kept_steps, mdp.num_fleets)  # prices do not change everywhere at once
     since_change = (np.arange(num_steps)[:, None] + offset) % kept_steps
     still = np.ones(mdp.num_fleets, dtype=bool)
@@ -140,10 +146,14 @@ def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tupl
         changes = (since_change[t] == 0) | (t == 0)
         mdp.miss_price[changes] = np.exp(rng.uniform(low, high, int(changes.sum())))
         observation[:, price_column] = price_feature(mdp.miss_price)
+        if weight_columns:
+            for e in np.flatnonzero(changes):
+                mdp.miss_weight[e] = draw_weights(rng, num_classes)
+            observation[:, weight_columns] = price_feature(mdp.miss_weight)
         seen[t], playing[t] = observation, still
-        before = _count(mdp, "missed"), _count(mdp, "arrived")
+        before = mdp.batch.ledger("missed"), mdp.batch.ledger("arrived")
         step = mdp.step(forward(layers, observation))
-        missed[t], arrived[t] = _count(mdp, "missed") - before[0], _count(mdp, "arrived") - before[1]
+        missed[t], arrived[t] = mdp.batch.ledger("missed") - before[0], mdp.batch.ledger("arrived") - before[1]
         observation = step.observation
         still = still & ~step.truncated
         if not still.any():
@@ -151,29 +161,26 @@ def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tupl
     return _outcomes(seen, missed, arrived, playing, since_change, kept_steps, horizon_steps)
 
 
-def _count(mdp: FleetMdp, name: str) -> Array:
-    return np.asarray(mdp.batch.ledger(name).sum(axis=-1), dtype=np.float64)
-
-
 def _outcomes(
     seen: Array, missed: Array, arrived: Array, playing: Array, since_change: Array, kept_steps: int, horizon_steps: int
 ) -> Outcomes:
     """The observations after which a whole horizon was played at their price; arrays of shape (steps, fleets, ...)."""
-    steps, num_fleets = missed.shape
+    steps, num_fleets, num_classes = missed.shape
     sums = [
-        np.concatenate((np.zeros((1, num_fleets)), np.cumsum(item * playing, axis=0))) for item in (missed, arrived)
+        np.concatenate((np.zeros((1, num_fleets, num_classes)), np.cumsum(item * playing[..., None], axis=0)))
+        for item in (missed, arrived)
     ]
     ends = np.minimum(np.arange(steps) + horizon_steps, steps)
     misses, arrivals = (item[ends] - item[:-1] for item in sums)
     played = np.concatenate((np.zeros((1, num_fleets)), np.cumsum(playing, axis=0)))
-    whole = (
-        (played[ends] - played[:-1] == horizon_steps) & (since_change <= kept_steps - horizon_steps) & (arrivals > 0)
-    )
+    whole = (played[ends] - played[:-1] == horizon_steps) & (since_change <= kept_steps - horizon_steps)
+    whole &= arrivals.sum(axis=-1) > 0
     held_out = np.broadcast_to(np.arange(num_fleets) % HELD_OUT == HELD_OUT - 1, whole.shape)
-    mean = max(float(arrivals[whole].mean()) if whole.any() else 1.0, 1e-9)
+    misses, arrivals = misses[whole], arrivals[whole]
+    mean = np.maximum(arrivals.mean(axis=0) if whole.any() else 1.0, 1e-9)
     # A request that came before the observation may be missed after it: the share is cut at 1.
-    share = np.minimum(misses[whole] / arrivals[whole], 1.0)
-    return Outcomes(seen[whole], share, arrivals[whole] / mean, held_out[whole])
+    share = np.minimum(misses / np.maximum(arrivals, 1.0), 1.0)
+    return Outcomes(seen[whole], share, arrivals / mean, held_out[whole])
 
 
 def _learn(outcomes: Outcomes, seed: int) -> list[Layer]:
@@ -183,7 +190,7 @@ def _learn(outcomes: Outcomes, seed: int) -> list[Layer]:
     observation = torch.as_tensor(outcomes.observation, dtype=torch.float32)
     share, weight = (torch.as_tensor(item, dtype=torch.float32) for item in (outcomes.share, outcomes.weight))
     held_out = torch.as_tensor(outcomes.held_out)
-    sizes = (observation.shape[1], HIDDEN, HIDDEN, 1)
+    sizes = (observation.shape[1], HIDDEN, HIDDEN, share.shape[1])
     network = torch.nn.Sequential()
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         layer = torch.nn.Linear(inputs, outputs)
@@ -198,7 +205,7 @@ def _learn(outcomes: Outcomes, seed: int) -> list[Layer]:
 
     def loss(which: torch.Tensor) -> torch.Tensor:
         each = torch.nn.functional.binary_cross_entropy_with_logits(
-            network(observation[which])[:, 0], share[which], reduction="none"
+            network(observation[which]), share[which], reduction="none"
         )
         return (weight[which] * each).mean()
 

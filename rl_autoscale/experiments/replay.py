@@ -104,14 +104,13 @@ def choose_policies(
 def _knobs_by_policy(knobs: Mapping[str, Any], sweeps: Sequence[PolicySweep]) -> dict[str, dict[str, Any]]:
     names = [sweep.policy for sweep in sweeps]
     found: dict[str, dict[str, Any]] = {}
-    for key, value in knobs.items():
-        policy, dot, knob = key.partition(".")
-        if not dot or policy not in names:
+    for policy, own in knobs.items():
+        if not isinstance(own, dict) or policy not in names:
             raise SpecError(
-                f"--knob {key}: write POLICY.NAME=VALUE with one of the chosen policies{did_you_mean(policy, names)}; "
-                f"chosen: {', '.join(names)}"
+                f"--knob {policy}: write POLICY.NAME=VALUE with one of the chosen policies"
+                f"{did_you_mean(policy, names)}; chosen: {', '.join(names)}"
             )
-        found.setdefault(policy, {})[knob] = value
+        found[policy] = own
     return found
 
 

@@ -199,9 +199,10 @@ def measure_dial(
     """What a policy delivers at several prices, on validation traffic.
 
     Returns:
-        Per price ``miss_price``, and ``slo_attainment`` and ``cost_over_ideal``: means over episodes, and of these the
-        median over the scenarios that have validation traffic (where bursts end before a replica has started, no price
-        buys an attainment: a mean would push the dial to its end for all). Nothing where none has any.
+        Per price ``miss_price``, and ``slo_attainment`` (of several classes each one's as well) and
+        ``cost_over_ideal``: means over episodes, and of these the median over the scenarios that have validation
+        traffic (where bursts end before a replica has started, no price buys an attainment: a mean would push the dial
+        to its end for all). Nothing where none has any.
     """
     measured = [
         (item, ScenarioSampler(item, store, num_workloads=DIAL_EPISODES, validation=True))
@@ -223,16 +224,16 @@ def measure_dial(
                 refuse=config.ppo.refuse,
             )
             books = play(layers, mdp, config.ppo.seed)
-            means.append([np.nanmean([book[name] for book in books]) for name in DIAL_METRICS])
-        typical = dict(zip(DIAL_METRICS, np.nanmedian(np.array(means), axis=0), strict=True))
-        points.append(
-            {"miss_price": round(price, 3), **{name: round(float(typical[name]), 5) for name in DIAL_METRICS}}
-        )
+            names = [name for name in books[0] if name.startswith(DIAL_METRICS)]
+            means.append([np.nanmean([book[name] for book in books]) for name in names])
+        typical = zip(names, np.nanmedian(np.array(means), axis=0), strict=True)
+        known = {name: round(float(value), 5) for name, value in typical if np.isfinite(value)}
+        points.append({"miss_price": round(price, 3), **known})
     return points
 
 
 def _at_price(sampler: ScenarioSampler, miss_price: float, seed: int) -> EpisodeSetup:
-    return replace(sampler(seed), miss_price=miss_price)
+    return replace(sampler(seed), miss_price=miss_price, miss_weight=None)
 
 
 def play(layers: list[Layer], mdp: FleetMdp, seed: int) -> list[dict[str, float]]:

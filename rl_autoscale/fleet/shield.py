@@ -112,6 +112,7 @@ class Shield:
             target_replicas=target,
             max_batch_size=np.clip(decision.max_batch_size, 1, spec.batch_limits),
             admission=np.maximum(admission, 0.0),
+            max_in_flight=decision.max_in_flight,
         )
 
     def _within(

@@ -140,6 +140,8 @@ class FleetState:
 
 NEVER_REFUSE = np.inf
 """Admission level that holds or queues everything and refuses nothing early."""
+NO_LIMIT = np.iinfo(np.int64).max
+"""Requests of a class in flight: as many as the replicas' batches take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +154,18 @@ class ScalingDecision:
         admission: shape (..., num_classes), float64, >= 0: a request is refused at arrival when its estimated time to
             first token exceeds ``admission * ttft_slo_s``. 1 refuses what would miss, larger is more lenient, inf
             never refuses, 0 refuses everything.
+        max_in_flight: shape (..., num_classes), int64, >= 0: requests of a class that the gateway has sent, and that
+            have not ended, at once; the others are held. None: NO_LIMIT for all. What is in flight already goes on.
     """
 
     target_replicas: IntArray
     max_batch_size: IntArray
     admission: FloatArray
+    max_in_flight: IntArray | None = None
+
+    @property
+    def in_flight_limits(self) -> IntArray:
+        """``max_in_flight``, or NO_LIMIT for all."""
+        if self.max_in_flight is None:
+            return np.full(self.admission.shape, NO_LIMIT, dtype=np.int64)
+        return self.max_in_flight

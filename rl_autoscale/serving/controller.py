@@ -17,7 +17,7 @@ A restart holds what it finds, and treats all cool-downs as just fired.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -162,6 +162,7 @@ class Controller:
         self._actuation = [Actuation() for _ in spec.pools]
         now_s = clock.monotonic_s()
         self._cool_downs = CoolDowns(len(spec.pools), safety, now_s)
+        self._in_flight: IntArray | None = None  # of classes, in force: no gateway reports them
         self._standing = self._current(fleet.observe(), spec.initial_replicas)
         self._shield.prime(self._standing)
         self._blind_since_s = np.full(len(spec.pools), np.nan)
@@ -304,13 +305,15 @@ class Controller:
         target = np.where(verdict.blind, blind_target, rule.target_replicas)
         caps = np.where(verdict.blind, held.max_batch_size, rule.max_batch_size)
         source: Source = "hold" if np.array_equal(target, current) else "rule"
-        return source, ScalingDecision(target, caps, held.admission if verdict.blind.all() else rule.admission)
+        if verdict.blind.all():
+            return source, replace(held, target_replicas=target, max_batch_size=caps)
+        return source, replace(rule, target_replicas=target, max_batch_size=caps)
 
     def _hold(self, state: FleetState, current: IntArray) -> ScalingDecision:
         """What is in force now; where that is unknown, no limit."""
         caps = np.where(np.isnan(state.pools.batch_cap), self.spec.batch_limits, state.pools.batch_cap)
         admission = np.where(np.isnan(state.classes.admission), NEVER_REFUSE, state.classes.admission)
-        return ScalingDecision(current.copy(), np.maximum(caps, 1).astype(np.int64), admission)
+        return ScalingDecision(current.copy(), np.maximum(caps, 1).astype(np.int64), admission, self._in_flight)
 
     # -- restraint ---------------------------------------------------------------------------------------------------
 
@@ -354,10 +357,11 @@ class Controller:
                 leave.add(name)
             if name in leave:
                 target[p] = current[p]
-        return ScalingDecision(target, shielded.max_batch_size, shielded.admission), leave
+        return replace(shielded, target_replicas=target), leave
 
     def _act(self, final: ScalingDecision, leave: set[str], current: IntArray, now_s: float) -> dict[str, str]:
         self._fleet.apply(final, leave)
+        self._in_flight = final.max_in_flight
         failures = self._fleet.apply_failures
         accepted = final.target_replicas.copy()
         for p, name in enumerate(self.spec.pool_names):

@@ -99,3 +99,6 @@ class GatewayDecision(Config):
     admission: dict[str, NonNegativeFloat | None] = Field(
         description="class -> refuse when the estimated TTFT exceeds this multiple of its SLO; null never refuses"
     )
+    max_in_flight: dict[str, NonNegativeInt | None] = Field(
+        default_factory=dict, description="class -> requests sent to replicas at once; null sends as many as they take"
+    )

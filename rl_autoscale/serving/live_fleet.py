@@ -17,7 +17,7 @@ import numpy as np
 
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
+from rl_autoscale.fleet.state import NO_LIMIT, ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from rl_autoscale.serving.gateway_api import GatewayDecision, ReplicaAddress, ReplicaList
 from rl_autoscale.serving.gateway_client import GatewayPort
 from rl_autoscale.serving.metric_names import EngineNames
@@ -345,7 +345,7 @@ class LiveFleet:
     # -- the gateway -------------------------------------------------------------------------------------------------
 
     def _tell_gateway(self, gateway: GatewayPort, decision: ScalingDecision, shrunk: bool) -> None:
-        """Batch caps and admission; and, when replicas were told to leave, at once where not to send any more.
+        """Caps, admission and limits; and, when replicas were told to leave, at once where not to send any more.
 
         An engine that drains accepts requests and answers them with nothing, so routing must stop first.
         """
@@ -354,11 +354,13 @@ class LiveFleet:
             self._observe_backends(problems)
             self._publish_replicas(gateway, problems)
         finite = [None if np.isinf(level) else float(level) for level in decision.admission]
+        limits = [None if limit == NO_LIMIT else int(limit) for limit in decision.in_flight_limits]
         try:
             gateway.put_decision(
                 GatewayDecision(
                     max_batch_size=dict(zip(self._spec.pool_names, map(int, decision.max_batch_size), strict=True)),
                     admission=dict(zip(self._spec.class_names, finite, strict=True)),
+                    max_in_flight=dict(zip(self._spec.class_names, limits, strict=True)),
                 )
             )
         except BackendError as error:

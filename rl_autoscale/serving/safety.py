@@ -98,6 +98,8 @@ def check_decision(decision: ScalingDecision, spec: FleetSpec) -> str | None:
         return f"max_batch_size {decision.max_batch_size.tolist()} must be whole numbers >= 1"
     if np.isnan(decision.admission).any() or (decision.admission < 0).any():
         return f"admission {decision.admission.tolist()} must be >= 0"
+    if decision.in_flight_limits.shape != classes or (decision.in_flight_limits < 0).any():
+        return f"max_in_flight {decision.in_flight_limits.tolist()} must be {classes[0]} whole numbers >= 0"
     return None
 
 

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 
+from rl_autoscale.fleet.state import NO_LIMIT
 from rl_autoscale.serving.controller import StepRecord
 from rl_autoscale.serving.controller_metrics import CONTENT_TYPE, ControllerMetrics, slo_attainment
 from rl_autoscale.serving.decision_log import finite
@@ -68,6 +69,7 @@ def describe(record: StepRecord) -> dict[str, Any]:
                 "ttft_p95_s": float(classes.ttft_p95_s[c]),
                 "slo_attainment": float(attainment[c]),
                 "admission": float(record.final.admission[c]),
+                "max_in_flight": int(limit) if (limit := record.final.in_flight_limits[c]) < NO_LIMIT else None,
                 "age_s": float(classes.age_s[c]),
             }
             for c, name in enumerate(record.class_names)

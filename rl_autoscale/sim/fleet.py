@@ -152,6 +152,7 @@ class FleetBatch:
             np.ascontiguousarray(decision.target_replicas, dtype=np.int64),
             np.ascontiguousarray(decision.max_batch_size, dtype=np.int64),
             np.ascontiguousarray(decision.admission, dtype=np.float64),
+            np.ascontiguousarray(decision.in_flight_limits, dtype=np.int64),
             until_s,
             self.spec.telemetry_age_s,
             self._others,
@@ -279,7 +280,12 @@ class SimFleet:
         decision = self._decision
         self._timeline.record(self.observe(), decision, self._batch.ledger("missed")[0])
         self._batch.step(
-            ScalingDecision(decision.target_replicas[None], decision.max_batch_size[None], decision.admission[None])
+            ScalingDecision(
+                decision.target_replicas[None],
+                decision.max_batch_size[None],
+                decision.admission[None],
+                decision.in_flight_limits[None],
+            )
         )
         self._observed = None
         now_s = float(self._batch.now_s[0])

@@ -1,9 +1,9 @@
 """Kernel, the gateway inside the simulation: arrivals are refused, dispatched, held or turned away.
 
 The gateway sees what a live one sees: what it dispatched where, which streams have begun and ended. It does not see
-output lengths to come, nor KV blocks, unless it routes by freeness. Requests in flight per replica are held at or below
-the batch cap; what does not fit waits in a bounded queue per class (class_queue.py). router.py chooses replicas,
-estimate.py foresees waits, eviction.py makes room.
+output lengths to come, nor KV blocks, unless it routes by freeness. Requests in flight are held at or below the batch
+cap of each replica, and the limit of their class; what does not fit waits in a bounded queue per class
+(class_queue.py). router.py chooses replicas, estimate.py foresees waits, eviction.py makes room.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def dispatch_queued(w, now_s, slot):
                 purge_timeouts(w, c, now_s)
                 if cls.queue_length == 0:
                     break
+            if cls.in_flight >= cls.max_in_flight:
+                break
             r = route(w, c, cls.queue_head, now_s, slot)
             if r < 0:
                 break
@@ -169,7 +171,7 @@ def arrive(w, q, now_s):
         purge_timeouts(w, c, now_s)
     r = NONE
     evicting = False
-    if cls.queue_length == 0:
+    if cls.queue_length == 0 and cls.in_flight < cls.max_in_flight:
         r = route(w, c, q, now_s, NO_SLOT)
         if r < 0 and cls.interactive and w.fleet[0].evict_batch:
             r = evictable_replica(w, c)

@@ -340,6 +340,7 @@ CLASS = np.dtype(
         ("deadline_s", _f),  # inf when none
         ("timeout_s", _f),  # inf when none
         ("admission", _f),
+        ("max_in_flight", np.int64),
         ("queue_head", _i),
         ("queue_tail", _i),
         ("queue_length", _i),

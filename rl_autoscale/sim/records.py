@@ -7,7 +7,7 @@ import numpy as np
 from rl_autoscale.fleet.pool import RANKED_SCHEDULERS, PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE
+from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT
 from rl_autoscale.sim.layout import (
     ADMISSION_CODES,
     CLASS,
@@ -131,6 +131,6 @@ def class_records(spec: FleetSpec) -> RecordArray:
         record["ttft_slo_s"], record["tpot_slo_s"] = item.ttft_slo_s, item.tpot_slo_s
         record["deadline_s"] = np.inf if item.deadline_s is None else item.deadline_s
         record["timeout_s"] = np.inf if item.timeout_s is None else item.timeout_s
-        record["admission"] = NEVER_REFUSE
+        record["admission"], record["max_in_flight"] = NEVER_REFUSE, NO_LIMIT
         record["queue_head"] = record["queue_tail"] = NONE
     return records

@@ -19,6 +19,7 @@ DIAL = [
     {"miss_price": 20.0, "slo_attainment": 0.98},
     {"miss_price": 60.0, "slo_attainment": 0.99},
 ]
+ONLY = np.array([0])
 
 
 def test_a_dial_is_interpolated_in_the_logarithm_of_misses() -> None:
@@ -44,10 +45,10 @@ def observe(make_state: Any, make_spec: Any) -> Any:
 def test_it_begins_as_the_cards_and_becomes_that_of_the_traffic(observe: Any) -> None:
     dial = RunningDial(DIAL)
     assert dial.price_for(0.98) == pytest.approx(20.0)
-    easy = np.array([0.01, 0.004, 0.001])
+    easy = np.array([[0.01], [0.004], [0.001]])
     prices = []
     for _ in range(int(4 * TIME_CONSTANT_S / 10.0)):
-        dial.update(observe(5.0), easy)
+        dial.update(observe(5.0), easy, ONLY)
         prices.append(dial.price_for(0.98))
     assert prices == sorted(prices, reverse=True)
     assert 15.0 < prices[0] < 20.0
@@ -61,7 +62,8 @@ def test_busy_moments_count_by_their_arrivals(observe: Any) -> None:
     dial = RunningDial(DIAL)
     for step in range(int(10 * TIME_CONSTANT_S / 10.0)):
         busy = step % 10 == 0
-        dial.update(observe(9.0 if busy else 1.0), np.array([0.2, 0.04, 0.03]) if busy else np.zeros(3))
+        share = np.array([[0.2], [0.04], [0.03]]) if busy else np.zeros((3, 1))
+        dial.update(observe(9.0 if busy else 1.0), share, ONLY)
     assert dial.price_for(0.98) == pytest.approx(20.0, rel=0.05)
 
 
@@ -69,15 +71,15 @@ def test_busy_moments_count_by_their_arrivals(observe: Any) -> None:
 def test_a_window_without_arrivals_or_known_ones_changes_nothing(observe: Any, arrivals_per_s: float) -> None:
     dial, fresh = RunningDial(DIAL), RunningDial(DIAL)
     for _ in range(200):
-        dial.update(observe(arrivals_per_s), np.zeros(3))
+        dial.update(observe(arrivals_per_s), np.zeros((3, 1)), ONLY)
     for one in (dial, fresh):
-        one.update(observe(0.1), np.array([0.3, 0.2, 0.1]))
+        one.update(observe(0.1), np.array([[0.3], [0.2], [0.1]]), ONLY)
     assert dial.price_for(0.98) == fresh.price_for(0.98) > 20.0
 
 
 def test_a_forecast_that_is_no_number_changes_nothing(observe: Any) -> None:
     dial = RunningDial(DIAL)
-    dial.update(observe(5.0), np.array([0.1, np.nan, 0.0]))
+    dial.update(observe(5.0), np.array([[0.1], [np.nan], [0.0]]), ONLY)
     assert dial.price_for(0.98) == pytest.approx(20.0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -168,3 +168,14 @@ def test_faults_are_seeded_and_reach_the_observation():
     assert 0 < missing.mean() < 1
     assert age.max() > 1.0  # frozen rows are older than one interval
     assert np.array_equal(first, run())
+
+
+@pytest.mark.parametrize(("asked_for", "hysteresis", "target"), [(4, 0.0, 3), (4, 0.2, 4), (5, 0.2, 4), (2, 0.2, 3)])
+def test_hysteresis_keeps_what_is_a_little_more_than_wanted(asked_for: int, hysteresis: float, target: int):
+    """2.8 replicas are wanted: 3, or up to 4 with a fifth more."""
+    mdp, state = observed()
+    asked = replace(state, pools=replace(state.pools, asked_for=np.full_like(state.pools.asked_for, asked_for)))
+    decoder = ActionDecoder(mdp.spec, hysteresis=hysteresis)
+    neutral = np.zeros((1, decoder.num_actions))
+    decision = decoder.decode(neutral, np.array([[2.0]]), np.array([[0.0]]), asked)
+    assert decision.target_replicas.tolist() == [[target]]

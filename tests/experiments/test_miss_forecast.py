@@ -31,14 +31,25 @@ def predicted(layers: list[tuple[np.ndarray, np.ndarray]], observation: np.ndarr
 def test_misses_count_until_the_horizon_while_the_price_stays() -> None:
     """Two fleets, six steps, horizon 2, prices kept for 4: the second fleet's changes at step 2, and it ends early."""
     seen = np.arange(12.0).reshape(6, 2, 1)
-    missed = np.array([[0, 1], [1, 0], [2, 0], [0, 3], [0, 9], [4, 9]], dtype=float)
-    arrived = np.full((6, 2), 4.0)
+    missed = np.array([[0, 1], [1, 0], [2, 0], [0, 3], [0, 9], [4, 9]], dtype=float)[..., None]
+    arrived = np.full((6, 2, 1), 4.0)
     playing = np.array([[1, 1]] * 4 + [[1, 0]] * 2, dtype=float)
     since_change = np.array([[0, 2], [1, 3], [2, 0], [3, 1], [0, 2], [1, 3]])
     outcomes = miss_forecast._outcomes(seen, missed, arrived, playing, since_change, 4, 2)
     assert outcomes.observation[:, 0].tolist() == [0.0, 1.0, 2.0, 4.0, 5.0, 8.0]
-    assert outcomes.share.tolist() == [1 / 8, 1 / 8, 3 / 8, 2 / 8, 3 / 8, 4 / 8]
-    assert outcomes.weight.tolist() == [1.0] * 6
+    assert outcomes.share[:, 0].tolist() == [1 / 8, 1 / 8, 3 / 8, 2 / 8, 3 / 8, 4 / 8]
+    assert outcomes.weight[:, 0].tolist() == [1.0] * 6
+
+
+def test_classes_are_counted_apart_and_weigh_the_same() -> None:
+    """One fleet, two classes, one step ahead: the rare class is late, once as the only one that came."""
+    missed = np.array([[[0, 1]], [[3, 1]], [[0, 0]]], dtype=float)
+    arrived = np.array([[[30, 1]], [[30, 1]], [[30, 0]]], dtype=float)
+    outcomes = miss_forecast._outcomes(
+        np.zeros((3, 1, 1)), missed, arrived, np.ones((3, 1)), np.array([[0], [1], [2]]), 4, 1
+    )
+    assert outcomes.share.tolist() == [[0.0, 1.0], [0.1, 1.0], [0.0, 0.0]]
+    assert outcomes.weight.tolist() == [[1.0, 1.5], [1.0, 1.5], [1.0, 0.0]]
 
 
 def test_it_learns_shares_weighted_with_arrivals() -> None:
@@ -49,8 +60,8 @@ def test_it_learns_shares_weighted_with_arrivals() -> None:
     share = np.where(kind < 0, np.where(busy, 0.3, 0.03), 0.05)
     outcomes = Outcomes(
         np.stack([kind, rng.normal(size=4000)], axis=1).astype(np.float32),
-        share,
-        np.where(busy, 1.8, 0.2),
+        share[:, None],
+        np.where(busy, 1.8, 0.2)[:, None],
         np.arange(4000) % 4 == 3,
     )
     layers = miss_forecast._learn(outcomes, seed=0)

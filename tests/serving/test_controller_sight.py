@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from live_world import World, world_spec
 
 from rl_autoscale.fleet.spec import ShieldSpec
+from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.serving.protocols import BackendError
 
 FAULTS = ["down", "empty", "nan", "frozen", "partial"]
@@ -42,6 +43,18 @@ def test_ten_minutes_without_metrics_never_shrink_whatever_policy_and_rule_say(s
     assert record.source == "hold"
     assert any("blind" in reason for reason in record.reasons)
     assert show.controller.breaker.is_open
+
+
+def test_limits_of_classes_reach_the_gateway_and_stay_in_force_while_blind(stage):
+    show = stage(gateway=True)
+    show.policy.answer = ScalingDecision(np.array([4]), np.array([8]), np.array([np.inf]), np.array([5]))
+    show.steps(8)
+    assert show.records[-1].source == "policy"
+    assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
+    show.world.fault = "down"
+    show.rule.error = RuntimeError("no rule either")
+    assert show.steps(12).source == "hold"
+    assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
 
 
 def test_blind_long_enough_the_rule_may_add(stage):

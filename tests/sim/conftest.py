@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rl_autoscale.fleet.pool import STAGED_SCHEDULERS, PoolSpec
 from rl_autoscale.fleet.spec import ROLES_SERVING, FleetSpec
-from rl_autoscale.fleet.state import ScalingDecision
+from rl_autoscale.fleet.state import NO_LIMIT, ScalingDecision
 from rl_autoscale.sim import episode, fleet
 from rl_autoscale.sim.fleet import SimFleet
 from rl_autoscale.sim.layout import ADMISSION_CODES, COLD, LIFE, ROUTER_CODES, SCHEDULER_CODES, SPOT, WAKE
@@ -182,8 +182,8 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
     """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
 
     Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens); SLOs are 100 s. ``chat`` and
-    ``batch`` change that class, ``admission`` is in force from the start; ``hashes`` are each prompt's,
-    16 tokens each; ``fleet`` is what else the fleet is given.
+    ``batch`` change that class, ``admission`` and ``max_in_flight`` are in force from the start; ``hashes`` are each
+    prompt's, 16 tokens each; ``fleet`` is what else the fleet is given.
     """
     class_names = ("chat", "batch")
     promise = {"ttft_slo_s": 100, "tpot_slo_s": 100}
@@ -195,6 +195,7 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
         chat: dict[str, Any] | None = None,
         batch: dict[str, Any] | None = None,
         admission: tuple[float, float] = (np.inf, np.inf),
+        max_in_flight: tuple[int, int] = (NO_LIMIT, NO_LIMIT),
         hashes: list[list[int]] | None = None,
         **fleet: Any,
     ) -> Any:
@@ -222,7 +223,8 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
             np.array(arrival_s), np.array(prompt), np.array(output), classes, class_names, 50.0, **shared
         )
         simulator = request.param(spec, workload)
-        simulator.apply(ScalingDecision(spec.initial_replicas, spec.batch_limits, np.array(admission)))
+        limits = np.array(max_in_flight)
+        simulator.apply(ScalingDecision(spec.initial_replicas, spec.batch_limits, np.array(admission), limits))
         while simulator.advance():
             pass
         return simulator.batch.requests() if isinstance(simulator, SimFleet) else simulator.request_records()
@@ -453,4 +455,5 @@ def _decision(rng: np.random.Generator, spec: FleetSpec) -> ScalingDecision:
     targets = [rng.integers(pool.min_replicas, pool.max_replicas + 1) for pool in spec.pools]
     caps = [pool.batch_limit if rng.random() < 0.5 else rng.integers(1, pool.batch_limit + 1) for pool in spec.pools]
     admission = rng.choice([np.inf, np.inf, np.inf, 2.0, 1.0, 0.5, 0.0], size=len(spec.classes))
-    return ScalingDecision(np.array(targets, dtype=np.int64), np.array(caps, dtype=np.int64), admission)
+    limits = rng.choice([NO_LIMIT, NO_LIMIT, NO_LIMIT, 5, 2, 1, 0], size=len(spec.classes))
+    return ScalingDecision(np.array(targets, dtype=np.int64), np.array(caps, dtype=np.int64), admission, limits)

@@ -8,7 +8,7 @@ from collections import deque
 
 from rl_autoscale.fleet.latency_edges import TPOT_BOUNDS_S, TTFT_BOUNDS_S
 from rl_autoscale.fleet.spec import ServiceClass
-from rl_autoscale.fleet.state import NEVER_REFUSE
+from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT
 from rl_autoscale.serving.gateway.tickets import State, Ticket
 from rl_autoscale.serving.gateway_api import ClassSnapshot, HistogramSnapshot
 
@@ -54,6 +54,7 @@ class ClassBook:
         self.queued_tokens = 0
         self.in_flight = 0
         self.admission = float(NEVER_REFUSE)
+        self.max_in_flight = NO_LIMIT
         self.arrivals = 0
         self.arrived_tokens = 0
         self.first_tokens = 0
@@ -62,6 +63,11 @@ class ClassBook:
         self.ended = dict.fromkeys(State, 0)  # the states of INSIDE stay 0
         self.ttft = Histogram(TTFT_BOUNDS_S)
         self.tpot = Histogram(TPOT_BOUNDS_S)
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether as many of it are in flight as may be."""
+        return self.in_flight >= self.max_in_flight
 
     def enqueue(self, ticket: Ticket) -> None:
         """Hold a request at its place by arrival: one that lost its replica stands before the younger ones."""

@@ -19,7 +19,7 @@ from rl_autoscale.fleet.admission import estimate_queue_wait_s
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.routing import choose_evicting, choose_pool, choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE
+from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT
 from rl_autoscale.serving.gateway.books import PoolBook, ReplicaBook
 from rl_autoscale.serving.gateway.classes import ClassBook
 from rl_autoscale.serving.gateway.tickets import INSIDE, State, Ticket, _nobody_waits
@@ -193,19 +193,22 @@ class GatewayCore:
         self.dispatch_queued(now_s)
 
     def decide(self, decision: GatewayDecision, now_s: float) -> None:
-        """Take caps and admission levels; what is not named stays.
+        """Take caps, admission levels and limits of classes; what is not named stays.
 
         Raises:
             UnknownNameError: a pool or class that the fleet does not have; nothing has changed then.
         """
         _refuse_unknown("pool", decision.max_batch_size, self.spec.pool_names)
-        _refuse_unknown("class", decision.admission, self.spec.class_names)
+        _refuse_unknown("class", {**decision.admission, **decision.max_in_flight}, self.spec.class_names)
         for pool in self.pools:
             pool.cap = decision.max_batch_size.get(pool.spec.name, pool.cap)
         for book in self.classes:
             if book.promise.name in decision.admission:
                 level = decision.admission[book.promise.name]
                 book.admission = float(NEVER_REFUSE) if level is None else level
+            if book.promise.name in decision.max_in_flight:
+                limit = decision.max_in_flight[book.promise.name]
+                book.max_in_flight = NO_LIMIT if limit is None else limit
         self.dispatch_queued(now_s)
 
     # -- time ------------------------------------------------------------------------------------------------------
@@ -226,7 +229,7 @@ class GatewayCore:
             book = self.classes[c]
             while book.queue:
                 self._drop_impatient(book, now_s)
-                if not book.queue:
+                if not book.queue or book.at_limit:
                     break
                 replica = self._pick(book.queue[0], now_s)
                 if replica is None:
@@ -270,7 +273,7 @@ class GatewayCore:
     def _place_for(self, ticket: Ticket, now_s: float) -> tuple[ReplicaBook | None, bool]:
         """Where to send a request now, and whether batch work must make room for it there. Nobody overtakes a queue."""
         book = self.classes[ticket.class_index]
-        if book.queue:
+        if book.queue or book.at_limit:
             return None, False
         replica = self._pick(ticket, now_s)
         if replica is None and book.interactive:

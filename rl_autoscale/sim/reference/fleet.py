@@ -158,6 +158,7 @@ class ReferenceFleet:
 
     def _enact(self, decision: ScalingDecision) -> None:
         self.gateway.admission = [float(level) for level in decision.admission]
+        self.gateway.max_in_flight = [int(limit) for limit in decision.in_flight_limits]
         for p, pool in enumerate(self.pools):
             pool.target = int(decision.target_replicas[p])
             pool.cap = int(decision.max_batch_size[p])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rl_autoscale.fleet.routing import choose_evicting
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE, FloatArray
+from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, FloatArray
 from rl_autoscale.sim.layout import Outcome
 from rl_autoscale.sim.reference.books import ClassBooks
 from rl_autoscale.sim.reference.bridge import Bridge
@@ -37,6 +37,7 @@ class Gateway:
         self.queues: list[list[Request]] = [[] for _ in spec.classes]
         self.books = [ClassBooks() for _ in spec.classes]
         self.admission = [float(NEVER_REFUSE) for _ in spec.classes]
+        self.max_in_flight = [NO_LIMIT for _ in spec.classes]
         self.num_unresolved = 0
         self._router = Router(spec, routing_u)
         self.bridge = Bridge(clock, spec, self)
@@ -68,7 +69,7 @@ class Gateway:
 
     def _place_for(self, request: Request) -> tuple[Replica | None, bool]:
         """Where to send a request now, and whether batch work must make room for it there. Nobody overtakes a queue."""
-        if self.queues[request.class_index]:
+        if self.queues[request.class_index] or self._at_limit(request.class_index):
             return None, False
         pools = self._pools_serving(request)
         replica = self._router.pick(request, pools)
@@ -105,13 +106,20 @@ class Gateway:
         for c in self._class_order:
             while True:
                 self.drop_impatient(c)
-                if not self.queues[c]:
+                if not self.queues[c] or self._at_limit(c):
                     break
                 head = self.queues[c][0]
                 replica = self._router.pick(head, self._pools_serving(head))
                 if replica is None:
                     break
                 self._send(self.queues[c].pop(0), replica)
+
+    def _at_limit(self, c: int) -> bool:
+        """Whether a class has as many requests in flight as it may."""
+        sent = [request for pool in self.pools for request in pool.in_flight] + self.bridge.queue
+        if self.postprocessor is not None:
+            sent += self.postprocessor.requests
+        return sum(request.class_index == c for request in sent) >= self.max_in_flight[c]
 
     def _dispatch_bridge(self) -> None:
         decode_pools = [self.pools[p] for p in self.spec.decode_pools]

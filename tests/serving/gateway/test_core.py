@@ -208,6 +208,22 @@ def test_what_would_miss_is_refused_early() -> None:
     assert core.arrive(1, 10, 0.0).state is State.QUEUED  # another class has its own level
 
 
+def test_a_class_at_its_limit_is_held_and_others_pass() -> None:
+    core = core_with(address("a"))
+    core.decide(GatewayDecision(max_batch_size={"shared": 4}, admission={}, max_in_flight={"bulk": 1}), 0.0)
+    first, second = core.arrive(1, 10, 0.0), core.arrive(1, 10, 0.0)
+    assert (first.state, second.state, core.arrive(0, 10, 0.0).state) == (State.SENT, State.QUEUED, State.SENT)
+    core.decide(GatewayDecision(max_batch_size={}, admission={"bulk": None}), 1.0)  # what is not named stays
+    assert second.state is State.QUEUED
+    core.see_token(first, 1.0)
+    core.finish(first, 10, 2.0)
+    assert second.state is State.SENT
+    third = core.arrive(1, 10, 3.0)
+    assert third.state is State.QUEUED
+    core.decide(GatewayDecision(max_batch_size={}, admission={}, max_in_flight={"bulk": None}), 4.0)
+    assert third.state is State.SENT
+
+
 def test_a_prompt_ahead_makes_the_next_one_wait() -> None:
     core = core_with(address("s"))
     core.decide(GatewayDecision(max_batch_size={}, admission={"chat": 1.0}), 0.0)
@@ -290,6 +306,8 @@ def test_unknown_names_change_nothing() -> None:
         core.set_replicas([address("b", "sharde")], 0.0)
     with pytest.raises(UnknownNameError, match="unknown class 'chatt'"):
         core.decide(GatewayDecision(max_batch_size={"shared": 1}, admission={"chatt": None}), 0.0)
+    with pytest.raises(UnknownNameError, match="unknown class 'bulc'"):
+        core.decide(GatewayDecision(max_batch_size={"shared": 1}, admission={}, max_in_flight={"bulc": 1}), 0.0)
     assert set(core.replicas) == {"a"}
     assert core.pools[1].cap == 2
 

@@ -8,7 +8,7 @@ import numpy as np
 from virtual_fleet import VirtualFleet
 
 from rl_autoscale.fleet.spec import FleetSpec
-from rl_autoscale.fleet.state import ScalingDecision
+from rl_autoscale.fleet.state import NO_LIMIT, ScalingDecision
 from rl_autoscale.serving.gateway.tickets import State
 from rl_autoscale.serving.gateway_api import GatewayDecision
 from rl_autoscale.sim.episode import draw_routing
@@ -77,9 +77,10 @@ def test_requests_meet_the_same_fate_as_in_the_simulator() -> None:
         workload = burst(rng, spec)
         caps = rng.integers(1, spec.pools[0].batch_limit + 1, len(spec.pools))
         admission = rng.choice([np.inf, 1.5, 0.8], 2)
+        limits = rng.choice([NO_LIMIT, NO_LIMIT, 3, 1], 2)
 
         simulated = ReferenceFleet(spec, workload, seed=seed)
-        simulated.apply(ScalingDecision(spec.initial_replicas, caps, admission))
+        simulated.apply(ScalingDecision(spec.initial_replicas, caps, admission, limits))
         while simulated.advance():
             pass
         simulated.result()
@@ -88,9 +89,11 @@ def test_requests_meet_the_same_fate_as_in_the_simulator() -> None:
         levels = {
             name: None if np.isinf(level) else level for name, level in zip(spec.class_names, admission, strict=True)
         }
-        live.core.decide(
-            GatewayDecision(max_batch_size=dict(zip(spec.pool_names, caps, strict=True)), admission=levels), 0.0
-        )
+        in_flight = {
+            name: None if limit == NO_LIMIT else limit for name, limit in zip(spec.class_names, limits, strict=True)
+        }
+        batch_sizes = dict(zip(spec.pool_names, caps, strict=True))
+        live.core.decide(GatewayDecision(max_batch_size=batch_sizes, admission=levels, max_in_flight=in_flight), 0.0)
         live.run()
 
         for ticket, request, expected in zip(live.tickets, live.requests, simulated.requests, strict=True):
