@@ -60,6 +60,7 @@ class Dials:
         self._prices = np.full(len(self._asked), otherwise)
         if self._dials:
             self._prices[:] = [dial.price_for(share) for dial, share in zip(self._dials, self._asked, strict=True)]
+        self._in_force = np.clip(self._prices, *price_range)
 
     def turn(self, state: FleetState, forecast: Forecast | None) -> tuple[float, FloatArray]:
         """Take in one observation.
@@ -72,15 +73,16 @@ class Dials:
             ``miss_price``, and ``miss_weight`` of shape (num_classes,).
         """
         if forecast is not None and self._dials:
-            self._prices = self._measured(state, self._prices, forecast)
+            self._prices = self._measured(state, forecast)
         factors = np.exp([budget.update(state) for budget in self._budgets])
-        return self._priced(np.clip(self._prices * factors, *self._range))
+        self._in_force = np.clip(self._prices * factors, *self._range)
+        return self._priced(self._in_force)
 
-    def _measured(self, state: FleetState, now: FloatArray, forecast: Forecast) -> FloatArray:
+    def _measured(self, state: FleetState, forecast: Forecast) -> FloatArray:
         """Each dial's price after this observation's forecasts: along its own prices, the others where they are."""
         rows = []
         for number, dial in enumerate(self._dials):
-            along = np.repeat(now[None], len(dial.prices), axis=0)
+            along = np.repeat(self._in_force[None], len(dial.prices), axis=0)
             along[:, number] = dial.prices
             rows.append(along)
         priced = [self._priced(row) for row in np.concatenate(rows)]

@@ -203,6 +203,10 @@ class LearnedPolicy(RegisteredPolicy):
         self._weight_columns = [k for k, name in enumerate(schema.features) if name.endswith(".miss_weight")]
         names = [item.name for item in spec.classes]
         self._check_names("miss_weight", self.miss_weight, names)
+        if self.miss_weight and max(self.miss_weight.get(name, 1.0) for name in names) < 1.0:
+            raise SpecError(
+                "policy 'learned': miss_weight leaves no class at 1; weights are over that of the dearest class"
+            )
         self._weight = np.array([self.miss_weight.get(name, 1.0) for name in names])
         if self.attainment is None:
             return

@@ -93,7 +93,8 @@ def command(
 def parse_knobs(words: list[str]) -> dict[str, Any]:
     """``name=value`` pairs; numbers where they are numbers, ``true`` and ``false`` as such.
 
-    ``attainment.batch=0.9`` is the part ``batch`` of a knob that has a value by class or pool; parts nest.
+    ``attainment.batch=0.9`` is the part ``batch`` of a knob that has a value by class or pool; parts nest, so a name
+    with a dot in it cannot be written here.
 
     Raises:
         SpecError: not a pair, or a knob both whole and in parts.

@@ -55,7 +55,7 @@ class ActionDecoder:
         self.refuse = refuse
         self.num_actions = len(Schema.of(spec).actions)
         self._held = held_classes(spec)
-        serving = [spec.pools_serving(c) for c in self._held]
+        serving = [spec.pools_passed(c) for c in self._held]
         self._serves = np.array([[p in pools for p in range(len(spec.pools))] for pools in serving], dtype=np.float64)
 
     def decode(
@@ -97,7 +97,10 @@ class ActionDecoder:
         )
 
     def _limits(self, action: FloatArray, state: FleetState) -> IntArray:
-        """Requests in flight by class, from the actions of those that are held, shape (..., len(held))."""
+        """Requests in flight by class, from the actions of those that are held, shape (..., len(held)).
+
+        What replicas take is their engines' limits, whatever the batch cap is at the moment.
+        """
         places = (np.fmax(state.pools.ready, 1.0) * self.spec.batch_limits) @ self._serves.T
         share = np.round(IN_FLIGHT_FLOOR ** ((1.0 - action) / 2.0) * places).astype(np.int64)
         limits = np.full((*action.shape[:-1], len(self.spec.classes)), NO_LIMIT, dtype=np.int64)

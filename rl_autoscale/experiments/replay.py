@@ -77,7 +77,7 @@ class Choice:
 def choose_policies(
     words: Sequence[str], knobs: Mapping[str, Any] | None = None, refusal: Iterable[Refusal] = ("off",)
 ) -> list[Choice]:
-    """Policies as the command line names them, with ``{"hpa.target": 40}`` for their knobs.
+    """Policies as the command line names them, with ``{"hpa": {"target": 40}}`` for their knobs.
 
     Raises:
         UnknownNameError: no such policy.

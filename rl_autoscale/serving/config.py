@@ -26,7 +26,9 @@ class PolicyChoice(Config):
     name: str = Field(
         default="headroom", description="a registered policy, pretrained/NAME, or an exported policy's folder"
     )
-    knobs: dict[str, float | str | None] = Field(default_factory=dict, description="its keyword arguments")
+    knobs: dict[str, float | str | dict[str, float] | None] = Field(
+        default_factory=dict, description="its keyword arguments; some take a value by class or pool"
+    )
 
 
 class TelemetryConfig(Config):

@@ -192,6 +192,7 @@ class Controller:
         proposal, faults, outside = self._ask_policy(state, verdict, reasons)
         rule = self._ask_rule(state, reasons)
         source, raw = self._choose(state, current, verdict, proposal, rule, faults, started_s, reasons)
+        raw = self._with_limits(source, raw)
         shielded = self._shield.clip(raw, state)
         final, leave = self._restrain(shielded, state, report, current, mode, started_s, reasons)
         overridden = source == "policy" and is_override(raw, self.spec)
@@ -308,6 +309,16 @@ class Controller:
         if verdict.blind.all():
             return source, replace(held, target_replicas=target, max_batch_size=caps)
         return source, replace(rule, target_replicas=target, max_batch_size=caps)
+
+    def _with_limits(self, source: Source, decision: ScalingDecision) -> ScalingDecision:
+        """Who is in charge and says nothing of limits on classes lifts them; who stands in for a step leaves them.
+
+        A step without a limit would send all batch work that is held at once, and what is sent is not taken back.
+        """
+        in_charge = source == "policy" or (source == "rule" and self.breaker.is_open)
+        if decision.max_in_flight is not None or in_charge:
+            return replace(decision, max_in_flight=decision.in_flight_limits)
+        return replace(decision, max_in_flight=self._in_flight)
 
     def _hold(self, state: FleetState, current: IntArray) -> ScalingDecision:
         """What is in force now; where that is unknown, no limit."""

@@ -355,12 +355,13 @@ class LiveFleet:
             self._publish_replicas(gateway, problems)
         finite = [None if np.isinf(level) else float(level) for level in decision.admission]
         limits = [None if limit == NO_LIMIT else int(limit) for limit in decision.in_flight_limits]
+        said = self._spec.class_names if decision.max_in_flight is not None else ()  # else what is in force stays
         try:
             gateway.put_decision(
                 GatewayDecision(
                     max_batch_size=dict(zip(self._spec.pool_names, map(int, decision.max_batch_size), strict=True)),
                     admission=dict(zip(self._spec.class_names, finite, strict=True)),
-                    max_in_flight=dict(zip(self._spec.class_names, limits, strict=True)),
+                    max_in_flight=dict(zip(said, limits, strict=bool(said))),
                 )
             )
         except BackendError as error:

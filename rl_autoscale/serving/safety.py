@@ -98,8 +98,9 @@ def check_decision(decision: ScalingDecision, spec: FleetSpec) -> str | None:
         return f"max_batch_size {decision.max_batch_size.tolist()} must be whole numbers >= 1"
     if np.isnan(decision.admission).any() or (decision.admission < 0).any():
         return f"admission {decision.admission.tolist()} must be >= 0"
-    if decision.in_flight_limits.shape != classes or (decision.in_flight_limits < 0).any():
-        return f"max_in_flight {decision.in_flight_limits.tolist()} must be {classes[0]} whole numbers >= 0"
+    limits = decision.in_flight_limits
+    if limits.shape != classes or not np.isfinite(limits).all() or (limits < 0).any():
+        return f"max_in_flight {limits.tolist()} must be {classes[0]} whole numbers >= 0"
     return None
 
 

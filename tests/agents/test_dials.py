@@ -150,6 +150,7 @@ def test_the_network_sees_what_was_asked(make_policy: Any, observe: Any) -> None
         ({"miss_weight": {"jobs": 2.0}}, r"miss_weight.jobs=2.0 is not allowed; it must be 0.02 to 1"),
         ({"miss_weight": 0.5}, "miss_weight=0.5 is not allowed; give one by class"),
         ({"attainment": {"chat": "most", "jobs": 0.9}}, "attainment='most' is not allowed"),
+        ({"miss_weight": {"jobs": 0.5, "chat": 0.5}}, "leaves no class at 1"),
         ({"miss_weight": {"job": 0.5}}, "miss_weight names job"),
         ({"attainment": {"chat": 0.98, "jobs": 0.9}, "miss_weight": {"jobs": 0.5}}, "give one of the two"),
     ],

@@ -50,6 +50,11 @@ def test_a_name_finds_the_shipped_policy_everywhere(tiny_pretrained: Path) -> No
         PolicyChoice(name="learned", knobs={"path": "pretrained/tiny"}),
     ):
         assert isinstance(build_policy(choice, fleet), LearnedPolicy)  # what a live controller does
+    interactive = fleet.classes[0].name
+    asked = PolicyChoice.model_validate({"name": "pretrained/tiny", "knobs": {"attainment": {interactive: 0.98}}})
+    built = build_policy(asked, fleet)
+    built.reset(fleet)
+    assert built.name == f"learned(attainment={interactive}:0.98)"
 
 
 def test_an_unknown_name_lists_the_known_ones(tiny_pretrained: Path) -> None:

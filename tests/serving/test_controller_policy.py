@@ -23,6 +23,7 @@ from rl_autoscale.serving.budget import OutOfTimeError, ThreadCaller
         ScalingDecision(np.array([3, 3]), np.array([8]), np.array([1.0])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([-1])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([3, 3])),
+        ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([np.nan])),
     ],
 )
 def test_nonsense_is_not_obeyed(stage, answer):

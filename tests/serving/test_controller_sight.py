@@ -57,6 +57,25 @@ def test_limits_of_classes_reach_the_gateway_and_stay_in_force_while_blind(stage
     assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
 
 
+def test_a_rule_that_stands_in_for_a_step_lifts_no_limit_and_one_in_charge_does(stage):
+    show = stage(gateway=True, steps_to_close=1000)
+    show.policy.answer = ScalingDecision(np.array([4]), np.array([8]), np.array([np.inf]), np.array([5]))
+    show.steps(8)
+    show.policy.error = RuntimeError("boom")
+    assert (show.steps(1).source, show.controller.breaker.is_open) == ("rule", False)
+    assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
+    show.steps(10)
+    assert show.controller.breaker.is_open
+    assert list(show.world.gateway.decision.max_in_flight.values()) == [None]
+
+
+def test_a_restart_that_can_only_hold_leaves_the_gateways_limits(stage):
+    show = stage(gateway=True)
+    show.policy.error = show.rule.error = RuntimeError("boom")
+    assert show.steps(2).source == "hold"
+    assert show.world.gateway.decision.max_in_flight == {}
+
+
 def test_blind_long_enough_the_rule_may_add(stage):
     show = stage(blind_hold_s=60.0)
     show.steps(8)

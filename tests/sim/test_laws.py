@@ -36,7 +36,7 @@ def looks(case: Any, *, drain_limit_s: float = 12.0, caps: Any = None) -> Iterat
     while going_on:
         decision = case.decision(int(float(fleet.observe().time_s) / case.spec.control_interval_s))
         if caps is not None:
-            decision = ScalingDecision(decision.target_replicas, caps, decision.admission)
+            decision = replace(decision, max_batch_size=caps)
         fleet.apply(decision)
         going_on = fleet.advance()
         yield fleet, decision
@@ -258,6 +258,23 @@ def test_in_flight_stays_within_the_cap(fleet_cases: st.SearchStrategy[Any]) -> 
 
     for_all(fleet_cases.filter(may_hand_over), check, num_examples=100)
     assert handed_over > 0
+
+
+def test_of_a_class_no_more_is_in_flight_than_its_limit_ever_allowed(all_cases: st.SearchStrategy[Any]) -> None:
+    """A limit that is lowered takes nothing back: the surplus runs out, and crashes and moves add nothing."""
+    limited = 0
+
+    def check(case: Any) -> None:
+        nonlocal limited
+        allowed = np.zeros(len(case.spec.classes), dtype=np.int64)
+        for fleet, decision in looks(case):
+            allowed = np.maximum(allowed, decision.in_flight_limits)
+            classes = fleet.batch._world.cls[0]
+            assert (classes["in_flight"] <= allowed).all()
+            limited += int(((classes["in_flight"] == allowed) & (classes["queue_length"] > 0)).sum())
+
+    for_all(all_cases, check)
+    assert limited > 0
 
 
 def may_hand_over(case: Any) -> bool:
