@@ -12,6 +12,7 @@ Seeds are paired: a variant is compared with the whole of its own seed. Resumes 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 from dataclasses import dataclass, replace
@@ -137,6 +138,7 @@ def main() -> None:
                     for price in PRICES
                 ]
                 write_text(path, json.dumps(data, indent=2))
+                gc.collect()  # a training's model and fleets refer to each other
     print(table(data["bills"], names, asked.seeds))
 
 

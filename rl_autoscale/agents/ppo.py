@@ -256,8 +256,10 @@ def load_checkpoint(model: PPO, folder: Path) -> int:
         model.policy.load_state_dict(tensors["policy"])
         model.policy.optimizer.load_state_dict(tensors["optimizer"])
     except Exception as error:
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise PolicyFileError(
-            f"{folder}/checkpoint.pt cannot be resumed ({type(error).__name__}); delete the folder to train anew"
+            f"{folder}: this checkpoint is damaged or of another network or version ({why}); "
+            "delete the folder to train anew"
         ) from error
     model.num_timesteps = timesteps
     return timesteps
