@@ -5,9 +5,9 @@
 
 Questions with one right answer (eight tokens), traffic of the scenario `chatbot`, every model of the ensemble on H100s
 of its own, no refusal. An answer is in time when the last vote is: first token within 5 s, half a second per token.
-Accuracies are MMLU as the models' makers report it, to be replaced by one's own task's; how far votes agree is not
-known, so independent ones stand beside ones that are partly in common. The policy's knob is the cheapest of its sweep
-with which 98 % of the answers are in time.
+Accuracies are MMLU as the models' makers report it, quoted from memory, to be replaced by one's own task's; how far
+votes agree is not known, so independent ones stand beside ones that are partly in common. The policy's knob is the
+cheapest of its sweep with which 98 % of the answers are in time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ ACCURACY = {name: accuracy for name, (_, accuracy) in PROFILES.items()}
 SETS = (("8b",), ("30b-a3b",), ("32b",), ("70b",), ("8b", "30b-a3b", "32b"), ("30b-a3b", "32b", "70b"), tuple(PROFILES))
 OUTPUT_TOKENS = 8
 IN_TIME = 0.98
-H100_USD_PER_HOUR = 4.0
 PROMISE = {"ttft_slo_s": 5.0, "tpot_slo_s": 0.5, "timeout_s": 30}
 
 
@@ -110,7 +109,6 @@ def fleet_of(members: tuple[str, ...]) -> FleetSpec:
                 {
                     "name": name, "role": "mixed", "model": name, "profile": PROFILES[name][0], "min_replicas": 1,
                     "max_replicas": 60, "initial_replicas": 16, "startup": startup,
-                    "price_usd_per_gpu_hour": H100_USD_PER_HOUR,
                 }
                 for name in members
             ],

@@ -155,7 +155,9 @@ class ScalingDecision:
             first token exceeds ``admission * ttft_slo_s``. 1 refuses what would miss, larger is more lenient, inf
             never refuses, 0 refuses everything.
         max_in_flight: shape (..., num_classes), int64, >= 0: requests of a class that the gateway has sent, and that
-            have not ended, at once; the others are held. None: NO_LIMIT for all. What is in flight already goes on.
+            have not ended, at once; the others are held. What is in flight already goes on. None says nothing: in a
+            simulator that is NO_LIMIT for all; a live gateway keeps what is in force, and the controller says NO_LIMIT
+            for a policy in charge that says nothing.
     """
 
     target_replicas: IntArray
