@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from rl_autoscale import __version__
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
-from rl_autoscale.fleet.errors import MissingExtraError
+from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError
 
 CARD_FORMAT = 1
 _OPSET = 17
@@ -86,6 +87,24 @@ def forward(layers: list[Layer], observation: npt.NDArray[np.float32]) -> npt.ND
     return np.asarray(np.clip(value @ weight.T + bias, -1.0, 1.0), dtype=np.float32)
 
 
+def read_actor(network: bytes) -> list[Layer]:
+    """The layers of the actor in a network that `onnx_bytes` wrote, first layer first.
+
+    Raises:
+        PolicyFileError: another network.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise MissingExtraError("training on from an exported policy", "train") from error
+    tensors = {item.name: numpy_helper.to_array(item) for item in onnx.load_from_string(network).graph.initializer}
+    depth = next(k for k in count() if f"w{k}" not in tensors)
+    if depth == 0 or any(f"b{k}" not in tensors for k in range(depth)):
+        raise PolicyFileError("the network is no tanh MLP that 'rl-autoscale export' wrote; train one anew")
+    return [(tensors[f"w{k}"], tensors[f"b{k}"]) for k in range(depth)]
+
+
 def export_policy(
     layers: list[Layer],
     schema: Schema,
@@ -96,6 +115,7 @@ def export_policy(
     miss_price_range: tuple[float, float] = PRICE_RANGE,
     dial: Sequence[Mapping[str, float]] = (),
     forecast: list[Layer] | None = None,
+    hysteresis: float = 0.0,
 ) -> Path:
     """Write ``policy.onnx`` and ``policy.json``; the card is written last, so a folder with a card is whole.
 
@@ -109,6 +129,7 @@ def export_policy(
         dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal`` and, of several
             classes, ``slo_attainment/class0.KIND``) on validation traffic.
         forecast: layers of its miss forecast (experiments/miss_forecast.py).
+        hysteresis: that it was trained with (envs/action.py), and has unless told otherwise.
 
     Returns:
         The card's path.
@@ -127,6 +148,7 @@ def export_policy(
         "actions": list(schema.actions),
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
         "refuse": refuse,
+        "hysteresis": hysteresis,
         "miss_price_range": list(miss_price_range),
         "dial": [dict(point) for point in dial],
         "miss_forecast": forecast is not None,

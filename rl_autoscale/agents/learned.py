@@ -59,14 +59,12 @@ def read_card(path: Path) -> dict[str, Any]:
     return dict(card)
 
 
-def load_network(path: Path, card: dict[str, Any]) -> Any:
-    """Load the network beside a card into ONNX Runtime, after checking its SHA-256.
+def read_network(path: Path, card: dict[str, Any]) -> tuple[Path, bytes]:
+    """The network file beside a card and its content, after checking its SHA-256.
 
     Raises:
-        PolicyFileError: missing, changed since export, or not a network of the card's shape.
+        PolicyFileError: missing, or changed since export.
     """
-    import onnxruntime
-
     path = policy_folder(path)
     network_path = (path if path.is_dir() else path.parent) / "policy.onnx"
     try:
@@ -78,6 +76,18 @@ def load_network(path: Path, card: dict[str, Any]) -> Any:
         raise PolicyFileError(
             f"{network_path}: SHA-256 {digest[:12]}... is not the card's {card['onnx_sha256'][:12]}...; export it again"
         )
+    return network_path, content
+
+
+def load_network(path: Path, card: dict[str, Any]) -> Any:
+    """Load the network beside a card into ONNX Runtime, after checking its SHA-256.
+
+    Raises:
+        PolicyFileError: missing, changed since export, or not a network of the card's shape.
+    """
+    import onnxruntime
+
+    network_path, content = read_network(path, card)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -111,7 +121,8 @@ class LearnedPolicy(RegisteredPolicy):
             one, and the error budget turn it.
         forecast: whether the miss forecast may; without it the error budget alone turns the dial.
         miss_weight: by class, what its misses cost over those of the dearest class; 1 of a class that is not named.
-        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py).
+        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py);
+            None for what it was trained with.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -134,7 +145,7 @@ class LearnedPolicy(RegisteredPolicy):
         attainment: float | Mapping[str, float] | None = None,
         forecast: bool = True,
         miss_weight: Mapping[str, float] | None = None,
-        hysteresis: float = 0.0,
+        hysteresis: float | None = None,
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
@@ -153,9 +164,9 @@ class LearnedPolicy(RegisteredPolicy):
                 check_attainment(self.NAME, share)
         if miss_weight is not None and isinstance(attainment, Mapping):
             raise SpecError("policy 'learned': attainment by class finds miss_weight; give one of the two")
-        if not 0.0 <= hysteresis < np.inf:
+        self.hysteresis = float(self.card.get("hysteresis", 0.0) if hysteresis is None else hysteresis)
+        if not 0.0 <= self.hysteresis < np.inf:
             raise SpecError(f"policy 'learned': hysteresis={hysteresis} is not allowed; it must be at least 0")
-        self.hysteresis = float(hysteresis)
         self.miss_weight = _checked_weights(miss_weight)
         self._forecasts = bool(forecast and self.card.get("dial") and self.card.get("miss_forecast"))
         self._dials: Dials | None = None

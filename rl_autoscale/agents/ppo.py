@@ -61,7 +61,14 @@ class PpoConfig(Config):
         default=True, description="the critic, in training only, sees the traffic to come (envs/foresight.py)"
     )
     refuse: bool = True
+    hysteresis: float = Field(
+        default=0.0, ge=0, description="share above what is wanted at which a pool gives back (envs/action.py)"
+    )
     seed: NonNegativeInt = 0
+
+
+CRITIC_FIRST = 0.05
+"""Share of the steps in which an actor that was given waits for a critic that knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +145,14 @@ class _Reporter(BaseCallback):  # type: ignore[misc,unused-ignore]
     """Reports after each rollout, checkpoints on the way."""
 
     def __init__(
-        self, config: PpoConfig, report: Callable[[TrainingProgress], None] | None, checkpoint_folder: Path | None
+        self,
+        config: PpoConfig,
+        report: Callable[[TrainingProgress], None] | None,
+        checkpoint_folder: Path | None,
+        critic_only_steps: int,
     ) -> None:
         super().__init__()
+        self._critic_only_steps = critic_only_steps
         self._config = config
         self._report = report
         self._folder = checkpoint_folder
@@ -153,6 +165,7 @@ class _Reporter(BaseCallback):  # type: ignore[misc,unused-ignore]
         return True
 
     def _on_rollout_end(self) -> None:
+        _let_actor_learn(self.model.policy, self.num_timesteps >= self._critic_only_steps)
         if self._folder is not None and self.num_timesteps >= self._next_checkpoint:
             assert isinstance(self.model, PPO)
             save_checkpoint(self.model, self._folder)
@@ -196,8 +209,9 @@ def train_ppo(
     report: Callable[[TrainingProgress], None] | None = None,
     checkpoint_folder: Path | None = None,
     resume: bool = False,
+    actor: list[Layer] | None = None,
 ) -> PPO:
-    """Train from scratch, or go on from the folder's checkpoint.
+    """Train from scratch or from an actor, or go on from the folder's checkpoint.
 
     Args:
         mdps: of one schema; ``config.num_fleets`` fleets together.
@@ -205,15 +219,19 @@ def train_ppo(
         report: called after each rollout.
         checkpoint_folder: where checkpoints go; None for none.
         resume: continue from the checkpoint there, if any.
+        actor: layers to begin with; they stand still until the critic has had `CRITIC_FIRST` of the steps.
 
     Returns:
         The trained SB3 model.
     """
     model = build_ppo(mdps, config)
+    if actor is not None:
+        _set_actor(model.policy, actor)
     done = load_checkpoint(model, checkpoint_folder) if resume and checkpoint_folder is not None else 0
     left = config.total_timesteps - done
     if left > 0:
-        callback = _Reporter(config, report, checkpoint_folder)
+        critic_only_steps = 0 if actor is None else int(CRITIC_FIRST * config.total_timesteps)
+        callback = _Reporter(config, report, checkpoint_folder, critic_only_steps)
         model.learn(left, callback=callback, reset_num_timesteps=done == 0)
         if checkpoint_folder is not None:
             save_checkpoint(model, checkpoint_folder)
@@ -265,10 +283,26 @@ def load_checkpoint(model: PPO, folder: Path) -> int:
     return timesteps
 
 
+def _linear(policy: Any) -> list[Any]:
+    """The linear layers of the actor of an SB3 ``MlpPolicy``, first layer first."""
+    hidden = [module for module in policy.mlp_extractor.policy_net if isinstance(module, torch.nn.Linear)]
+    return [*hidden, policy.action_net]
+
+
+def _set_actor(policy: Any, layers: list[Layer]) -> None:
+    for linear, (weight, bias) in zip(_linear(policy), layers, strict=True):
+        linear.weight.data.copy_(torch.tensor(weight))
+        linear.bias.data.copy_(torch.tensor(bias))
+
+
+def _let_actor_learn(policy: Any, learns: bool) -> None:
+    for parameter in (policy.log_std, *(item for linear in _linear(policy) for item in linear.parameters())):
+        parameter.requires_grad_(learns)
+
+
 def policy_layers(policy: Any) -> list[Layer]:
     """Weights (out, in) and biases of the actor of an SB3 ``MlpPolicy`` with tanh activations, first layer first."""
-    actor = [module for module in policy.mlp_extractor.policy_net if isinstance(module, torch.nn.Linear)]
     return [
         (layer.weight.detach().numpy().astype(np.float32), layer.bias.detach().numpy().astype(np.float32))
-        for layer in (*actor, policy.action_net)
+        for layer in _linear(policy)
     ]

@@ -79,6 +79,10 @@ def command(
     seeds: Annotated[
         int, typer.Option(min=1, help="Train so many seeds, from --seed on, into OUT/seed-K; draws learning curves.")
     ] = 1,
+    start_from: Annotated[
+        str | None,
+        typer.Option(help="Train an exported policy on: its folder, or pretrained/NAME. Its layers keep their sizes."),
+    ] = None,
     ray: Annotated[
         str | None, typer.Option(help="Train the seeds on a Ray cluster: auto, HOST:PORT, or local for this machine.")
     ] = None,
@@ -100,22 +104,30 @@ def command(
 
         rl-autoscale train --scenario bursty --seeds 5 --out runs/five
 
+        rl-autoscale train --scenario mine.yaml --start-from runs/bursty/policy --out runs/mine
+
         WANDB_MODE=offline rl-autoscale train --scenario chiron --track wandb
     """
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
     from rl_autoscale.experiments.tracking import make_tracker
-    from rl_autoscale.experiments.train import TrainConfig, check_training, train
+    from rl_autoscale.experiments.train import TrainConfig, check_training, hidden_sizes_of, train
     from rl_autoscale.workload.store import TraceStore
 
     chosen = TrainConfig.from_yaml(config) if config is not None else TrainConfig()
-    changes: dict[str, int] = {
+    changes: dict[str, object] = {
         key: value
         for key, value in (("total_timesteps", timesteps), ("seed", seed), ("num_threads", threads))
         if value is not None
     }
+    if start_from is not None:
+        changes["hidden_sizes"] = hidden_sizes_of(Path(start_from))
     chosen = chosen.model_copy(
-        update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
+        update={
+            "scenarios": tuple(scenario or chosen.scenarios),
+            "ppo": chosen.ppo.model_copy(update=changes),
+            "start_from": start_from or chosen.start_from,
+        }
     )
     resolved = [load_scenario(name) for name in chosen.scenarios]
     if ray is not None and seeds == 1:

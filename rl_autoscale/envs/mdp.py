@@ -79,6 +79,7 @@ class FleetMdp:
         num_threads: threads that share them.
         refuse: whether early refusal is part of the action.
         faults: telemetry faults to train under.
+        hysteresis: of the targets, see envs/action.py.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class FleetMdp:
         num_threads: int = 1,
         refuse: bool = True,
         faults: TelemetryFaults | None = None,
+        hysteresis: float = 0.0,
     ) -> None:
         self.spec = spec
         self.num_fleets = num_fleets
@@ -98,7 +100,7 @@ class FleetMdp:
         self._batch = FleetBatch(spec, num_fleets, num_threads=num_threads)
         self._shield = Shield(spec, shield, (num_fleets,))
         self.encoder = ObservationEncoder(spec, (num_fleets,))
-        self.decoder = ActionDecoder(spec, refuse=refuse)
+        self.decoder = ActionDecoder(spec, refuse=refuse, hysteresis=hysteresis)
         self._demand = DemandEstimator(spec)
         self._foresight = Foresight(spec, num_fleets)
         self._faults = faults

@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from rl_autoscale.agents.envelope import Envelope
-from rl_autoscale.agents.export import Layer, export_policy, forward
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.export import Layer, export_policy, forward, read_actor
+from rl_autoscale.agents.learned import read_card, read_network
 from rl_autoscale.agents.ppo import (
     PpoConfig,
     TrainingProgress,
@@ -69,6 +69,9 @@ class TrainConfig(Config):
     miss_price: tuple[float, float] = Field(default=PRICE_RANGE, description="range of the dial, log-uniform")
     num_workloads: PositiveInt = Field(default=96, description="different traffic draws")
     faults: FaultConfig = FaultConfig()
+    start_from: str | None = Field(
+        default=None, description="an exported policy to train on: a folder, or pretrained/NAME; its hidden_sizes"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -96,8 +99,9 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
     """Refuse a training that cannot begin, before it leaves anything behind.
 
     Raises:
-        SpecError: scenarios of several schemas, fewer fleets than scenarios, or a folder that holds a checkpoint of
-            another configuration (a longer run of the same one is fine).
+        SpecError: scenarios of several schemas, fewer fleets than scenarios, a policy to start from of another shape,
+            or a folder that holds a checkpoint of another configuration (a longer run of the same one is fine).
+        PolicyFileError: the policy to start from cannot be read.
     """
     layouts = {", ".join(Schema.of(item.fleet).layout) for item in scenarios}
     if len(layouts) > 1:
@@ -107,6 +111,7 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
         raise SpecError(
             f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it to one for each"
         )
+    _first_actor(config, scenarios)
     recorded = out / "config.yaml"
     if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
         return
@@ -163,7 +168,14 @@ def train(
             report(progress)
 
     with curve:
-        model = train_ppo(mdps, config.ppo, report=on_rollout, checkpoint_folder=out / "checkpoint", resume=resume)
+        model = train_ppo(
+            mdps,
+            config.ppo,
+            report=on_rollout,
+            checkpoint_folder=out / "checkpoint",
+            resume=resume,
+            actor=_first_actor(config, scenarios),
+        )
     schema = Schema.of(scenarios[0].fleet)
     layers = policy_layers(model.policy)
     dial, forecast, notes = measure(layers, config, scenarios, store)
@@ -177,6 +189,35 @@ def train(
     }
     _export(layers, schema, out / "policy", config, training, dial, forecast)
     return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(notes)))
+
+
+def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Layer] | None:
+    """The layers of the policy that the training starts from."""
+    if config.start_from is None:
+        return None
+    path, schema = Path(config.start_from), Schema.of(scenarios[0].fleet)
+    card = read_card(path)
+    if card["schema"] != schema.digest:
+        raise SpecError(
+            f"start_from={config.start_from}: trained for schema {card['schema']} ({', '.join(card['layout'])}), these "
+            f"scenarios have {schema.digest} ({', '.join(schema.layout)}); leave it out to train anew"
+        )
+    layers = read_actor(read_network(path, card)[1])
+    if (sizes := _hidden_sizes(layers)) != config.ppo.hidden_sizes:
+        raise SpecError(
+            f"start_from={config.start_from}: its hidden_sizes are {list(sizes)}, ppo.hidden_sizes "
+            f"{list(config.ppo.hidden_sizes)}; they must be the same"
+        )
+    return layers
+
+
+def hidden_sizes_of(policy: Path) -> tuple[int, ...]:
+    """``ppo.hidden_sizes`` of an exported policy."""
+    return _hidden_sizes(read_actor(read_network(policy, read_card(policy))[1]))
+
+
+def _hidden_sizes(layers: list[Layer]) -> tuple[int, ...]:
+    return tuple(len(bias) for _, bias in layers[:-1])
 
 
 def measure(
@@ -222,6 +263,7 @@ def measure_dial(
                 num_fleets=DIAL_EPISODES,
                 num_threads=config.ppo.num_threads,
                 refuse=config.ppo.refuse,
+                hysteresis=config.ppo.hysteresis,
             )
             books = play(layers, mdp, config.ppo.seed)
             names = [name for name in books[0] if name.startswith(DIAL_METRICS)]
@@ -274,6 +316,7 @@ def _export(
         miss_price_range=config.miss_price,
         dial=dial,
         forecast=forecast,
+        hysteresis=config.ppo.hysteresis,
     )
 
 
@@ -285,6 +328,7 @@ def _training_mdp(config: TrainConfig, scenario: Scenario, sampler: ScenarioSamp
         num_fleets=num_fleets,
         num_threads=config.ppo.num_threads,
         refuse=config.ppo.refuse,
+        hysteresis=config.ppo.hysteresis,
         faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
     )
 

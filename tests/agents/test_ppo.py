@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from rl_autoscale.agents.export import export_policy
+from rl_autoscale.agents.export import export_policy, onnx_bytes, read_actor
 from rl_autoscale.agents.learned import LearnedPolicy
-from rl_autoscale.agents.ppo import PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
+from rl_autoscale.agents.ppo import CRITIC_FIRST, PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.schema import Schema
@@ -97,6 +97,26 @@ def test_a_resumed_run_scales_rewards_as_before(tmp_path):
     assert before.return_spread[0].var != 1.0
 
 
+def test_the_layers_of_an_exported_network_can_be_read_back(exported):
+    layers = policy_layers(exported[0].policy)
+    for forecast in (None, layers):
+        read = read_actor(onnx_bytes(layers, forecast))
+        assert len(read) == len(layers)
+        assert all(np.array_equal(a, b) for pair in zip(read, layers, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_a_given_actor_waits_for_its_critic_and_then_learns(exported):
+    given = policy_layers(exported[0].policy)
+    config = SMALL.model_copy(update={"total_timesteps": 40 * 128, "seed": 5})  # 40 rollouts: it waits for one
+    seen = []
+    model = train_ppo([small_mdp()], config, actor=given, report=seen.append)
+    moved = [item.metrics["train/approx_kl"] for item in seen[1:]]  # by the update before each report
+    assert 128 <= CRITIC_FIRST * config.total_timesteps == 256
+    assert moved[0] == pytest.approx(0.0, abs=1e-6)
+    assert min(moved[1:]) > 1e-5
+    assert not np.array_equal(policy_layers(model.policy)[0][0], given[0][0])
+
+
 def test_damaged_checkpoint_is_refused_clearly(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"not tensors")
     (tmp_path / "checkpoint.json").write_text(json.dumps({"timesteps": 5, "return_spread": []}))
@@ -161,6 +181,20 @@ def test_bad_price_is_refused(exported, price):
 def test_bad_admission_is_refused(exported, admission):
     with pytest.raises(SpecError, match=r"admission=.* at least 0, or inf"):
         LearnedPolicy(exported[1], admission=admission)
+
+
+@pytest.mark.parametrize("hysteresis", [-0.1, float("nan"), float("inf")])
+def test_bad_hysteresis_is_refused(exported, hysteresis):
+    with pytest.raises(SpecError, match=r"hysteresis=.* at least 0"):
+        LearnedPolicy(exported[1], hysteresis=hysteresis)
+
+
+def test_a_policy_keeps_the_hysteresis_it_was_trained_with(exported, tmp_path):
+    layers = policy_layers(exported[0].policy)
+    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, hysteresis=0.1)
+    assert LearnedPolicy(tmp_path).hysteresis == 0.1
+    assert LearnedPolicy(tmp_path, hysteresis=0.0).hysteresis == 0.0
+    assert LearnedPolicy(exported[1]).hysteresis == 0.0
 
 
 def test_sweep_stays_in_the_range_that_policies_are_trained_on():

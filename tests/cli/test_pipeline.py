@@ -68,6 +68,16 @@ def test_a_second_call_goes_on_where_the_first_stopped(run: Run, tiny_scenario: 
     assert (trained / "policy/policy.onnx").read_bytes() != before
 
 
+def test_a_trained_policy_is_trained_on(run: Run, tiny_scenario: Path, trained: Path) -> None:
+    before = (trained / "policy/policy.onnx").read_bytes()
+    command = ("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "none", "--out", "on")
+    code, out, err = run(*command, "--start-from", trained / "policy")
+    assert code == 0, err
+    assert "policy in on/policy" in out
+    assert (trained / "policy/policy.onnx").read_bytes() == before
+    assert "start_from: " in Path("on/config.yaml").read_text()
+
+
 def test_seeds_lie_beside_each_other_and_are_not_trained_twice(run: Run, tiny_scenario: Path) -> None:
     command = ("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "none", "--out", "five")
     code, out, err = run(*command, "--seeds", 2, "--json")

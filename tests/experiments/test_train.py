@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import yaml
 
 pytest.importorskip("stable_baselines3")
 
-from rl_autoscale.agents.export import Layer
+from rl_autoscale.agents.export import Layer, export_policy
+from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, measure_dial
+from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, check_training, hidden_sizes_of, measure_dial
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
 STORE = TraceStore(download=False, environment={})
@@ -62,3 +65,21 @@ def test_one_seed_is_another_episode_in_validation(tiny: Scenario) -> None:
     assert validated.initial_headroom != trained.initial_headroom
     again = ScenarioSampler(tiny, STORE, validation=True)(3)
     np.testing.assert_array_equal(again.workload.arrival_s, validated.workload.arrival_s)
+
+
+def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None:
+    policy, schema = tmp_path / "policy", Schema.of(tiny.fleet)
+    rng = np.random.default_rng(0)
+    sizes = (len(schema.features), 8, len(schema.actions))
+    layers = [
+        (rng.normal(0.0, 0.1, (b, a)).astype(np.float32), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes)
+    ]
+    export_policy(layers, schema, policy, refuse=True, training={})
+    assert hidden_sizes_of(policy) == (8,)
+    config = TrainConfig(start_from=str(policy), ppo=PpoConfig(hidden_sizes=(8,)))
+    check_training(config, [tiny], tmp_path / "out")
+    with pytest.raises(SpecError, match=r"hidden_sizes are \[8\], ppo.hidden_sizes \[64, 64\]"):
+        check_training(TrainConfig(start_from=str(policy)), [tiny], tmp_path / "out")
+    with pytest.raises(SpecError, match=r"trained for schema .* leave it out to train anew"):
+        check_training(config, [load_scenario("chiron")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
