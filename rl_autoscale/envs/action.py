@@ -5,7 +5,7 @@ Relative to measured demand, so that 0 already scales sensibly.
 | action | 0 means | range |
 |---|---|---|
 | pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.5 x to 4 x demand: 1.5 octaves each way |
-| pool.floor | but no fewer than 0.5 x the peak of late (envs/observation.py) | 0 to 1 x the peak: (1 + a) / 2 |
+| pool.floor | but no fewer than the peak of late (envs/observation.py) | 0 to 2 x the peak: 1 + a |
 | pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 | class.in_flight | at once 1/8 of what ready replicas take | 1/64 to 1: 64 ** ((a - 1) / 2); above 0.95 no limit |
@@ -77,7 +77,7 @@ class ActionDecoder:
         headroom_action, floor_action, cap_action = np.moveaxis(per_pool, -1, 0)
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * headroom_action)
         base = np.where(base_replicas > 0, base_replicas, 0.0)
-        floor = 0.5 * (1.0 + floor_action) * peak_replicas
+        floor = (1.0 + floor_action) * peak_replicas
         asked = overflow(spec, np.maximum(headroom * base, floor))
         held = np.fmax(state.pools.asked_for, 0.0)
         least, most = np.ceil(asked - 1e-9), np.ceil((1.0 + self.hysteresis) * asked - 1e-9)

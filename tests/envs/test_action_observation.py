@@ -63,7 +63,7 @@ def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
     most[:, [0, len(POOL_ACTIONS)]] = 2.0 / 3.0  # an octave of headroom
     assert decoder.decode(neutral, demand, nothing, both).target_replicas[0].tolist() == [1, 7]  # 1.4 x 5
     assert decoder.decode(most, demand, nothing, both).target_replicas[0].tolist() == [6, 8]  # 2.8 x 5, of which 8 fit
-    assert decoder.decode(most, demand, 3.0 * demand, both).target_replicas[0].tolist() == [7, 8]  # the peak, 15
+    assert decoder.decode(most, demand, 1.5 * demand, both).target_replicas[0].tolist() == [7, 8]  # twice the peak, 15
 
 
 @pytest.mark.parametrize(("action", "admission"), [(1.0, np.inf), (0.5, 2.0), (0.0, 1.0), (-1.0, 0.25)])
@@ -94,11 +94,11 @@ def test_actions_are_clipped_and_monotone():
     assert targets[3] == targets[4]
 
 
-@pytest.mark.parametrize(("action", "replicas"), [(-1.0, 1), (0.0, 4), (1.0, 8)])
-def test_floor_is_a_share_of_the_peak(action, replicas):
-    """Demand is nearly gone, a peak of eight replicas is remembered; the fleet's least is one."""
+@pytest.mark.parametrize(("action", "replicas"), [(-1.0, 1), (-0.5, 2), (0.0, 4), (1.0, 8)])
+def test_floor_is_a_multiple_of_the_peak(action, replicas):
+    """Demand is nearly gone, a peak of four replicas is remembered; the fleet's least is one."""
     mdp, state = observed()
-    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0, 0.0]]), np.array([[0.1]]), np.array([[8.0]]), state)
+    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0, 0.0]]), np.array([[0.1]]), np.array([[4.0]]), state)
     assert decision.target_replicas[0, 0] == replicas
 
 
