@@ -183,7 +183,7 @@ def train(
     envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
     training = {
         **_describe(config, scenarios),
-        "timesteps": int(model.num_timesteps),
+        "timesteps": int(model.num_timesteps) + timesteps_before(config),
         "notes": sorted(notes),
         **(envelope.to_card() if envelope is not None else {}),
     }
@@ -209,6 +209,11 @@ def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Lay
             f"{list(config.ppo.hidden_sizes)}; they must be the same"
         )
     return layers
+
+
+def timesteps_before(config: TrainConfig) -> int:
+    """Timesteps of the policy that the training starts from, by its card."""
+    return 0 if config.start_from is None else int(read_card(Path(config.start_from))["training"].get("timesteps", 0))
 
 
 def hidden_sizes_of(policy: Path) -> tuple[int, ...]:
@@ -370,7 +375,7 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     timesteps = load_checkpoint(model, run / "checkpoint")
     # A checkpoint alone knows neither its envelope nor what stood in for missing traces; a finished run's card does.
     known = {} if (finished := finished_policy(run)) is None else read_card(finished)["training"]
-    training = {**known, **_describe(config, scenarios), "timesteps": timesteps}
+    training = {**known, **_describe(config, scenarios), "timesteps": timesteps + timesteps_before(config)}
     layers = policy_layers(model.policy)
     dial, forecast, _ = measure(layers, config, scenarios, store)
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial, forecast)

@@ -76,6 +76,7 @@ def test_a_trained_policy_is_trained_on(run: Run, tiny_scenario: Path, trained: 
     assert "policy in on/policy" in out
     assert (trained / "policy/policy.onnx").read_bytes() == before
     assert "start_from: " in Path("on/config.yaml").read_text()
+    assert json.loads(Path("on/policy/policy.json").read_text())["training"]["timesteps"] == 2 * 2048
 
 
 def test_seeds_lie_beside_each_other_and_are_not_trained_twice(run: Run, tiny_scenario: Path) -> None:
