@@ -81,7 +81,9 @@ def command(
     ] = 1,
     start_from: Annotated[
         str | None,
-        typer.Option(help="Train an exported policy on: its folder, or pretrained/NAME. Its layers keep their sizes."),
+        typer.Option(
+            help="Train an exported policy on: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis."
+        ),
     ] = None,
     ray: Annotated[
         str | None, typer.Option(help="Train the seeds on a Ray cluster: auto, HOST:PORT, or local for this machine.")
@@ -111,24 +113,20 @@ def command(
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
     from rl_autoscale.experiments.tracking import make_tracker
-    from rl_autoscale.experiments.train import TrainConfig, check_training, hidden_sizes_of, train
+    from rl_autoscale.experiments.train import TrainConfig, check_training, train, train_on
     from rl_autoscale.workload.store import TraceStore
 
     chosen = TrainConfig.from_yaml(config) if config is not None else TrainConfig()
-    changes: dict[str, object] = {
+    changes: dict[str, int] = {
         key: value
         for key, value in (("total_timesteps", timesteps), ("seed", seed), ("num_threads", threads))
         if value is not None
     }
-    if start_from is not None:
-        changes["hidden_sizes"] = hidden_sizes_of(Path(start_from))
     chosen = chosen.model_copy(
-        update={
-            "scenarios": tuple(scenario or chosen.scenarios),
-            "ppo": chosen.ppo.model_copy(update=changes),
-            "start_from": start_from or chosen.start_from,
-        }
+        update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
+    if start_from is not None:
+        chosen = train_on(chosen, start_from)
     resolved = [load_scenario(name) for name in chosen.scenarios]
     if ray is not None and seeds == 1:
         raise SpecError("--ray trains several seeds at once; say how many with --seeds")

@@ -216,9 +216,17 @@ def timesteps_before(config: TrainConfig) -> int:
     return 0 if config.start_from is None else int(read_card(Path(config.start_from))["training"].get("timesteps", 0))
 
 
-def hidden_sizes_of(policy: Path) -> tuple[int, ...]:
-    """``ppo.hidden_sizes`` of an exported policy."""
-    return _hidden_sizes(read_actor(read_network(policy, read_card(policy))[1]))
+def train_on(config: TrainConfig, policy: str) -> TrainConfig:
+    """A configuration that starts from an exported policy and keeps its layers, prices, refusal and hysteresis."""
+    card = read_card(Path(policy))
+    low, high = card["miss_price_range"]
+    kept = {
+        "hidden_sizes": _hidden_sizes(read_actor(read_network(Path(policy), card)[1])),
+        "refuse": bool(card["refuse"]),
+        "hysteresis": float(card.get("hysteresis", 0.0)),
+    }
+    ppo = config.ppo.model_copy(update=kept)
+    return config.model_copy(update={"start_from": policy, "miss_price": (low, high), "ppo": ppo})
 
 
 def _hidden_sizes(layers: list[Layer]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, check_training, hidden_sizes_of, measure_dial
+from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, check_training, measure_dial, train_on
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -74,9 +74,14 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
     layers = [
         (rng.normal(0.0, 0.1, (b, a)).astype(np.float32), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes)
     ]
-    export_policy(layers, schema, policy, refuse=True, training={})
-    assert hidden_sizes_of(policy) == (8,)
-    config = TrainConfig(start_from=str(policy), ppo=PpoConfig(hidden_sizes=(8,)))
+    export_policy(layers, schema, policy, refuse=False, training={}, miss_price_range=(3.0, 300.0), hysteresis=0.1)
+    config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3)), str(policy))
+    assert config == TrainConfig(
+        num_workloads=7,
+        miss_price=(3.0, 300.0),
+        start_from=str(policy),
+        ppo=PpoConfig(seed=3, hidden_sizes=(8,), refuse=False, hysteresis=0.1),
+    )
     check_training(config, [tiny], tmp_path / "out")
     with pytest.raises(SpecError, match=r"hidden_sizes are \[8\], ppo.hidden_sizes \[64, 64\]"):
         check_training(TrainConfig(start_from=str(policy)), [tiny], tmp_path / "out")
