@@ -1,6 +1,6 @@
 """How far a trained policy, the rules and a clairvoyant are from the best that needs no foresight.
 
-    python benchmarks/causal_optimum.py                              # 15 minutes of one core
+    python benchmarks/causal_optimum.py                              # half an hour of one core
     python benchmarks/causal_optimum.py --startup-s 60 --seeds 2     # a look
 
 The fleet of `bursty` under its three Markov-modulated rates alone (no crowd), with starts of several lengths. The
