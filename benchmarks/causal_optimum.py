@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 
 from rl_autoscale.agents.registry import policy_class
@@ -50,7 +51,7 @@ def main() -> None:
     asked = parser.parse_args()
     bursty = load_scenario(SCENARIO)
     load = MarkovLoad(RATES_PER_S, MEAN_SOJOURNS_S, CV, resolve_lengths("azure_conv"))
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         measuring = progress.add_task("fleets at constant rates", total=len(RATES_PER_S))
         capacity = measure_capacity(bursty.fleet, load, lambda done, _: progress.update(measuring, completed=done))
         traffic = [load.draw(seed, asked.span_s, bursty.fleet.classes[0].name) for seed in range(asked.seeds)]

@@ -98,7 +98,11 @@ def read_actor(network: bytes) -> list[Layer]:
         from onnx import numpy_helper
     except ImportError as error:
         raise MissingExtraError("training on from an exported policy", "train") from error
-    tensors = {item.name: numpy_helper.to_array(item) for item in onnx.load_from_string(network).graph.initializer}
+    try:
+        initializers = onnx.load_from_string(network).graph.initializer
+    except Exception as error:  # protobuf's own, by any of its implementations
+        raise PolicyFileError(f"not an ONNX network ({type(error).__name__}); export it again") from None
+    tensors = {item.name: numpy_helper.to_array(item) for item in initializers}
     depth = next(k for k in count() if f"w{k}" not in tensors)
     if depth == 0 or any(f"b{k}" not in tensors for k in range(depth)):
         raise PolicyFileError("the network is no tanh MLP that 'rl-autoscale export' wrote; train one anew")

@@ -56,7 +56,34 @@ def read_card(path: Path) -> dict[str, Any]:
         raise PolicyFileError(f"{card_path}: not a policy card; missing {', '.join(missing)}")
     if card["format"] != CARD_FORMAT:
         raise PolicyFileError(f"{card_path}: card format {card['format']}, this version reads {CARD_FORMAT}")
+    hysteresis = card.get("hysteresis", 0.0)
+    if not (isinstance(hysteresis, int | float) and 0.0 <= hysteresis < np.inf):
+        raise PolicyFileError(f"{card_path}: hysteresis={hysteresis!r} is no finite number of at least 0; export again")
     return dict(card)
+
+
+def check_schema(card: Mapping[str, Any], schema: Schema, where: object) -> None:
+    """Refuse a policy that speaks of other features or actions than a fleet has.
+
+    Args:
+        card: of the policy.
+        schema: of the fleet.
+        where: what the message calls the policy.
+
+    Raises:
+        PolicyFileError: of another schema, or of another version of it.
+    """
+    if card["schema_version"] != SCHEMA_VERSION:
+        raise PolicyFileError(
+            f"{where}: of schema version {card['schema_version']}, this package reads {SCHEMA_VERSION}, in which "
+            "features or actions mean something else; train it anew"
+        )
+    if card["schema"] != schema.digest:
+        raise PolicyFileError(
+            f"{where}: trained for schema {card['schema']} ({', '.join(card['layout'])}), "
+            f"this fleet has {schema.digest} ({', '.join(schema.layout)}); "
+            "train a policy on a scenario with these pools and classes"
+        )
 
 
 def read_network(path: Path, card: dict[str, Any]) -> tuple[Path, bytes]:
@@ -202,12 +229,7 @@ class LearnedPolicy(RegisteredPolicy):
             SpecError: a knob names a class that the fleet has not, or leaves one out.
         """
         schema = Schema.of(spec)
-        if self.card["schema"] != schema.digest or self.card["schema_version"] != SCHEMA_VERSION:
-            raise PolicyFileError(
-                f"{self._path}: trained for schema {self.card['schema']} ({', '.join(self.card['layout'])}), "
-                f"this fleet has {schema.digest} ({', '.join(schema.layout)}); "
-                "train a policy on a scenario with these pools and classes"
-            )
+        check_schema(self.card, schema, self._path)
         self._encoder = ObservationEncoder(spec)
         self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]), hysteresis=self.hysteresis)
         self._price_column = schema.features.index("miss_price")

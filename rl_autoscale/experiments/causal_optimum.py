@@ -30,6 +30,7 @@ import numpy.typing as npt
 from scipy.linalg import expm
 
 from rl_autoscale.agents.base import RulePolicy
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.protocols import run_control_loop
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
@@ -126,7 +127,12 @@ def measure_capacity(
         load: the rates, gaps and lengths.
         report: called with states done and all states.
         span_s: simulated time of each.
+
+    Raises:
+        SpecError: another fleet.
     """
+    if len(spec.pools) != 1 or len(spec.classes) != 1:
+        raise SpecError(f"the planner knows one pool and one class, not {len(spec.pools)} and {len(spec.classes)}")
     pool, limit = spec.pools[0], int(spec.batch_limits[0])
     shape = len(load.rates_per_s), pool.max_replicas + 1
     missed, caps, admission = np.zeros(shape), np.full(shape, limit), np.ones(shape)
@@ -200,7 +206,15 @@ def solve_slots(
 
 
 def start_progress(mean_s: float, cv: float, step_s: float) -> FloatArray:
-    """Probability of each stage of an Erlang start a step later, shape (stages + 1, stages + 1)."""
+    """Probability of each stage of an Erlang start a step later, shape (stages + 1, stages + 1).
+
+    A constant start (cv 0) is taken for one of `MOST_STAGES` stages.
+
+    Raises:
+        SpecError: a start that takes no time.
+    """
+    if not mean_s > 0:
+        raise SpecError(f"a start of {mean_s:g} s cannot be planned for; it must take longer than 0")
     stages = min(max(round(1.0 / cv**2), 1), MOST_STAGES) if cv > 0 else MOST_STAGES
     rates = np.diag(np.full(stages, stages / mean_s), k=1)
     return np.asarray(expm((rates - np.diag(rates.sum(axis=1))) * step_s))
@@ -224,7 +238,7 @@ def plan_fleet(spec: FleetSpec, load: MarkovLoad, capacity: Capacity, gpu_s_per_
     return solve_slots(
         gpu_s_per_miss * (arrivals * avoided).T,
         load.jumps(step_s),
-        start_progress(mean_s, spread_s / mean_s, step_s),
+        start_progress(mean_s, spread_s / mean_s if mean_s > 0 else 0.0, step_s),
         pool.hardware.gpus_per_replica * step_s,
         round(span_s / step_s),
     )

@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rl_autoscale.agents.envelope import Envelope
 from rl_autoscale.agents.export import Layer, export_policy, forward, read_actor
-from rl_autoscale.agents.learned import read_card, read_network
+from rl_autoscale.agents.learned import check_schema, read_card, read_network
 from rl_autoscale.agents.ppo import (
     PpoConfig,
     TrainingProgress,
@@ -39,7 +39,7 @@ from rl_autoscale.experiments.miss_forecast import fit_miss_forecast
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.spec import TraceSource
 
 DIAL_PRICES = 7
@@ -99,9 +99,9 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
     """Refuse a training that cannot begin, before it leaves anything behind.
 
     Raises:
-        SpecError: scenarios of several schemas, fewer fleets than scenarios, a policy to start from of another shape,
+        SpecError: scenarios of several schemas, fewer fleets than scenarios, a policy to start from of other sizes,
             or a folder that holds a checkpoint of another configuration (a longer run of the same one is fine).
-        PolicyFileError: the policy to start from cannot be read.
+        PolicyFileError: the policy to start from cannot be read, or is of another schema.
     """
     layouts = {", ".join(Schema.of(item.fleet).layout) for item in scenarios}
     if len(layouts) > 1:
@@ -197,12 +197,10 @@ def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Lay
         return None
     path, schema = Path(config.start_from), Schema.of(scenarios[0].fleet)
     card = read_card(path)
-    if card["schema"] != schema.digest:
-        raise SpecError(
-            f"start_from={config.start_from}: trained for schema {card['schema']} ({', '.join(card['layout'])}), these "
-            f"scenarios have {schema.digest} ({', '.join(schema.layout)}); leave it out to train anew"
-        )
+    check_schema(card, schema, f"start_from={config.start_from}")
     layers = read_actor(read_network(path, card)[1])
+    if (layers[0][0].shape[1], len(layers[-1][1])) != (len(schema.features), len(schema.actions)):
+        raise PolicyFileError(f"start_from={config.start_from}: its network does not match its card; export it again")
     if (sizes := _hidden_sizes(layers)) != config.ppo.hidden_sizes:
         raise SpecError(
             f"start_from={config.start_from}: its hidden_sizes are {list(sizes)}, ppo.hidden_sizes "

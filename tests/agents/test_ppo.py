@@ -183,6 +183,26 @@ def test_bad_admission_is_refused(exported, admission):
         LearnedPolicy(exported[1], admission=admission)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"schema_version": 3}, "schema version 3, this package reads"), ({"hysteresis": "much"}, "no finite number")],
+)
+def test_a_card_of_another_time_or_hand_is_refused(exported, tmp_path, change, message):
+    for name in ("policy.onnx", "policy.json"):
+        (tmp_path / name).write_bytes((exported[1] / name).read_bytes())
+    card = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps(card | change))
+    with pytest.raises(PolicyFileError, match=message):
+        LearnedPolicy(tmp_path).reset(toy_spec())
+
+
+def test_what_is_no_network_cannot_be_trained_on():
+    with pytest.raises(PolicyFileError, match="export it again"):
+        read_actor(b"\xff\xffnot a network")
+    with pytest.raises(PolicyFileError, match="train one anew"):
+        read_actor(b"")
+
+
 @pytest.mark.parametrize("hysteresis", [-0.1, float("nan"), float("inf")])
 def test_bad_hysteresis_is_refused(exported, hysteresis):
     with pytest.raises(SpecError, match=r"hysteresis=.* at least 0"):

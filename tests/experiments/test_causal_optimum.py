@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.experiments.causal_optimum import (
     Capacity,
     CausalPlanner,
@@ -17,6 +18,7 @@ from rl_autoscale.experiments.causal_optimum import (
     solve_slots,
     start_progress,
 )
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.protocols import run_control_loop
 from rl_autoscale.fleet.state import FloatArray
 from rl_autoscale.sim.fleet import SimFleet
@@ -124,6 +126,13 @@ def test_starts_take_their_mean() -> None:
     left = np.linalg.inv(np.eye(16) - progress[:16, :16]).sum(axis=1)  # expected steps until ready
     assert left[0] * 10.0 == pytest.approx(60.0, abs=10.0)
     np.testing.assert_allclose(progress.sum(axis=1), 1.0)
+
+
+def test_what_cannot_be_planned_for_is_refused() -> None:
+    with pytest.raises(SpecError, match="longer than 0"):
+        start_progress(0.0, 0.25, 10.0)
+    with pytest.raises(SpecError, match="one pool and one class, not 3 and 2"):
+        measure_capacity(load_scenario("chiron").fleet, LOAD)
 
 
 def test_the_planner_runs_a_fleet() -> None:

@@ -17,7 +17,7 @@ from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, check_training, measure_dial, train_on
-from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
 STORE = TraceStore(download=False, environment={})
@@ -85,6 +85,6 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
     check_training(config, [tiny], tmp_path / "out")
     with pytest.raises(SpecError, match=r"hidden_sizes are \[8\], ppo.hidden_sizes \[64, 64\]"):
         check_training(TrainConfig(start_from=str(policy)), [tiny], tmp_path / "out")
-    with pytest.raises(SpecError, match=r"trained for schema .* leave it out to train anew"):
+    with pytest.raises(PolicyFileError, match=r"start_from=.*: trained for schema .* pools and classes"):
         check_training(config, [load_scenario("chiron")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
