@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("rl_autoscale.cli.train", "Train a policy with PPO; checkpoints, resumes, tracks."),
     "evaluate": ("rl_autoscale.cli.evaluate", "Run one policy on one scenario: what it cost and broke."),
     "benchmark": ("rl_autoscale.cli.benchmark", "Compare every policy: GPU-hours at equal SLO attainment."),
+    "choose": ("rl_autoscale.cli.choose", "Choose the policy and setting to run on a fleet, on its own traffic."),
     "compare-systems": ("rl_autoscale.cli.systems", "Compare schedulers: requests per second and GPU within the SLOs."),
     "place": ("rl_autoscale.cli.place", "Find the placement of prefill and decode with the most goodput per GPU."),
     "replay": ("rl_autoscale.cli.replay", "Replay recorded traffic: what each policy would cost and break."),

@@ -7,6 +7,9 @@ reused only if everything it depends on is unchanged: scenario, traffic, policy,
 A name that ends in ``-tuned`` is a rule whose constants are first tuned on the scenario's training traffic
 (`tuning.py`), once with early refusal and once without; then its knob is swept with the other constants fixed, and
 the tuned point itself is run too: what an operator would have deployed.
+
+With ``chosen_on: validation`` the setting of every policy for every attainment asked is found on validation traffic
+first, and so is the policy to run (`choice.py`); what was chosen is deployed on the test.
 """
 
 from __future__ import annotations
@@ -14,15 +17,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.experiments.choice import Choice, choice_split, choose, deployed, trial_config
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool, trace_names
-from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, check_sweep, grid, refine, refusal_knobs
+from rl_autoscale.experiments.grid import (
+    BenchmarkConfig,
+    Cell,
+    PolicySweep,
+    check_sweep,
+    grid,
+    refine,
+    refusal_knobs,
+)
 from rl_autoscale.experiments.ray_workers import RayCluster, RayWorkers
 from rl_autoscale.experiments.rows import Refusal, Row, RowStore
 from rl_autoscale.experiments.runs import RunInfo, code_fingerprint, describe_run, write_run, write_text
@@ -48,8 +61,8 @@ def run_benchmark(
 ) -> list[Row]:
     """Run whatever of the grid is not in the folder yet, and return all of its rows.
 
-    Writes ``config.yaml``, ``run.json``, ``workloads.json`` (scenario cards, notes on the traffic), ``tuning.json``
-    and ``rows.jsonl``.
+    Writes ``config.yaml``, ``run.json``, ``workloads.json`` (scenario cards, notes on the traffic), ``tuning.json``,
+    ``rows.jsonl`` and, with ``chosen_on``, ``chosen.json`` and ``validation/rows.jsonl``.
 
     Args:
         config: what to compare.
@@ -63,30 +76,103 @@ def run_benchmark(
     Raises:
         RlAutoscaleError: a mistake in the configuration, found before the first episode, or a worker that failed.
     """
+    scenarios, sweeps, store = _prepare(config, trace_folders)
+    cards = {name: _card(scenario, store) for name, scenario in scenarios.items()}
+    write_run(out_dir, config, info or describe_run(config.first_seed))
+    write_text(out_dir / "workloads.json", json.dumps(cards, indent=2) + "\n")
+    context = _contexts(cards)
+    workers = None if ray is None else RayWorkers(ray, scenarios, store)
+    with EpisodePool(scenarios, trace_folders, num_processes, workers) as pool:
+        tuned = _tune(config, scenarios, context, pool, out_dir, progress)
+        play = partial(_play, context=context, pool=pool, progress=progress)
+        asked_of = grid(config, sweeps, tuned)
+        if config.chosen_on is not None:
+            choices = _choose(config, scenarios, sweeps, tuned, play, out_dir)
+            asked_of = [cell for cell in asked_of if cell.asked_attainment is None] + deployed(choices, config)
+        return [row for _, row in play("benchmark", config, asked_of, out_dir)]
+
+
+def run_choice(
+    config: BenchmarkConfig,
+    out_dir: Path,
+    *,
+    num_processes: int = 1,
+    trace_folders: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> list[Choice]:
+    """The first half of a benchmark with ``chosen_on``: no test traffic is run. What is in the folder is used.
+
+    Writes ``config.yaml``, ``run.json``, ``chosen.json`` and ``validation/rows.jsonl``; `run_benchmark` goes on from
+    there.
+
+    Raises:
+        RlAutoscaleError: as `run_benchmark`.
+    """
+    scenarios, sweeps, store = _prepare(config, trace_folders)
+    cards = {name: _card(scenario, store) for name, scenario in scenarios.items()}
+    write_run(out_dir, config, describe_run(config.first_seed))
+    context = _contexts(cards)
+    with EpisodePool(scenarios, trace_folders, num_processes) as pool:
+        tuned = _tune(config, scenarios, context, pool, out_dir, progress)
+        play = partial(_play, context=context, pool=pool, progress=progress)
+        return _choose(config, scenarios, sweeps, tuned, play, out_dir)
+
+
+def _prepare(
+    config: BenchmarkConfig, trace_folders: Sequence[Path]
+) -> tuple[dict[str, Scenario], dict[str, tuple[PolicySweep, ...]], TraceStore]:
+    """Scenarios, who runs on which, and where traces come from; mistakes are found here."""
     scenarios = {scenario.name: scenario for scenario in map(load_scenario, config.scenarios)}
     if len(scenarios) < len(config.scenarios):
         raise SpecError("two scenarios have the same name; rename one")
     for sweep in config.policies:
         check_sweep(sweep, config)
-    sweeps = sweeps_that_fit(config.policies, scenarios)
-    store = TraceStore(trace_folders)
-    cards = {name: _card(scenario, store) for name, scenario in scenarios.items()}
-    write_run(out_dir, config, info or describe_run(config.first_seed))
-    write_text(out_dir / "workloads.json", json.dumps(cards, indent=2) + "\n")
-    context = {name: f"{card['fingerprint']}/{code_fingerprint()}" for name, card in cards.items()}
-    workers = None if ray is None else RayWorkers(ray, scenarios, store)
-    with EpisodePool(scenarios, trace_folders, num_processes, workers) as pool:
-        tuned = _tune(config, scenarios, context, pool, out_dir, progress)
-        cells = {_key(cell, context[cell.scenario], config.span_s): cell for cell in grid(config, sweeps, tuned)}
-        rows = RowStore(out_dir, cells)
-        _run_missing("benchmark", cells, rows, pool, config.span_s, progress)
-        for number in range(config.refinements):
-            added = refine([(cell, rows.rows[key]) for key, cell in cells.items()], config.targets)
-            more = {_key(cell, context[cell.scenario], config.span_s): cell for cell in added}
-            rows.take_back(more)
-            cells |= more
-            _run_missing(f"refinement {number + 1}", cells, rows, pool, config.span_s, progress)
-    return [rows.rows[key] for key in cells]
+    return scenarios, sweeps_that_fit(config.policies, scenarios), TraceStore(trace_folders)
+
+
+def _contexts(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: f"{card['fingerprint']}/{code_fingerprint()}" for name, card in cards.items()}
+
+
+def _play(
+    what: str,
+    config: BenchmarkConfig,
+    asked_of: Sequence[Cell],
+    folder: Path,
+    *,
+    context: Mapping[str, str],
+    pool: EpisodePool,
+    progress: Progress | None,
+) -> list[tuple[Cell, Row]]:
+    """Episodes and their refinements, those that the folder does not have yet; every one with its row."""
+    cells = {_key(cell, context[cell.scenario], config.span_s): cell for cell in asked_of}
+    rows = RowStore(folder, cells)
+    _run_missing(what, cells, rows, pool, config.span_s, progress)
+    for number in range(config.refinements):
+        added = refine([(cell, rows.rows[key]) for key, cell in cells.items()], config.targets)
+        more = {_key(cell, context[cell.scenario], config.span_s): cell for cell in added}
+        rows.take_back(more)
+        cells |= more
+        _run_missing(f"{what}, refinement {number + 1}", cells, rows, pool, config.span_s, progress)
+    return [(cell, rows.rows[key]) for key, cell in cells.items()]
+
+
+def _choose(
+    config: BenchmarkConfig,
+    scenarios: Mapping[str, Scenario],
+    sweeps: Mapping[str, Sequence[PolicySweep]],
+    tuned: Mapping[tuple[str, str, Refusal], Sequence[TuningResult]],
+    play: Callable[..., list[tuple[Cell, Row]]],
+    out_dir: Path,
+) -> list[Choice]:
+    """Sweep everybody on validation traffic, and write down what to deploy."""
+    trial = trial_config(config)
+    split = {name: choice_split(scenario) for name, scenario in scenarios.items()}
+    cells = [replace(cell, split=split[cell.scenario]) for cell in grid(trial, sweeps, tuned)]
+    choices = choose(play("validation", trial, cells, out_dir / "validation"), config.asked or ())
+    records = [record for choice in choices for record in choice.to_json()]
+    write_text(out_dir / "chosen.json", json.dumps(records, indent=2) + "\n")
+    return choices
 
 
 def _run_missing(
@@ -191,6 +277,7 @@ def _key(cell: Cell, context: str, span_s: float | None) -> str:
         card = folder / "policy.json" if folder.is_dir() else folder
         extra = hashlib.sha256(card.read_bytes()).hexdigest() if card.exists() else ""
     where = [cell.scenario, cell.seed, cell.sweep.name, cell.sweep.registered, cell.refusal, cell.asked_attainment]
+    where += [] if cell.split == "test" else [cell.split]
     return _digest([context, span_s, where, cell.knobs, extra])
 
 
@@ -199,7 +286,7 @@ def _digest(value: Any) -> str:
 
 
 def _job(key: str, cell: Cell, span_s: float | None) -> EpisodeJob:
-    return EpisodeJob(key, cell.scenario, "test", cell.seed, cell.sweep.registered, cell.knobs, span_s)
+    return EpisodeJob(key, cell.scenario, cell.split, cell.seed, cell.sweep.registered, cell.knobs, span_s)
 
 
 def _row(cell: Cell, outcome: EpisodeOutcome) -> Row:

@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from rl_autoscale.agents.learned import price_sweep, read_card
 from rl_autoscale.agents.registry import policy_class
-from rl_autoscale.experiments.episodes import check_policy, is_whole
+from rl_autoscale.experiments.episodes import Split, check_policy, is_whole
 from rl_autoscale.experiments.rows import Refusal, Row
 from rl_autoscale.experiments.search_spaces import TUNED_SUFFIX, search_space
 from rl_autoscale.experiments.statistics import TARGETS, FloatArray, front_indices
@@ -103,6 +103,12 @@ class BenchmarkConfig(Config):
         description="attainments asked of deployed policies, rules tuned anew for each; default tune_target of rules, "
         "and the targets of policies that can be asked",
     )
+    chosen_on: Literal["validation"] | None = Field(
+        default=None,
+        description="find the setting of every policy for every attainment asked, and the policy to run, on this "
+        "traffic of each scenario, and deploy them on the test (choice.py)",
+    )
+    choice_seeds: PositiveInt = Field(default=8, description="episodes of it that each setting is judged on")
 
     @model_validator(mode="after")
     def _check(self) -> BenchmarkConfig:
@@ -110,6 +116,8 @@ class BenchmarkConfig(Config):
             raise ValueError("targets must lie between 0 and 1")
         if not all(0 < target < 1 for target in self.asked or ()):
             raise ValueError("asked must lie between 0 and 1")
+        if self.chosen_on is not None and self.asked is None:
+            raise ValueError("chosen_on needs the attainments to choose for; give asked, for example [0.95, 0.98]")
         if self.tune_hours == "as-trained" and not any(item.trained for item in self.policies):
             raise ValueError("tune_hours=as-trained needs a learned policy among the policies; add one or give hours")
         for kind, names in (
@@ -135,6 +143,7 @@ class Cell:
     knob_value: float | None
     knobs: dict[str, Any]
     asked_attainment: float | None = None
+    split: Split = "test"
 
 
 def parse_policies(words: Sequence[str]) -> tuple[PolicySweep, ...]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl_autoscale.experiments.analysis import CLAIRVOYANT, LEARNED, Findings
+from rl_autoscale.experiments.choice import BEST
 from rl_autoscale.experiments.rows import Refusal, Row
 from rl_autoscale.experiments.statistics import Estimate, FloatArray, IntArray, estimate_of, hours_at
 from rl_autoscale.experiments.suite_fronts import FrontRatio, front_ratios
@@ -229,7 +230,7 @@ def _setting(
 
 def _focal(runs: _Runs, target: float) -> _Key:
     """The learned policy (refusing if it can), else the policy with the best score that is not clairvoyant."""
-    learned = [key for key, (registered, _) in runs.items() if registered == LEARNED]
+    learned = [key for key, (registered, _) in runs.items() if registered == LEARNED and key[0] != BEST]
     if learned:
         return max(learned, key=lambda key: key[1] == "on")
     rules = [key for key, (registered, _) in runs.items() if registered != CLAIRVOYANT] or list(runs)

@@ -83,7 +83,7 @@ def deployment_table(suite: Suite) -> Table:
             )
     return Table(
         "Deployed on the whole suite",
-        "One setting for all scenarios, none chosen on test traffic: an attainment asked, or one knob value. "
+        "None chosen on test traffic: an attainment asked, or one knob value for all scenarios. "
         f"Bold: less than asked. Short: scenarios with more than {TOLERANCE:.0%} less than asked. {_COST}",
         ("policy", "refusal", "setting", "delivered", "worst scenario", "short", "cost"),
         tuple(rows),

@@ -124,9 +124,10 @@ def deployment_table(findings: Findings) -> Table | None:
         return None
     return Table(
         "Deployed: asked and delivered",
-        "Constants fixed on training traffic before the test traffic was seen; policies that can be asked for an "
-        "attainment turn their own knob by the misses they see. Bold: it delivered less than was asked. Last column: "
-        "GPU-hours over what the cheapest rule, its knob chosen in hindsight, needs for the attainment delivered.",
+        "Constants fixed on training or validation traffic before the test traffic was seen; policies that can be "
+        "asked for an attainment turn their own knob by the misses they see. Bold: it delivered less than was asked. "
+        "Last column: GPU-hours over what the cheapest rule, its knob chosen in hindsight, needs for the attainment "
+        "delivered.",
         ("policy", "refusal", "asked", "delivered", "worst seed", "GPU-hours", "over hindsight"),
         tuple(rows),
     )

@@ -147,16 +147,18 @@ def test_the_report_begins_with_the_suite(rows: list[Row], tmp_path: Path) -> No
 
 
 def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_only() -> None:
-    assert suite_names() == ["fronts", "full", "quick", "rules"]
+    assert suite_names() == ["deployed", "fronts", "full", "quick", "rules"]
     for name in suite_names():
         suite = load_suite(name)
         assert list(suite.scenarios) == shipped_scenario_names()
-        if name in ("rules", "fronts"):
+        if name in ("rules", "fronts", "deployed"):
             continue
         assert {"oracle", "chiron-tuned", "chiron-literal", "hpa-tuned", "headroom-tuned"} <= {
             sweep.policy for sweep in suite.policies
         }
         assert suite.refusal == ("off", "on")
+    assert load_suite("deployed").chosen_on == "validation"
+    assert {"headroom", "hpa", "chiron-robust"} <= {sweep.policy for sweep in load_suite("deployed").policies}
     rules = load_suite("rules")
     for suite in (rules, load_suite("fronts")):
         assert {sweep.policy for sweep in suite.policies} == set(POLICIES) - {"learned", "chiron-tuned"}
@@ -168,7 +170,7 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
         assert sweep.values == (default,) or sweep.policy in ("static", "oracle")
     assert load_suite("full").span_s is None
     assert load_suite("full").num_seeds >= 5
-    with pytest.raises(UnknownNameError, match="known: fronts, full, quick, rules"):
+    with pytest.raises(UnknownNameError, match="known: deployed, fronts, full, quick, rules"):
         load_suite("fulll")
 
 

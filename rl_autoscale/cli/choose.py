@@ -1,0 +1,135 @@
+"""``rl-autoscale choose``: which policy to run here, and at which setting."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from rl_autoscale.cli.benchmark import BenchmarkBar
+from rl_autoscale.cli.report import FILE_WIDTH
+
+if TYPE_CHECKING:
+    from rl_autoscale.experiments.choice import Candidate, Choice
+    from rl_autoscale.experiments.tables import Table
+
+RULES = "headroom,headroom-budget,hpa,infaas,llm-d,qlm,llumnix,chiron-robust"
+
+stderr = Console(stderr=True)
+
+
+def command(
+    scenario: Annotated[str, typer.Option(help="A shipped scenario, or yours: a path ending in .yaml.")],
+    attainment: Annotated[float, typer.Option(help="Share of requests that must meet their SLOs.")] = 0.98,
+    policies: Annotated[
+        str | None,
+        typer.Option(help=f"Comma-separated; a trained one is kept unless a rule saves 3 %. Default: PPO,{RULES}."),
+    ] = None,
+    refuse: Annotated[bool, typer.Option(help="The gateway refuses what would miss its TTFT.")] = True,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes that each setting is judged on.")] = 8,
+    knob_values: Annotated[int, typer.Option(min=2, help="Thin every knob sweep to so many values.")] = 8,
+    refinements: Annotated[int, typer.Option(min=0, help="Rounds of knob values added around what is asked.")] = 2,
+    span: Annotated[float | None, typer.Option(help="Seconds of an episode; default the scenario's.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; what is found there is used.")] = Path("runs/choose"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+    traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Choose what to run on a fleet: the policy and the setting that deliver an attainment for the least GPU time.
+
+    A trained policy is not the best everywhere. This plays it and the rules on the scenario's validation traffic (or
+    training traffic, where every source is a trace; yours can be recorded: rl-autoscale replay --write-trace), with
+    every knob swept, and keeps the trained one unless a rule is cheaper by more than 3 %. No test traffic is touched.
+    Writes OUT/policy.yaml, the part of a controller's file that says who decides.
+
+    Examples:
+        rl-autoscale choose --scenario bursty --attainment 0.98
+
+        rl-autoscale choose --scenario mine.yaml --policies runs/mine/policy,headroom,hpa --episodes 16
+    """
+    from rl_autoscale.envs.scenario import load_scenario
+    from rl_autoscale.experiments.benchmark import run_choice
+    from rl_autoscale.experiments.choice import choice_split
+    from rl_autoscale.experiments.grid import BenchmarkConfig, parse_policies
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.suites import learned_sweeps, shipped_policies_for
+
+    if policies is None:
+        sweeps = [*learned_sweeps(shipped_policies_for([scenario])), *parse_policies(RULES.split(","))]
+    else:
+        sweeps = list(parse_policies([word for word in policies.split(",") if word]))
+    config = BenchmarkConfig.from_dict(
+        {
+            "scenarios": [scenario],
+            "policies": [sweep.model_dump() for sweep in sweeps],
+            "refusal": ["on" if refuse else "off"],
+            "asked": [attainment],
+            "chosen_on": "validation",
+            "choice_seeds": episodes,
+            "max_knob_values": knob_values,
+            "refinements": refinements,
+            "span_s": span,
+        },
+        where="choose",
+    )
+    if not any(sweep.trained for sweep in sweeps):
+        stderr.print("note: no trained policy among them; rl-autoscale train makes one for these pools and classes")
+    if choice_split(load_scenario(scenario)) == "train":
+        stderr.print("note: every training source holds a trace, so there is no validation traffic: training's is used")
+    with BenchmarkBar() as bar:
+        [choice] = run_choice(
+            config, out, num_processes=jobs or os.cpu_count() or 1, trace_folders=traces or [], progress=bar
+        )
+    written = None
+    if choice.best is not None:
+        written = out / "policy.yaml"
+        written.write_text(yaml.safe_dump({"policy": as_policy(choice.settings[choice.best])}, sort_keys=False))
+    if as_json:
+        typer.echo(json.dumps(choice.to_json(), indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(rich_table(choice_table(choice)))
+    if written is not None:
+        console.print(f"wrote {written}", highlight=False)
+
+
+def as_policy(chosen: Candidate) -> dict[str, Any]:
+    """A setting as a controller's file has it (serving/config.py: PolicyChoice)."""
+    knobs = dict(chosen.knobs)
+    return {"name": str(knobs.pop("path", chosen.sweep.registered)), "knobs": knobs}
+
+
+def choice_table(choice: Choice) -> Table:
+    """Every policy at its best setting, the one to run first."""
+    from rl_autoscale.experiments.tables import Cell, Table
+
+    least = choice.settings[choice.best].gpu_hours if choice.best is not None else float("nan")
+    rows = []
+    for label, item in sorted(choice.settings.items(), key=lambda pair: (pair[0] != choice.best, pair[1].gpu_hours)):
+        knobs = as_policy(item)["knobs"]
+        setting = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in knobs.items())
+        short = item.slo_attainment < choice.asked
+        rows.append(
+            (
+                Cell(label, strong=label == choice.best),
+                Cell(setting),
+                Cell(f"{item.slo_attainment:.2%}", strong=short, tone="loss" if short else ""),
+                Cell(f"{item.gpu_hours:.3g}"),
+                Cell(f"{item.gpu_hours / least:.2f} ×"),
+            )
+        )
+    return Table(
+        f"{choice.scenario}, asked for {choice.asked:.1%}",
+        "Each policy at the cheapest setting that delivers it on this traffic, or where none does at the one with the "
+        "least loss (red). The first is the one to run: the trained policy, unless a rule's loss is better by 3 %.",
+        ("policy", "setting", "delivered", "GPU-hours", "over the first"),
+        tuple(rows),
+        num_text=2,
+    )

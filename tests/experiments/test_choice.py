@@ -1,0 +1,187 @@
+"""What is deployed: the cheapest setting that delivers, the policy that deserves it, and nothing seen of the test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rl_autoscale.cli import root
+from rl_autoscale.envs.scenario import load_scenario
+from rl_autoscale.experiments.benchmark import run_benchmark, run_choice
+from rl_autoscale.experiments.choice import (
+    BEST,
+    FIRST_SEED,
+    MARGIN,
+    Candidate,
+    best_policy,
+    best_setting,
+    choice_split,
+    choose,
+    deployed,
+    trial_config,
+)
+from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, PolicySweep
+from rl_autoscale.experiments.rows import ROWS_FILE, Row, read_rows
+from rl_autoscale.experiments.suite_analysis import _focal
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.serving.config import PolicyChoice
+
+TRAINED = PolicySweep(policy="learned", label="PPO", knobs={"path": "pretrained/single-pool"})
+
+
+def candidate(attainment: float, hours: float, sweep: PolicySweep | str = "hpa") -> Candidate:
+    chosen = sweep if isinstance(sweep, PolicySweep) else PolicySweep(policy=sweep)
+    return Candidate(chosen, "on", "knob", hours, {"knob": hours}, attainment, hours)
+
+
+def test_a_setting_is_the_cheapest_that_delivers() -> None:
+    points = [candidate(0.95, 5.0), candidate(0.99, 9.0), candidate(0.985, 8.0), candidate(0.981, 8.5)]
+    assert best_setting(points, 0.98).gpu_hours == 8.0
+    assert best_setting(points, 0.90).gpu_hours == 5.0
+
+
+def test_where_none_delivers_a_point_is_worth_a_fifth_of_the_bill() -> None:
+    cheap, better, dear = candidate(0.90, 5.0), candidate(0.95, 7.0), candidate(0.951, 12.0)
+    # against 5 hours: 1 + 20 x 0.08, 1.4 + 20 x 0.03, 2.4 + 20 x 0.029
+    assert best_setting([cheap, better, dear], 0.98) is better
+
+
+@pytest.mark.parametrize(
+    ("rule", "label"),
+    [
+        (candidate(0.98, 10.0 * (1 - MARGIN) + 0.01), "PPO"),  # cheaper, but not by enough
+        (candidate(0.98, 10.0 * (1 - MARGIN) - 0.01), "rule"),
+        (candidate(0.97, 9.0), "PPO"),  # a point short weighs more than a tenth of the bill
+        (candidate(0.99, 9.0), "rule"),
+        (candidate(0.999, 5.0, "static"), "PPO"),  # follows no traffic
+        (candidate(0.999, 5.0, "oracle"), "PPO"),  # sees the future
+    ],
+)
+def test_the_trained_policy_stays_unless_a_rule_is_better_by_more_than_the_margin(rule: Candidate, label: str) -> None:
+    assert best_policy({"PPO": candidate(0.98, 10.0, TRAINED), "rule": rule}, 0.98) == label
+
+
+def test_a_rule_that_delivers_beats_a_trained_policy_that_falls_far_short() -> None:
+    assert best_policy({"PPO": candidate(0.90, 10.0, TRAINED), "rule": candidate(0.98, 20.0)}, 0.98) == "rule"
+    assert best_policy({"PPO": candidate(0.97, 10.0, TRAINED), "rule": candidate(0.98, 20.0)}, 0.98) == "PPO"
+
+
+def test_among_rules_alone_the_margin_favours_nobody_and_without_any_there_is_no_choice() -> None:
+    assert best_policy({"a": candidate(0.98, 10.0), "b": candidate(0.98, 9.9)}, 0.98) == "b"
+    assert best_policy({"static": candidate(0.99, 1.0, "static")}, 0.98) is None
+
+
+def row_of(cell: Cell, attainment: float, hours: float) -> Row:
+    place = (cell.scenario, cell.sweep.name, cell.sweep.registered, cell.knob, cell.knob_value, cell.refusal, cell.seed)
+    return Row(f"{cell}", *place, hours, attainment, cell.asked_attainment, cell.knobs)
+
+
+def test_settings_are_means_over_seeds_and_scenarios_are_chosen_for_apart() -> None:
+    sweep, runs = PolicySweep(policy="hpa"), []
+    for scenario, scale in (("calm", 1.0), ("wild", 3.0)):
+        for seed, noise in ((FIRST_SEED, 0.02), (FIRST_SEED + 1, -0.02)):
+            for target, attainment in ((10.0, 0.99), (50.0, 0.96)):
+                cell = Cell(scenario, seed, sweep, "on", "target", target, {"target": target}, split="validation")
+                runs.append((cell, row_of(cell, attainment + noise / scale, scale * 100.0 / target)))
+    found = choose(runs, [0.95, 0.98])
+    assert [(one.scenario, one.asked, one.settings["hpa"].knob_value) for one in found] == [
+        ("calm", 0.95, 50.0), ("calm", 0.98, 10.0), ("wild", 0.95, 50.0), ("wild", 0.98, 10.0),
+    ]  # fmt: skip
+    assert found[3].settings["hpa"].gpu_hours == pytest.approx(30.0)
+    assert {one.best for one in found} == {"hpa"}
+
+
+def config(tiny: Path, **changes: Any) -> BenchmarkConfig:
+    given = {
+        "scenarios": [str(tiny)], "policies": [{"policy": "headroom"}, {"policy": "hpa"}, {"policy": "static"}],
+        "num_seeds": 2, "max_knob_values": 2, "refinements": 0, "refusal": ["on"], "asked": [0.9],
+        "chosen_on": "validation", "choice_seeds": 2,
+    }  # fmt: skip
+    return BenchmarkConfig.from_dict(given | changes)
+
+
+def test_what_validation_chose_is_deployed_on_the_test_and_stands_beside_the_sweeps(
+    tiny_scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    rows = run_benchmark(config(tiny_scenario), out)
+    tried = read_rows(out / "validation" / ROWS_FILE)
+    assert {row.seed for row in tried} == {FIRST_SEED, FIRST_SEED + 1}
+    assert {row.seed for row in rows} == {0, 1}
+    chosen = {item["policy"]: item for item in json.loads((out / "chosen.json").read_text())}
+    assert set(chosen) == {"headroom", "hpa", "static"}
+    live = [row for row in rows if row.asked_attainment is not None]
+    assert {row.policy for row in live} == {*chosen, BEST}
+    best = next(item for item in chosen.values() if item["best"])
+    assert best["registered"] != "static"
+    for row in live:
+        expected = best if row.policy == BEST else chosen[row.policy]
+        assert (row.registered, row.knobs) == (expected["registered"], expected["knobs"])
+    again = run_benchmark(config(tiny_scenario), out)
+    assert [row.key for row in again] == [row.key for row in rows]
+
+
+def test_choosing_alone_plays_no_test_traffic_and_a_benchmark_goes_on_from_it(
+    tiny_scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    [choice] = run_choice(config(tiny_scenario), out)
+    assert not (out / ROWS_FILE).exists()
+    before = (out / "validation" / ROWS_FILE).read_text()
+    rows = run_benchmark(config(tiny_scenario), out)
+    assert (out / "validation" / ROWS_FILE).read_text() == before
+    assert {row.registered for row in rows if row.policy == BEST} == {choice.best}
+
+
+def test_where_every_source_is_a_trace_training_traffic_decides() -> None:
+    chatbot = load_scenario("chatbot")
+    assert choice_split(chatbot) == "validation"
+    traced = tuple(source for source in chatbot.train if source not in chatbot.validation_sources)
+    assert traced
+    assert choice_split(chatbot.model_copy(update={"train": traced})) == "train"
+
+
+def test_a_trained_policy_is_tried_as_asked_and_a_little_above(tiny_scenario: Path) -> None:
+    trial = trial_config(config(tiny_scenario, asked=[0.9, 0.98]))
+    assert trial.asked == (0.9, 0.94, 0.98, 0.988)
+    assert trial.targets == (0.9, 0.98)
+
+
+def test_nothing_to_choose_for_is_refused(tiny_scenario: Path) -> None:
+    with pytest.raises(SpecError, match="chosen_on needs the attainments to choose for"):
+        config(tiny_scenario, asked=None)
+
+
+def test_the_choice_is_never_the_policy_that_others_are_compared_with() -> None:
+    runs = {(BEST, "on"): ("learned", ()), ("PPO", "on"): ("learned", ()), ("hpa", "on"): ("hpa", ())}
+    assert _focal(runs, 0.98) == ("PPO", "on")  # type: ignore[arg-type]
+
+
+def test_deployed_cells_meet_the_test_with_the_seeds_of_the_benchmark(tiny_scenario: Path) -> None:
+    chosen = config(tiny_scenario, first_seed=5)
+    cell = Cell("s", FIRST_SEED, PolicySweep(policy="hpa"), "on", "target", 20.0, {"target": 20.0}, split="validation")
+    cells = deployed(choose([(cell, row_of(cell, 0.95, 3.0))], (0.9,)), chosen)
+    assert [(item.sweep.name, item.seed, item.split, item.asked_attainment) for item in cells] == [
+        ("hpa", 5, "test", 0.9), (BEST, 5, "test", 0.9), ("hpa", 6, "test", 0.9), (BEST, 6, "test", 0.9),
+    ]  # fmt: skip
+
+
+def test_the_command_writes_what_a_controller_reads(
+    tiny_scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "chosen"
+    words = ["--scenario", str(tiny_scenario), "--policies", "headroom,hpa", "--attainment", "0.9", "--episodes", "2"]
+    with pytest.raises(SystemExit) as leaving:
+        root.main(["choose", *words, "--knob-values", "2", "--refinements", "0", "--jobs", "1", "--out", str(out)])
+    assert not leaving.value.code
+    shown = capsys.readouterr()
+    assert "asked for 90.0%" in shown.out
+    assert "no trained policy among them" in " ".join(shown.err.split())
+    written = PolicyChoice.from_dict(yaml.safe_load((out / "policy.yaml").read_text())["policy"], where="policy.yaml")
+    best = next(item for item in json.loads((out / "chosen.json").read_text()) if item["best"])
+    assert written.name == best["policy"]
+    assert written.knobs == best["knobs"]
