@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rl_autoscale.cli.benchmark import BenchmarkBar
 from rl_autoscale.cli.report import FILE_WIDTH
+from rl_autoscale.fleet.errors import SpecError
 
 if TYPE_CHECKING:
     from rl_autoscale.experiments.choice import Candidate, Choice
@@ -24,7 +25,9 @@ stderr = Console(stderr=True)
 
 
 def command(
-    scenario: Annotated[str, typer.Option(help="A shipped scenario, or yours: a path ending in .yaml.")],
+    scenario: Annotated[str | None, typer.Option(help="A shipped scenario, or yours: a path ending in .yaml.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Instead of a scenario: requests recorded on the fleet.")] = None,
+    fleet: Annotated[Path | None, typer.Option(help="With --trace: YAML with the fleet, of one class.")] = None,
     attainment: Annotated[float, typer.Option(help="Share of requests that must meet their SLOs.")] = 0.98,
     policies: Annotated[
         str | None,
@@ -42,12 +45,16 @@ def command(
 ) -> None:
     """Choose what to run on a fleet: the policy and the setting that deliver an attainment for the least GPU time.
 
-    A trained policy is not the best everywhere. This plays it and the rules on the scenario's validation traffic (or
-    training traffic, where every source is a trace; yours can be recorded: rl-autoscale replay --write-trace), with
-    every knob swept, and keeps the trained one unless a rule is cheaper by more than 3 %. No test traffic is touched.
-    Writes OUT/policy.yaml, the part of a controller's file that says who decides.
+    A trained policy is not the best everywhere. This plays it and the rules, every knob swept, on windows of a
+    recorded trace, or on a scenario's validation traffic (training traffic where every source is a trace), and keeps
+    the trained one unless a rule is cheaper by more than 3 %. A scenario's test traffic is not touched. Writes
+    OUT/policy.yaml, the part of a controller's file that says who decides.
+
+    Record yours with: rl-autoscale replay --prometheus URL --fleet fleet.yaml --write-trace week.parquet
 
     Examples:
+        rl-autoscale choose --trace week.parquet --fleet fleet.yaml --attainment 0.98
+
         rl-autoscale choose --scenario bursty --attainment 0.98
 
         rl-autoscale choose --scenario mine.yaml --policies runs/mine/policy,headroom,hpa --episodes 16
@@ -59,6 +66,12 @@ def command(
     from rl_autoscale.experiments.report import rich_table
     from rl_autoscale.experiments.suites import learned_sweeps, shipped_policies_for
 
+    if (scenario is None) == (trace is None) or (trace is None) != (fleet is None):
+        raise SpecError("give either --scenario NAME, or --trace FILE and --fleet FILE")
+    if scenario is None:
+        assert trace is not None
+        assert fleet is not None
+        scenario = str(write_recorded(trace, fleet, out))
     if policies is None:
         sweeps = [*learned_sweeps(shipped_policies_for([scenario])), *parse_policies(RULES.split(","))]
     else:
@@ -79,8 +92,8 @@ def command(
     )
     if not any(sweep.trained for sweep in sweeps):
         stderr.print("note: no trained policy among them; rl-autoscale train makes one for these pools and classes")
-    if choice_split(load_scenario(scenario)) == "train":
-        stderr.print("note: every training source holds a trace, so there is no validation traffic: training's is used")
+    if trace is None and choice_split(load_scenario(scenario)) == "train":
+        stderr.print("note: every training source holds a trace: chosen on what a trained policy may have trained on")
     with BenchmarkBar() as bar:
         [choice] = run_choice(
             config, out, num_processes=jobs or os.cpu_count() or 1, trace_folders=traces or [], progress=bar
@@ -98,6 +111,40 @@ def command(
     console.print(rich_table(choice_table(choice)))
     if written is not None:
         console.print(f"wrote {written}", highlight=False)
+
+
+def write_recorded(trace: Path, fleet: Path, out: Path) -> Path:
+    """A scenario of windows of a recorded trace on a fleet, in the run's folder.
+
+    Raises:
+        SpecError: the fleet has several classes, or there is no such file.
+    """
+    from rl_autoscale.envs.scenario import Scenario
+    from rl_autoscale.experiments.replay import read_fleet
+    from rl_autoscale.experiments.runs import write_text
+
+    found = read_fleet(fleet)
+    if len(names := found.fleet.class_names) > 1:
+        raise SpecError(
+            f"{fleet}: has the classes {', '.join(names)}; which request is of which, a scenario says: "
+            "write one with a stream for each and give --scenario FILE.yaml"
+        )
+    if not trace.is_file():
+        raise SpecError(f"--trace {trace}: no such file; rl-autoscale replay --write-trace FILE makes one")
+    stream = {"trace": str(trace.resolve()), "class": names[0]}
+    data = {
+        "name": "recorded",
+        "description": f"Windows of {trace.name}.",
+        "fleet": found.fleet.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        "shield": found.shield.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        "train": [{"name": "recorded", "workload": {"streams": [{**stream, "random_window": True}]}}],
+        "test": {"streams": [stream]},
+    }
+    Scenario.from_dict(data, where=str(fleet))
+    path = out / "scenario.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, yaml.safe_dump(data, sort_keys=False))
+    return path
 
 
 def as_policy(chosen: Candidate) -> dict[str, Any]:

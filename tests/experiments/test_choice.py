@@ -170,14 +170,21 @@ def test_deployed_cells_meet_the_test_with_the_seeds_of_the_benchmark(tiny_scena
     ]  # fmt: skip
 
 
+SMALL = ["--policies", "headroom,hpa", "--attainment", "0.9", "--episodes", "2", "--knob-values", "2"]
+SMALL += ["--refinements", "0", "--jobs", "1"]
+
+
+def run(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as leaving:
+        root.main(["choose", *words])
+    return int(leaving.value.code or 0)
+
+
 def test_the_command_writes_what_a_controller_reads(
     tiny_scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "chosen"
-    words = ["--scenario", str(tiny_scenario), "--policies", "headroom,hpa", "--attainment", "0.9", "--episodes", "2"]
-    with pytest.raises(SystemExit) as leaving:
-        root.main(["choose", *words, "--knob-values", "2", "--refinements", "0", "--jobs", "1", "--out", str(out)])
-    assert not leaving.value.code
+    assert run(["--scenario", str(tiny_scenario), *SMALL, "--out", str(out)]) == 0
     shown = capsys.readouterr()
     assert "asked for 90.0%" in shown.out
     assert "no trained policy among them" in " ".join(shown.err.split())
@@ -185,3 +192,50 @@ def test_the_command_writes_what_a_controller_reads(
     best = next(item for item in json.loads((out / "chosen.json").read_text()) if item["best"])
     assert written.name == best["policy"]
     assert written.knobs == best["knobs"]
+
+
+FLEET = {
+    "pools": [{"name": "a100", "profile": "llama-3.1-8b_a100_tp1", "max_replicas": 6, "initial_replicas": 2}],
+    "classes": [{"name": "chat", "ttft_slo_s": 1.0, "tpot_slo_s": 0.1}],
+}
+
+
+def test_recorded_requests_on_a_fleet_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet, trace, out = tmp_path / "fleet.yaml", tmp_path / "week.csv", tmp_path / "chosen"
+    fleet.write_text(yaml.safe_dump(FLEET))
+    rows = "".join(f"{k / 4},{200 + 50 * (k % 5)},{20 + k % 9}\n" for k in range(1200))
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    words = ["--trace", str(trace), "--fleet", str(fleet), *SMALL, "--span", "120", "--out", str(out), "--json"]
+    assert run(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {item["policy"] for item in found} == {"headroom", "hpa"}
+    recorded = load_scenario(out / "scenario.yaml")
+    assert recorded.fleet.class_names == ("chat",)
+    assert choice_split(recorded) == "train"
+    windows = {row.metrics["num_arrived"] for row in read_rows(out / "validation" / ROWS_FILE)}
+    assert all(400 < arrived < 500 for arrived in windows)  # 120 s of 4 requests a second
+    before = (out / "validation" / ROWS_FILE).read_text()
+    assert run(words) == 0
+    assert (out / "validation" / ROWS_FILE).read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "either --scenario NAME, or --trace FILE and --fleet FILE"),
+        (["--scenario", "bursty", "--trace", "x.csv", "--fleet", "fleet.yaml"], "either --scenario NAME"),
+        (["--trace", "x.csv"], "either --scenario NAME"),
+        (["--trace", "none.csv", "--fleet", "fleet.yaml"], "none.csv: no such file; rl-autoscale replay --write-trace"),
+        (["--trace", "none.csv", "--fleet", "two.yaml"], "has the classes chat, jobs; which request is of which"),
+    ],
+)
+def test_mistakes_of_the_command_are_told_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fleet.yaml").write_text(yaml.safe_dump(FLEET))
+    jobs = {"name": "jobs", "kind": "batch", "ttft_slo_s": 600.0, "tpot_slo_s": 1.0}
+    Path("two.yaml").write_text(yaml.safe_dump({**FLEET, "classes": [*FLEET["classes"], jobs]}))
+    assert run(words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("runs").exists()
