@@ -46,9 +46,9 @@ def command(
     """Choose what to run on a fleet: the policy and the setting that deliver an attainment for the least GPU time.
 
     A trained policy is not the best everywhere. This plays it and the rules, every knob swept, on windows of a
-    recorded trace, or on a scenario's validation traffic (training traffic where every source is a trace), and keeps
-    the trained one unless a rule is cheaper by more than 3 %. A scenario's test traffic is not touched. Writes
-    OUT/policy.yaml, the part of a controller's file that says who decides.
+    recorded trace, or on a scenario's history (other draws of its test's generators, earlier seconds of its trace),
+    and keeps the trained one unless a rule is cheaper by more than 3 %. A scenario's test traffic is not touched.
+    Writes OUT/policy.yaml, the part of a controller's file that says who decides.
 
     Record yours with: rl-autoscale replay --prometheus URL --fleet fleet.yaml --write-trace week.parquet
 
@@ -82,7 +82,7 @@ def command(
             "policies": [sweep.model_dump() for sweep in sweeps],
             "refusal": ["on" if refuse else "off"],
             "asked": [attainment],
-            "chosen_on": "validation",
+            "chosen_on": "history",
             "choice_seeds": episodes,
             "max_knob_values": knob_values,
             "refinements": refinements,
@@ -92,8 +92,8 @@ def command(
     )
     if not any(sweep.trained for sweep in sweeps):
         stderr.print("note: no trained policy among them; rl-autoscale train makes one for these pools and classes")
-    if trace is None and choice_split(load_scenario(scenario)) == "train":
-        stderr.print("note: every training source holds a trace: chosen on what a trained policy may have trained on")
+    if trace is None and (played := choice_split(load_scenario(scenario), "history")) != "history":
+        stderr.print(f"note: the scenario has no history; chosen on its {played} traffic")
     with BenchmarkBar() as bar:
         [choice] = run_choice(
             config, out, num_processes=jobs or os.cpu_count() or 1, trace_folders=traces or [], progress=bar

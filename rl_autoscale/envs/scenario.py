@@ -10,10 +10,12 @@
     test: {streams: [...]}          # held out: nothing is ever tuned on it
     train_randomisation: {speed: {low: 0.8, high: 1.25}, startup_scale: {low: 0.5, high: 2}}
 
-The seed of a build decides everything random in it. Training, validation and test draw from differently named streams,
-so test seed 3 shares nothing with training seed 3. Validation traffic, for choosing between policies or checkpoints,
-comes from the training sources that hold no trace: a trace's seconds are for training or for the test only
-(experiments/split.yaml lists who gets what).
+The seed of a build decides everything random in it. Training, validation, history and test draw from differently named
+streams, so test seed 3 shares nothing with training seed 3. Validation traffic, for choosing between policies or
+checkpoints, comes from the training sources that hold no trace: a trace's seconds are for training or for the test only
+(experiments/split.yaml lists who gets what). History is what somebody who runs this very fleet has on record when the
+test begins: other draws of the test's generators, and of a trace the seconds before the test's. Nothing is trained on
+it; a setting may be chosen on it, by every policy alike (experiments/choice.py).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from rl_autoscale.workload.spec import BuiltWorkload, TraceSource, WorkloadSpec
 
 _TRAIN_STREAM = "workload/train"
 _VALIDATION_STREAM = "workload/validation"
+_HISTORY_STREAM = "workload/history"
 _TEST_STREAM = "workload/test"
 _RANDOMISATION_STREAM = "train-randomisation"
 _VALIDATION_RANDOMISATION_STREAM = "validation-randomisation"
@@ -127,6 +130,38 @@ class Scenario(Config):
                 "add one made of generators"
             )
         return self._build_from(self.validation_sources, stream(seed, _VALIDATION_STREAM), store, span_s)
+
+    @property
+    def history(self) -> WorkloadSpec | None:
+        """Traffic like the test's that is over when the test begins; None where a trace has no seconds before it."""
+        streams = []
+        for item in self.test.streams:
+            if item.trace is None:
+                streams.append(item)
+            elif item.slice_s is None or item.slice_s[0] <= 0:
+                return None
+            else:
+                earlier = {"slice_s": (0.0, item.slice_s[0]), "random_window": True}
+                streams.append(item.model_copy(update=earlier))
+        return self.test.model_copy(update={"streams": tuple(streams)})
+
+    def build_history(self, seed: int, store: TraceSource, *, span_s: float | None = None) -> BuiltWorkload:
+        """Draw traffic that was on record before the test.
+
+        Args:
+            seed: of the draw.
+            store: where traces come from.
+            span_s: length; a trace that has less gives what it has.
+
+        Raises:
+            SpecError: there is none; or see `WorkloadSpec.build`.
+        """
+        if self.history is None:
+            raise SpecError(
+                f"scenario '{self.name}' has no history: its test traffic is a trace from its first second on; give "
+                "the test a slice_s that begins later"
+            )
+        return self.history.build(stream(seed, _HISTORY_STREAM), store, self.fleet.class_names, span_s=span_s)
 
     def _build_from(
         self, sources: tuple[TrainingSource, ...], rng: np.random.Generator, store: TraceSource, span_s: float | None

@@ -8,8 +8,8 @@ A name that ends in ``-tuned`` is a rule whose constants are first tuned on the 
 (`tuning.py`), once with early refusal and once without; then its knob is swept with the other constants fixed, and
 the tuned point itself is run too: what an operator would have deployed.
 
-With ``chosen_on: validation`` the setting of every policy for every attainment asked is found on validation traffic
-first, and so is the policy to run (`choice.py`); what was chosen is deployed on the test.
+With ``chosen_on`` the setting of every policy for every attainment asked is found on a scenario's history or validation
+traffic first, and so is the policy to run (`choice.py`); what was chosen is deployed on the test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.scenario import Scenario, load_scenario
-from rl_autoscale.experiments.choice import Choice, choice_split, choose, deployed, trial_config
+from rl_autoscale.experiments.choice import FOLDER, Choice, choice_split, choose, deployed, trial_config
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome, EpisodePool, trace_names
 from rl_autoscale.experiments.grid import (
     BenchmarkConfig,
@@ -62,7 +62,7 @@ def run_benchmark(
     """Run whatever of the grid is not in the folder yet, and return all of its rows.
 
     Writes ``config.yaml``, ``run.json``, ``workloads.json`` (scenario cards, notes on the traffic), ``tuning.json``,
-    ``rows.jsonl`` and, with ``chosen_on``, ``chosen.json`` and ``validation/rows.jsonl``.
+    ``rows.jsonl`` and, with ``chosen_on``, ``chosen.json`` and ``choice/rows.jsonl``.
 
     Args:
         config: what to compare.
@@ -102,7 +102,7 @@ def run_choice(
 ) -> list[Choice]:
     """The first half of a benchmark with ``chosen_on``: no test traffic is run. What is in the folder is used.
 
-    Writes ``config.yaml``, ``run.json``, ``chosen.json`` and ``validation/rows.jsonl``; `run_benchmark` goes on from
+    Writes ``config.yaml``, ``run.json``, ``chosen.json`` and ``choice/rows.jsonl``; `run_benchmark` goes on from
     there.
 
     Raises:
@@ -165,11 +165,12 @@ def _choose(
     play: Callable[..., list[tuple[Cell, Row]]],
     out_dir: Path,
 ) -> list[Choice]:
-    """Sweep everybody on validation traffic, and write down what to deploy."""
+    """Sweep everybody on the traffic to choose on, and write down what to deploy."""
+    assert config.chosen_on is not None
     trial = trial_config(config)
-    split = {name: choice_split(scenario) for name, scenario in scenarios.items()}
+    split = {name: choice_split(scenario, config.chosen_on) for name, scenario in scenarios.items()}
     cells = [replace(cell, split=split[cell.scenario]) for cell in grid(trial, sweeps, tuned)]
-    choices = choose(play("validation", trial, cells, out_dir / "validation"), config.asked or ())
+    choices = choose(play("choice", trial, cells, out_dir / FOLDER), config.asked or ())
     records = [record for choice in choices for record in choice.to_json()]
     write_text(out_dir / "chosen.json", json.dumps(records, indent=2) + "\n")
     return choices

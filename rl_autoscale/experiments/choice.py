@@ -2,11 +2,11 @@
 
 Somebody who runs a fleet asks two things before a policy goes live: at which setting does it deliver what was promised
 *here*, and is it still the one to run? A trained policy is not the best everywhere (docs/results.md says where it
-loses), and the traffic at hand tells before the customers do. So every policy's knob is swept on validation traffic,
-and of each the cheapest setting that delivers what is asked is kept; where none does, the one with the least loss (that
-of `tuning.py`: GPU-hours, and a price on every point missing). Then a trained policy stays unless a rule's loss is
-better by more than `MARGIN` of the trained policy's bill: the cheapest of ten rules on a few episodes looks better than
-it is. Pure.
+loses), and the traffic on record tells before the customers do. So every policy's knob is swept on the scenario's
+history (envs/scenario.py), or on validation traffic, and of each the cheapest setting that delivers what is asked is
+kept; where none does, the one with the least loss (that of `tuning.py`: a point missing weighs a fifth of the bill of
+the setting that misses least). Then a trained policy stays unless a rule's loss is better by more than `MARGIN` of the
+trained policy's bill: the cheapest of ten rules on a few episodes looks better than it is. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,12 +29,15 @@ MARGIN = 0.03
 """Share of its GPU-hours that a rule must save for a trained policy to give way."""
 
 FIRST_SEED = 1000
-"""Of the validation episodes; on the first ones dials are measured (experiments/train.py) and checkpoints compared."""
+"""Of the episodes; on the first ones of validation traffic dials are measured (experiments/train.py)."""
 
 TIGHTER = (1.0, 0.6)
 """Shares of the allowed misses that a policy which can be asked is asked for, beside its knob's values."""
 
-BEST = "best on validation"
+FOLDER = "choice"
+"""In the run's folder: the episodes."""
+
+BEST = "chosen beforehand"
 """What tables call the contender that runs, on each scenario, the policy chosen for it."""
 
 
@@ -107,8 +110,10 @@ class Choice:
         ]
 
 
-def choice_split(scenario: Scenario) -> Split:
-    """Validation traffic; training traffic where every source holds a trace, so that there is no other."""
+def choice_split(scenario: Scenario, chosen_on: Literal["history", "validation"]) -> Split:
+    """The traffic asked for; without a history validation traffic, and where every source holds a trace training's."""
+    if chosen_on == "history" and scenario.history is not None:
+        return "history"
     return "validation" if scenario.validation_sources else "train"
 
 
@@ -182,7 +187,7 @@ def best_setting(candidates: Sequence[Candidate], asked: float) -> Candidate:
     enough = [item for item in candidates if item.slo_attainment >= asked]
     if enough:
         return min(enough, key=lambda item: item.gpu_hours)
-    bill = min(item.gpu_hours for item in candidates)
+    bill = max(candidates, key=lambda item: (item.slo_attainment, -item.gpu_hours)).gpu_hours
     return min(candidates, key=lambda item: loss(item.score, asked, bill))
 
 

@@ -34,7 +34,7 @@ from rl_autoscale.workload.spec import TraceSource
 from rl_autoscale.workload.store import TraceStore
 from rl_autoscale.workload.trace import Workload
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "history", "test"]
 Engine = Literal["compiled", "reference"]
 
 JOBS_PER_BATCH = 6
@@ -49,7 +49,7 @@ class EpisodeJob:
     Attributes:
         identity: the caller's name for it.
         scenario: name of one of the pool's scenarios.
-        split: training, validation or test traffic; the first two also draw capacity error and start-up scale.
+        split: whose traffic; training and validation also draw capacity error and start-up scale.
         seed: of traffic, start-ups and routing.
         policy: registered name.
         knobs: keyword arguments of the policy.
@@ -143,6 +143,7 @@ class EpisodeRunner:
             builds = {
                 "train": scenario.build_train,
                 "validation": scenario.build_validation,
+                "history": scenario.build_history,
                 "test": scenario.build_test,
             }
             self._workloads[key] = builds[job.split](job.seed, self._store, span_s=job.span_s).workload
@@ -157,7 +158,7 @@ class EpisodeRunner:
         policy = policy_for(job.policy, job.knobs, workload)
         speed, startup_scale = (
             (1.0, 1.0)
-            if job.split == "test"
+            if job.split in ("history", "test")
             else scenario.draw_randomisation(job.seed, validation=job.split == "validation")
         )
         return run_episode(

@@ -103,7 +103,7 @@ class BenchmarkConfig(Config):
         description="attainments asked of deployed policies, rules tuned anew for each; default tune_target of rules, "
         "and the targets of policies that can be asked",
     )
-    chosen_on: Literal["validation"] | None = Field(
+    chosen_on: Literal["history", "validation"] | None = Field(
         default=None,
         description="find the setting of every policy for every attainment asked, and the policy to run, on this "
         "traffic of each scenario, and deploy them on the test (choice.py)",

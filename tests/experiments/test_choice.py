@@ -15,6 +15,7 @@ from rl_autoscale.experiments.benchmark import run_benchmark, run_choice
 from rl_autoscale.experiments.choice import (
     BEST,
     FIRST_SEED,
+    FOLDER,
     MARGIN,
     Candidate,
     best_policy,
@@ -29,6 +30,7 @@ from rl_autoscale.experiments.rows import ROWS_FILE, Row, read_rows
 from rl_autoscale.experiments.suite_analysis import _focal
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.serving.config import PolicyChoice
+from rl_autoscale.workload.store import TraceStore
 
 TRAINED = PolicySweep(policy="learned", label="PPO", knobs={"path": "pretrained/single-pool"})
 
@@ -44,10 +46,14 @@ def test_a_setting_is_the_cheapest_that_delivers() -> None:
     assert best_setting(points, 0.90).gpu_hours == 5.0
 
 
-def test_where_none_delivers_a_point_is_worth_a_fifth_of_the_bill() -> None:
-    cheap, better, dear = candidate(0.90, 5.0), candidate(0.95, 7.0), candidate(0.951, 12.0)
-    # against 5 hours: 1 + 20 x 0.08, 1.4 + 20 x 0.03, 2.4 + 20 x 0.029
+def test_where_none_delivers_a_point_is_worth_a_fifth_of_the_bill_of_who_misses_least() -> None:
+    cheap, better, best = candidate(0.90, 5.0), candidate(0.95, 7.0), candidate(0.951, 12.0)
+    # against 12 hours: 0.42 + 20 x 0.08, 0.58 + 20 x 0.03, 1 + 20 x 0.029
+    assert best_setting([cheap, better, best], 0.98) is better
+    dear = candidate(0.97, 12.0)
+    # 0.58 + 20 x 0.03, 1 + 20 x 0.01
     assert best_setting([cheap, better, dear], 0.98) is better
+    assert best_setting([cheap, candidate(0.95, 9.0), dear], 0.98) is dear
 
 
 @pytest.mark.parametrize(
@@ -99,17 +105,17 @@ def config(tiny: Path, **changes: Any) -> BenchmarkConfig:
     given = {
         "scenarios": [str(tiny)], "policies": [{"policy": "headroom"}, {"policy": "hpa"}, {"policy": "static"}],
         "num_seeds": 2, "max_knob_values": 2, "refinements": 0, "refusal": ["on"], "asked": [0.9],
-        "chosen_on": "validation", "choice_seeds": 2,
+        "chosen_on": "history", "choice_seeds": 2,
     }  # fmt: skip
     return BenchmarkConfig.from_dict(given | changes)
 
 
-def test_what_validation_chose_is_deployed_on_the_test_and_stands_beside_the_sweeps(
+def test_what_history_chose_is_deployed_on_the_test_and_stands_beside_the_sweeps(
     tiny_scenario: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     rows = run_benchmark(config(tiny_scenario), out)
-    tried = read_rows(out / "validation" / ROWS_FILE)
+    tried = read_rows(out / FOLDER / ROWS_FILE)
     assert {row.seed for row in tried} == {FIRST_SEED, FIRST_SEED + 1}
     assert {row.seed for row in rows} == {0, 1}
     chosen = {item["policy"]: item for item in json.loads((out / "chosen.json").read_text())}
@@ -131,18 +137,24 @@ def test_choosing_alone_plays_no_test_traffic_and_a_benchmark_goes_on_from_it(
     out = tmp_path / "run"
     [choice] = run_choice(config(tiny_scenario), out)
     assert not (out / ROWS_FILE).exists()
-    before = (out / "validation" / ROWS_FILE).read_text()
+    before = (out / FOLDER / ROWS_FILE).read_text()
     rows = run_benchmark(config(tiny_scenario), out)
-    assert (out / "validation" / ROWS_FILE).read_text() == before
+    assert (out / FOLDER / ROWS_FILE).read_text() == before
     assert {row.registered for row in rows if row.policy == BEST} == {choice.best}
 
 
-def test_where_every_source_is_a_trace_training_traffic_decides() -> None:
+def test_chosen_on_history_else_on_validation_else_on_training_traffic() -> None:
     chatbot = load_scenario("chatbot")
-    assert choice_split(chatbot) == "validation"
+    assert choice_split(chatbot, "history") == "history"
+    assert choice_split(chatbot, "validation") == "validation"
+    whole = tuple(item.model_copy(update={"slice_s": None}) for item in chatbot.test.streams)
+    from_the_start = chatbot.model_copy(update={"test": chatbot.test.model_copy(update={"streams": whole})})
+    assert choice_split(from_the_start, "history") == "validation"
+    with pytest.raises(SpecError, match="has no history: its test traffic is a trace from its first second on"):
+        from_the_start.build_history(0, TraceStore())
     traced = tuple(source for source in chatbot.train if source not in chatbot.validation_sources)
     assert traced
-    assert choice_split(chatbot.model_copy(update={"train": traced})) == "train"
+    assert choice_split(from_the_start.model_copy(update={"train": traced}), "history") == "train"
 
 
 def test_a_trained_policy_is_tried_as_asked_and_a_little_above(tiny_scenario: Path) -> None:
@@ -211,12 +223,12 @@ def test_recorded_requests_on_a_fleet_of_ones_own(tmp_path: Path, capsys: pytest
     assert {item["policy"] for item in found} == {"headroom", "hpa"}
     recorded = load_scenario(out / "scenario.yaml")
     assert recorded.fleet.class_names == ("chat",)
-    assert choice_split(recorded) == "train"
-    windows = {row.metrics["num_arrived"] for row in read_rows(out / "validation" / ROWS_FILE)}
+    assert choice_split(recorded, "history") == "train"
+    windows = {row.metrics["num_arrived"] for row in read_rows(out / FOLDER / ROWS_FILE)}
     assert all(400 < arrived < 500 for arrived in windows)  # 120 s of 4 requests a second
-    before = (out / "validation" / ROWS_FILE).read_text()
+    before = (out / FOLDER / ROWS_FILE).read_text()
     assert run(words) == 0
-    assert (out / "validation" / ROWS_FILE).read_text() == before
+    assert (out / FOLDER / ROWS_FILE).read_text() == before
 
 
 @pytest.mark.parametrize(

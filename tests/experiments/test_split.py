@@ -32,13 +32,14 @@ def test_every_scenario_is_covered_and_none_is_made_up(split: Split) -> None:
     assert sorted(split.scenarios) == shipped_scenario_names()
 
 
-def test_streams_are_three_and_those_of_the_code(split: Split) -> None:
+def test_streams_are_four_and_those_of_the_code(split: Split) -> None:
     assert split.streams == {
         "train": scenario_module._TRAIN_STREAM,
         "validation": scenario_module._VALIDATION_STREAM,
+        "history": scenario_module._HISTORY_STREAM,
         "test": scenario_module._TEST_STREAM,
     }
-    assert len(set(split.streams.values())) == 3
+    assert len(set(split.streams.values())) == 4
 
 
 def kind(stream: StreamSpec) -> str:
@@ -63,6 +64,17 @@ class TestScenario:
                     assert item.slice_s is not None
                     assert low <= item.slice_s[0] < item.slice_s[1] <= high
 
+    def test_history_is_over_when_the_test_begins(self, name: str) -> None:
+        scenario = load_scenario(name)
+        assert scenario.history is not None
+        for before, tested in zip(scenario.history.streams, scenario.test.streams, strict=True):
+            if tested.trace is None:
+                assert before == tested
+            else:
+                assert tested.slice_s is not None
+                assert before.slice_s == (0.0, tested.slice_s[0])
+                assert before.rate_scale == tested.rate_scale
+
     def test_test_generators_are_no_training_sources(self, name: str) -> None:
         scenario = load_scenario(name)
         tested = [item for item in scenario.test.streams if item.generator is not None]
@@ -72,7 +84,7 @@ class TestScenario:
 
     def test_no_arrival_is_drawn_twice(self, name: str, store: TraceStore) -> None:
         scenario = load_scenario(name)
-        builds = (scenario.build_train, scenario.build_validation, scenario.build_test)
+        builds = (scenario.build_train, scenario.build_validation, scenario.build_history, scenario.build_test)
         drawn = [[arrivals(build(seed, store, span_s=SPAN_S)) for seed in (0, 1)] for build in builds]
         for first, second in itertools.combinations(drawn, 2):
             for left, right in itertools.product(first, second):

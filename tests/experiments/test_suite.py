@@ -157,7 +157,7 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
             sweep.policy for sweep in suite.policies
         }
         assert suite.refusal == ("off", "on")
-    assert load_suite("deployed").chosen_on == "validation"
+    assert load_suite("deployed").chosen_on == "history"
     assert {"headroom", "hpa", "chiron-robust"} <= {sweep.policy for sweep in load_suite("deployed").policies}
     rules = load_suite("rules")
     for suite in (rules, load_suite("fronts")):
