@@ -39,7 +39,9 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 class PpoConfig(Config):
     """Hyper-parameters; the defaults are the ones the demo trains with."""
 
-    total_timesteps: PositiveInt = 400_000
+    total_timesteps: NonNegativeInt = Field(
+        default=400_000, description="0, of a policy to start from: nothing is trained, its offsets are searched"
+    )
     num_fleets: PositiveInt = 16
     num_threads: PositiveInt = 2
     rollout_steps: PositiveInt = 128

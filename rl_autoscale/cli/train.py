@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rl_autoscale.fleet.errors import MissingExtraError, SpecError
 
 if TYPE_CHECKING:
+    from rl_autoscale.agents.ppo import TrainingProgress
     from rl_autoscale.envs.scenario import Scenario
     from rl_autoscale.experiments.train import TrainConfig
 
@@ -45,14 +46,15 @@ class TrainingBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, progress: Any) -> None:
-        """Show one `TrainingProgress`."""
+    def __call__(self, progress: TrainingProgress | str) -> None:
+        """Show how far the training is, or what is done after it."""
+        if isinstance(progress, str):
+            self._progress.update(self._task, completed=self._total, status=progress)
+            return
         status = (
             f"{progress.steps_per_s:,.0f} steps/s  cost {progress.cost_over_ideal:.2f} x ideal  "
             f"attainment {progress.slo_attainment:.1%}"
         )
-        if progress.timesteps >= self._total:
-            status += "  now measuring its dial and what it misses ..."
         self._progress.update(self._task, completed=progress.timesteps, status=status)
 
 
@@ -74,7 +76,10 @@ def command(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with scenarios, ppo, miss_price, faults.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
-    timesteps: Annotated[int | None, typer.Option(min=1, help="Environment steps in total, over all fleets.")] = None,
+    timesteps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Environment steps, over all fleets; 0 with --start-from: search its offsets only."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run.")] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Train so many seeds, from --seed on, into OUT/seed-K; draws learning curves.")

@@ -9,16 +9,16 @@ Train PPO on a laptop, put it beside every baseline on a real trace, write a rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rl_autoscale.agents.ppo import PpoConfig, TrainingProgress
+from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.experiments.benchmark import Progress, run_benchmark
 from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep
 from rl_autoscale.experiments.report import Report, write_report
 from rl_autoscale.experiments.rows import Row
-from rl_autoscale.experiments.train import TrainConfig, finished_policy, train
+from rl_autoscale.experiments.train import TrainConfig, TrainingReport, finished_policy, train
 from rl_autoscale.workload.store import TraceStore
 
 SCENARIO = "azure-conversation"
@@ -58,7 +58,7 @@ def train_demo(
     config: TrainConfig,
     *,
     trace_folders: Sequence[Path] = (),
-    report: Callable[[TrainingProgress], None] | None = None,
+    report: TrainingReport | None = None,
 ) -> Path:
     """Train and export, unless the run's folder has the policy of this training already.
 

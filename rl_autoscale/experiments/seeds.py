@@ -12,16 +12,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rl_autoscale.agents.learned import read_card
-from rl_autoscale.agents.ppo import TrainingProgress
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.experiments.ray_workers import Files, RayCluster, SentTraces, other_code, write_files
 from rl_autoscale.experiments.runs import code_fingerprint
 from rl_autoscale.experiments.tracking import Tracker
-from rl_autoscale.experiments.train import TrainConfig, TrainingResult, check_training, finished_policy, train
+from rl_autoscale.experiments.train import (
+    TrainConfig,
+    TrainingReport,
+    TrainingResult,
+    check_training,
+    finished_policy,
+    train,
+)
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
-Watch = Callable[[int, Path, TrainConfig], AbstractContextManager[tuple[Tracker, Callable[[TrainingProgress], None]]]]
+Watch = Callable[[int, Path, TrainConfig], AbstractContextManager[tuple[Tracker, TrainingReport]]]
 """Called with a seed, its folder and its configuration; gives a tracker and a progress report while it trains."""
 
 

@@ -36,6 +36,7 @@ from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.miss_forecast import fit_miss_forecast
+from rl_autoscale.experiments.offset_search import OffsetSearchConfig, search_offsets, with_offsets
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
 from rl_autoscale.fleet.config import Config
@@ -49,6 +50,9 @@ NO_DIAL = (
     "training source holds a trace; "
     "add one made of generators"
 )
+TrainingReport = Callable[[TrainingProgress | str], None]
+"""Told how a training goes: numbers after each rollout, then words."""
+
 DIAL_METRICS = ("slo_attainment", "cost_over_ideal")
 
 
@@ -69,6 +73,7 @@ class TrainConfig(Config):
     miss_price: tuple[float, float] = Field(default=PRICE_RANGE, description="range of the dial, log-uniform")
     num_workloads: PositiveInt = Field(default=96, description="different traffic draws")
     faults: FaultConfig = FaultConfig()
+    offset_search: OffsetSearchConfig = OffsetSearchConfig()
     start_from: str | None = Field(
         default=None, description="an exported policy to train on: a folder, or pretrained/NAME; its hidden_sizes"
     )
@@ -78,6 +83,8 @@ class TrainConfig(Config):
         low, high = self.miss_price
         if not 0 < low <= high:
             raise ValueError(f"miss_price={[low, high]} must be [low, high] with 0 < low <= high")
+        if self.ppo.total_timesteps == 0 and self.start_from is None:
+            raise ValueError("total_timesteps=0 trains nothing; give more, or a policy to start_from")
         return self
 
 
@@ -131,9 +138,9 @@ def train(
     *,
     resume: bool = True,
     tracker: Tracker | None = None,
-    report: Callable[[TrainingProgress], None] | None = None,
+    report: TrainingReport | None = None,
 ) -> TrainingResult:
-    """Train a policy and export it.
+    """Train a policy, search its offsets, and export it.
 
     Args:
         config: what to train.
@@ -142,7 +149,7 @@ def train(
         out: the run's folder.
         resume: go on from the folder's checkpoint if there is one.
         tracker: gets every rollout's metrics.
-        report: called after each rollout, for progress bars.
+        report: called after each rollout, and told what is done after the last; for progress bars.
 
     Raises:
         SpecError: see `check_training`; nothing has been written then.
@@ -177,14 +184,19 @@ def train(
             actor=_first_actor(config, scenarios),
         )
     schema = Schema.of(scenarios[0].fleet)
-    layers = policy_layers(model.policy)
+    layers, searched = _searched(policy_layers(model.policy), config, scenarios, store, report)
+    if report is not None:
+        report("measuring its dial and what it misses ...")
     dial, forecast, notes = measure(layers, config, scenarios, store)
     notes |= {note for sampler in samplers for note in sampler.notes}
     envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
+    if envelope is None and config.start_from is not None:
+        envelope = Envelope.from_card(read_card(Path(config.start_from)))
     training = {
         **_describe(config, scenarios),
         "timesteps": int(model.num_timesteps) + timesteps_before(config),
         "notes": sorted(notes),
+        **searched,
         **(envelope.to_card() if envelope is not None else {}),
     }
     _export(layers, schema, out / "policy", config, training, dial, forecast)
@@ -207,6 +219,31 @@ def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Lay
             f"{list(config.ppo.hidden_sizes)}; they must be the same"
         )
     return layers
+
+
+def _searched(
+    layers: list[Layer],
+    config: TrainConfig,
+    scenarios: Sequence[Scenario],
+    store: TraceSource,
+    report: TrainingReport | None,
+) -> tuple[list[Layer], dict[str, Any]]:
+    """The network with the offsets that were found for it, and what the card says of them."""
+    if config.offset_search.rounds == 0:
+        return layers, {}
+
+    def progress(done: int, total: int) -> None:
+        if report is not None:
+            report(f"searching its offsets, run {done} of {total} ...")
+
+    without_faults = config.model_copy(update={"faults": FaultConfig()})
+    found = search_offsets(
+        *(layers, scenarios, store, partial(_training_mdp, without_faults), config.miss_price, config.offset_search),
+        seed=config.ppo.seed,
+        progress=progress,
+    )
+    schema = Schema.of(scenarios[0].fleet)
+    return with_offsets(layers, found, schema.features.index("miss_price")), found.to_card(schema)
 
 
 def timesteps_before(config: TrainConfig) -> int:
@@ -240,7 +277,7 @@ def measure(
         return dial, None, {NO_DIAL}
     forecast, notes = fit_miss_forecast(
         layers, scenarios, store, partial(_training_mdp, config), config.miss_price,
-        timesteps=config.ppo.total_timesteps, seed=config.ppo.seed,
+        timesteps=config.ppo.total_timesteps + timesteps_before(config), seed=config.ppo.seed,
     )  # fmt: skip
     return dial, forecast, notes
 
@@ -381,7 +418,8 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     timesteps = load_checkpoint(model, run / "checkpoint")
     # A checkpoint alone knows neither its envelope nor what stood in for missing traces; a finished run's card does.
     known = {} if (finished := finished_policy(run)) is None else read_card(finished)["training"]
-    training = {**known, **_describe(config, scenarios), "timesteps": timesteps + timesteps_before(config)}
-    layers = policy_layers(model.policy)
+    layers, searched = _searched(policy_layers(model.policy), config, scenarios, store, None)
+    described = _describe(config, scenarios)
+    training = {**known, **described, "timesteps": timesteps + timesteps_before(config), **searched}
     dial, forecast, _ = measure(layers, config, scenarios, store)
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial, forecast)

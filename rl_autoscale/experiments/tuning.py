@@ -77,7 +77,7 @@ def budget_episodes(hours: float, episode_s: float) -> int:
 
 
 def trained_hours(card: Mapping[str, Any], control_interval_s: float) -> float:
-    """Simulated hours that went into a learned policy: control steps times their length.
+    """Simulated hours that went into a learned policy: control steps, of training and search, times their length.
 
     Args:
         card: of an exported policy (agents/export.py).
@@ -91,7 +91,8 @@ def trained_hours(card: Mapping[str, Any], control_interval_s: float) -> float:
         raise SpecError(
             "the learned policy's card holds no training.timesteps; give the tuning budget in hours instead"
         )
-    return steps * control_interval_s / 3600.0
+    searched = int(card["training"].get("offset_search", {}).get("timesteps", 0))
+    return (steps + searched) * control_interval_s / 3600.0
 
 
 def describe_budgets(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

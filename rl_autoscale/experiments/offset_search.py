@@ -1,0 +1,255 @@
+"""After PPO: what is left to win by moving single actions at single prices, found by direct search.
+
+PPO improves a policy that explores: every step's action has noise on it, and noise on a number of replicas is a reserve
+of its own. A policy is deployed without, and then holds too little where misses are dear, and too much where they are
+cheap. How an action should depend on the price is also the slowest thing for PPO to learn: the price is one feature
+among fifty, and what a reserve is worth shows in rare bursts only.
+
+Both are cheap to see without noise. Here the policy is played as it is deployed, on training traffic, twice with common
+random numbers: with an *offset* on one action, and without. A price is in force for a whole episode, so an offset at
+one price says nothing of the others, and one pair of runs tells of all prices. For each action in turn the offset with
+the smallest bill is kept at each price. The bill of an episode is the reward's, ``cost + miss_price * misses``
+(envs/reward.py); bills of one scenario and price are averaged, and what is compared is the mean over scenarios of their
+logarithms, smoothed over neighbouring prices. Then the steps are made smaller, and it begins again.
+
+Offsets between prices are interpolated, and become part of the network (`with_offsets`): a few more units in each
+hidden layer, nothing else to carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from rl_autoscale.agents.export import Layer
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.observation import price_feature
+from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.scenario import Scenario
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.fleet.config import Config
+from rl_autoscale.workload.spec import TraceSource
+
+FloatArray = npt.NDArray[np.float64]
+
+NUM_PRICES = 7
+FIRST_STEPS = {
+    "floor": (-0.4, 0.4, 0.8),
+    "headroom": (-0.25, 0.25),
+    "admission": (-0.15, 0.15),
+    "in_flight": (-0.3, 0.3),
+    "batch_cap": (-0.3, 0.3),
+}
+"""Offsets tried in the first round, by action, in the order in which actions are searched; halved in every other."""
+LEAST_GAIN = 0.002
+"""An offset that lowers the bill by less than this share is noise, and not kept."""
+SMOOTHING = 0.25
+"""Weight of each neighbouring price in what an offset is said to gain."""
+CARRY = 0.1
+"""Scale at which a unit passes another tanh; a value of 1 loses 0.3 %."""
+
+Progress = Callable[[int, int], None]
+"""Told runs done and runs in all."""
+
+
+class OffsetSearchConfig(Config):
+    """How long to search."""
+
+    rounds: NonNegativeInt = Field(default=2, description="0: no search")
+    episodes: PositiveInt = Field(default=4, description="of each scenario at each price, the same in every run")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offsets:
+    """What was found.
+
+    Attributes:
+        miss_price: shape (num_prices,), increasing.
+        offsets: added to the actions at each price, shape (num_prices, num_actions).
+        change: of the bill at each price on the traffic that was searched, as a share; shape (num_prices,).
+        num_steps: control steps that were simulated.
+    """
+
+    miss_price: FloatArray
+    offsets: FloatArray
+    change: FloatArray
+    num_steps: int
+
+    def to_card(self, schema: Schema) -> dict[str, object]:
+        """Entries of a card's ``training`` section."""
+        return {
+            "offset_search": {
+                "miss_price": np.round(self.miss_price, 3).tolist(),
+                "change_of_bill": np.round(self.change, 4).tolist(),
+                "offsets": {name: np.round(self.offsets[:, k], 3).tolist() for k, name in enumerate(schema.actions)},
+                "timesteps": self.num_steps,
+            }
+        }
+
+
+def search_offsets(
+    layers: list[Layer],
+    scenarios: Sequence[Scenario],
+    store: TraceSource,
+    make_mdp: Callable[[Scenario, ScenarioSampler, int], FleetMdp],
+    miss_price: tuple[float, float],
+    config: OffsetSearchConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Offsets:
+    """Search the offsets of a policy.
+
+    Args:
+        layers: the policy's network.
+        scenarios: of one schema; their training traffic is played.
+        store: where traces come from.
+        make_mdp: scenario, sampler and number of fleets to an MDP, without telemetry faults.
+        miss_price: range of the dial.
+        config: how long.
+        seed: of the episodes.
+        progress: told how far it is.
+    """
+    prices = np.geomspace(*miss_price, NUM_PRICES) if miss_price[0] < miss_price[1] else np.array(miss_price[:1])
+    actions = Schema.of(scenarios[0].fleet).actions
+    players = [
+        _Player(make_mdp, item, ScenarioSampler(item, store, num_workloads=config.episodes), prices, config, seed)
+        for item in scenarios
+    ]
+    trials = [
+        (k, tuple(step / 2.0**number for step in steps))
+        for number in range(config.rounds)
+        for kind, steps in FIRST_STEPS.items()
+        for k, name in enumerate(actions)
+        if name.endswith(f".{kind}")
+    ]
+    num_runs, done = 1 + sum(len(steps) for _, steps in trials), 0
+
+    def bills(offsets: FloatArray) -> FloatArray:
+        nonlocal done
+        found = np.array([player.bills(layers, offsets) for player in players])
+        done += 1
+        if progress is not None:
+            progress(done, num_runs)
+        return found
+
+    best = np.zeros((len(prices), len(actions)))
+    first = now = bills(best)
+    for k, steps in trials:
+        tried = [now]
+        for step in steps:
+            moved = best.copy()
+            moved[:, k] += step
+            tried.append(bills(moved))
+        chosen = choose_steps(np.array(tried))
+        best[:, k] += np.array((0.0, *steps))[chosen]
+        now = np.stack([tried[which][:, j] for j, which in enumerate(chosen)], axis=1)
+    change = np.exp(np.log(now / first).mean(axis=0)) - 1.0
+    return Offsets(prices, best, change, sum(player.num_steps for player in players))
+
+
+def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
+    """At each price the trial with the smallest bill; the first, which moves nothing, unless that gains enough.
+
+    Args:
+        bills: shape (num_trials, num_scenarios, num_prices), > 0.
+
+    Returns:
+        Indices of trials, shape (num_prices,).
+    """
+    gain = np.log(bills / bills[0]).mean(axis=1)
+    padded = np.pad(gain, ((0, 0), (1, 1)), mode="edge")
+    smooth = (1.0 - 2.0 * SMOOTHING) * gain + SMOOTHING * (padded[:, :-2] + padded[:, 2:])
+    best = smooth.argmin(axis=0)
+    return np.where(smooth.min(axis=0) < -LEAST_GAIN, best, 0)
+
+
+class _Player:
+    """One scenario's episodes, the same in every run; at each price ``episodes`` of them."""
+
+    def __init__(
+        self,
+        make_mdp: Callable[[Scenario, ScenarioSampler, int], FleetMdp],
+        scenario: Scenario,
+        sampler: ScenarioSampler,
+        prices: FloatArray,
+        config: OffsetSearchConfig,
+        seed: int,
+    ) -> None:
+        self._mdp = make_mdp(scenario, sampler, len(prices) * config.episodes)
+        self._episodes, self._num_prices, self._seed = config.episodes, len(prices), seed
+        self._price = np.repeat(prices, config.episodes)
+        self._column = self._mdp.encoder.schema.features.index("miss_price")
+        self.num_steps = 0
+
+    def bills(self, layers: list[Layer], offsets: FloatArray) -> FloatArray:
+        """Mean bill at each price, shape (num_prices,)."""
+        mdp = self._mdp
+        observation = mdp.reset(self._seed)
+        mdp.miss_price[:] = self._price
+        observation[:, self._column] = price_feature(self._price)
+        shift = np.repeat(offsets, self._episodes, axis=0).astype(np.float32)
+        found = np.full(mdp.num_fleets, np.nan)
+        while np.isnan(found).any():
+            step = mdp.step(_act(layers, observation, shift))
+            observation = step.observation
+            self.num_steps += mdp.num_fleets
+            for e in np.flatnonzero(step.truncated & np.isnan(found)):
+                book = mdp.books(int(e))
+                found[e] = book["cost_over_ideal"] + self._price[e] * book["weighted_misses"]
+        return np.asarray(found.reshape(self._num_prices, self._episodes).mean(axis=1))
+
+
+def _act(
+    layers: list[Layer], observation: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """`export.forward` with a shift before the last clip, shape (batch, num_actions)."""
+    value = observation
+    for weight, bias in layers[:-1]:
+        value = np.tanh(value @ weight.T + bias)
+    weight, bias = layers[-1]
+    return np.asarray(np.clip(value @ weight.T + bias + shift, -1.0, 1.0), dtype=np.float32)
+
+
+def with_offsets(layers: list[Layer], found: Offsets, price_column: int) -> list[Layer]:
+    """The network with the offsets in it, and its hidden layers wider by one unit per gap between two prices.
+
+    The unit of a gap is a soft step of the price feature from -1 to 1 across it; their weighted sum goes through the
+    offsets at the prices that were searched, and smoothly from one to the next.
+
+    Args:
+        layers: of a tanh MLP with at least one hidden layer.
+        found: the offsets.
+        price_column: of the feature ``miss_price``.
+    """
+    if len(found.miss_price) == 1:
+        weight, bias = layers[-1]
+        return [*layers[:-1], (weight, (bias + found.offsets[0]).astype(np.float32))]
+    places = price_feature(found.miss_price)
+    centres, slope = (places[1:] + places[:-1]) / 2.0, 2.0 / np.diff(places).mean()
+    carried = np.tanh(slope * (places[:, None] - centres))
+    for _ in layers[2:]:
+        carried = np.tanh(CARRY * carried) / CARRY
+    solution = np.linalg.lstsq(np.column_stack([carried, np.ones(len(places))]), found.offsets, rcond=None)[0]
+    num_steps, num_features = len(centres), layers[0][0].shape[1]
+    rows = np.zeros((num_steps, num_features))
+    rows[:, price_column] = slope
+    widened = [_joined(layers[0], np.vstack([layers[0][0], rows]), -slope * centres)]
+    for depth, layer in enumerate(layers[1:-1]):
+        unit = CARRY if depth == 0 else 1.0  # later layers see a value of the scale already
+        block = np.zeros((len(layer[1]) + num_steps, layer[0].shape[1] + num_steps))
+        block[: len(layer[1]), : layer[0].shape[1]] = layer[0]
+        block[len(layer[1]) :, layer[0].shape[1] :] = unit * np.eye(num_steps)
+        widened.append(_joined(layer, block, np.zeros(num_steps)))
+    scale = CARRY if len(layers) > 2 else 1.0
+    weight, bias = layers[-1]
+    last = np.hstack([weight, solution[:-1].T / scale])
+    return [*widened, (last.astype(np.float32), (bias + solution[-1]).astype(np.float32))]
+
+
+def _joined(layer: Layer, weight: FloatArray, more_bias: FloatArray) -> Layer:
+    return weight.astype(np.float32), np.concatenate([layer[1], more_bias]).astype(np.float32)

@@ -1,0 +1,157 @@
+"""Offsets after PPO: found where they pay, left out where they do not, and exact once they are in the network."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rl_autoscale.agents.export import Layer, forward
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.observation import price_feature
+from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.offset_search import (
+    FIRST_STEPS,
+    LEAST_GAIN,
+    Offsets,
+    OffsetSearchConfig,
+    choose_steps,
+    search_offsets,
+    with_offsets,
+)
+from rl_autoscale.experiments.train import TrainConfig, train
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.workload.store import TraceStore
+
+PRICES = np.geomspace(2.0, 600.0, 7)
+
+
+def random_layers(num_features: int, num_actions: int, hidden: tuple[int, ...], seed: int = 0) -> list[Layer]:
+    rng = np.random.default_rng(seed)
+    sizes = (num_features, *hidden, num_actions)
+    return [
+        (0.1 * rng.standard_normal((out, into)).astype(np.float32), 0.1 * rng.standard_normal(out).astype(np.float32))
+        for into, out in pairwise(sizes)
+    ]
+
+
+def observations(count: int, num_features: int, price: float, column: int) -> npt.NDArray[np.float32]:
+    found = np.random.default_rng(1).standard_normal((count, num_features)).astype(np.float32)
+    found[:, column] = price_feature(price)
+    return found
+
+
+@pytest.mark.parametrize("hidden", [(16,), (16, 12), (8, 8, 8)])
+def test_the_network_adds_each_offset_at_its_price_whatever_else_it_sees(hidden: tuple[int, ...]) -> None:
+    layers = random_layers(5, 3, hidden)
+    offsets = 0.3 * np.random.default_rng(2).standard_normal((7, 3))
+    widened = with_offsets(layers, Offsets(PRICES, offsets, np.zeros(7), 0), 2)
+    assert [len(bias) for _, bias in widened] == [*(size + 6 for size in hidden), 3]
+    assert all(weight.dtype == bias.dtype == np.float32 for weight, bias in widened)
+    for price, offset in zip(PRICES, offsets, strict=True):
+        seen = observations(9, 5, float(price), 2)
+        assert forward(widened, seen) - forward(layers, seen) == pytest.approx(np.tile(offset, (9, 1)), abs=1e-4)
+
+
+def test_between_two_prices_an_offset_lies_between_theirs() -> None:
+    layers = random_layers(5, 1, (16, 16))
+    offsets = np.array([-0.4, -0.4, 0.0, 0.4, 0.8, 0.8, 0.8])[:, None]
+    widened = with_offsets(layers, Offsets(PRICES, offsets, np.zeros(7), 0), 0)
+    between = np.sqrt(PRICES[1:] * PRICES[:-1])
+    for price, low, high in zip(between, offsets[:-1, 0], offsets[1:, 0], strict=True):
+        seen = observations(1, 5, float(price), 0)
+        added = float((forward(widened, seen) - forward(layers, seen))[0, 0])
+        assert low - 0.1 <= added <= high + 0.1
+
+
+def test_one_price_needs_no_unit() -> None:
+    layers = random_layers(5, 2, (16,))
+    moved = with_offsets(layers, Offsets(np.array([20.0]), np.array([[0.1, -0.2]]), np.zeros(1), 0), 0)
+    seen = observations(4, 5, 20.0, 0)
+    assert forward(moved, seen) - forward(layers, seen) == pytest.approx(np.tile([0.1, -0.2], (4, 1)), abs=1e-6)
+
+
+def test_a_step_is_kept_at_the_prices_where_it_gains_and_not_for_noise() -> None:
+    bills = np.ones((3, 4, 5))
+    bills[1, :, 3:] = 0.9  # the second trial pays at the two dearest prices
+    bills[2, :, 0] = 1.0 - LEAST_GAIN / 2.0  # the third gains less than counts
+    assert choose_steps(bills).tolist() == [0, 0, 1, 1, 1]
+
+
+def test_scenarios_count_alike_however_large_their_bills_are() -> None:
+    bills = np.ones((2, 2, 3))
+    bills[:, 0] *= 1000.0
+    bills[1, 0] *= 0.97
+    bills[1, 1] *= 1.05
+    assert choose_steps(bills).tolist() == [0, 0, 0]
+
+
+def untrained(scenario: Scenario, floor: float) -> list[Layer]:
+    """A policy that always does the same: neutral, but for its floor."""
+    schema = Schema.of(scenario.fleet)
+    bias = np.zeros(len(schema.actions), dtype=np.float32)
+    bias[[name.endswith(".floor") for name in schema.actions]] = floor
+    zeros = np.zeros((4, len(schema.features)), dtype=np.float32)
+    return [(zeros, np.zeros(4, dtype=np.float32)), (np.zeros((len(bias), 4), dtype=np.float32), bias)]
+
+
+def make_mdp(scenario: Scenario, sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
+    return FleetMdp(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets)
+
+
+def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path) -> None:
+    scenario = load_scenario(tiny_scenario)
+    ran: list[tuple[int, int]] = []
+    search = partial(
+        search_offsets, scenarios=[scenario], store=TraceStore(), make_mdp=make_mdp, miss_price=(1.0, 600.0), seed=0
+    )
+    wasteful = untrained(scenario, 1.0)
+    found = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=2), progress=lambda k, n: ran.append((k, n)))
+    floor = [name.endswith(".floor") for name in Schema.of(scenario.fleet).actions].index(True)
+    assert found.offsets[0, floor] < 0.0
+    assert found.change[0] < -LEAST_GAIN
+    assert (found.change <= 1e-12).all()
+    num_runs = 1 + sum(len(FIRST_STEPS[kind]) for kind in ("floor", "headroom", "admission", "batch_cap"))
+    assert ran == [(k, num_runs) for k in range(1, num_runs + 1)]
+    again = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=2))
+    assert (again.offsets == found.offsets).all()
+    assert again.num_steps == found.num_steps > 0
+
+
+def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_scenario: Path, tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    from rl_autoscale.agents.learned import read_card
+    from rl_autoscale.agents.ppo import PpoConfig
+
+    scenario = load_scenario(tiny_scenario)
+    ppo = PpoConfig(
+        total_timesteps=128, num_fleets=2, num_threads=1, rollout_steps=32, minibatch_size=32, num_epochs=1,
+        hidden_sizes=(8, 8),
+    )  # fmt: skip
+    search = OffsetSearchConfig(rounds=1, episodes=1)
+    config = TrainConfig(scenarios=(str(tiny_scenario),), ppo=ppo, num_workloads=2, offset_search=search)
+    told: list[object] = []
+    trained = train(config, [scenario], TraceStore(), tmp_path / "trained", report=told.append)
+    card = read_card(trained.policy_folder)["training"]
+    assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
+    assert card["offset_search"]["timesteps"] > 0
+    assert "searching its offsets, run 1 of 10 ..." in told
+    alone = TrainConfig(
+        scenarios=(str(tiny_scenario),), ppo=ppo.model_copy(update={"total_timesteps": 0, "hidden_sizes": (14, 14)}),
+        num_workloads=2, offset_search=search, start_from=str(trained.policy_folder),
+    )  # fmt: skip
+    searched = read_card(train(alone, [scenario], TraceStore(), tmp_path / "alone").policy_folder)["training"]
+    assert searched["timesteps"] == card["timesteps"] == 128
+    assert searched["envelope"] == card["envelope"]
+
+
+def test_no_steps_and_nothing_to_start_from_is_refused() -> None:
+    pytest.importorskip("stable_baselines3")
+    with pytest.raises(SpecError, match="total_timesteps=0 trains nothing; give more, or a policy to start_from"):
+        TrainConfig.from_dict({"ppo": {"total_timesteps": 0}})
