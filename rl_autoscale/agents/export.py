@@ -25,6 +25,7 @@ from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError
 CARD_FORMAT = 1
 _OPSET = 17
 _IR_VERSION = 8
+_NO_SHIFT = np.float32(0.0)
 
 MISS_SHARE = "miss_share"
 """The output of a network's miss forecast."""
@@ -78,13 +79,17 @@ def onnx_bytes(layers: list[Layer], forecast: list[Layer] | None = None) -> byte
     return bytes(model.SerializeToString())
 
 
-def forward(layers: list[Layer], observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What the network of `onnx_bytes` computes, in NumPy: shape (batch, num_actions)."""
+def forward(
+    layers: list[Layer],
+    observation: npt.NDArray[np.float32],
+    shift: npt.NDArray[np.float32] | np.float32 = _NO_SHIFT,
+) -> npt.NDArray[np.float32]:
+    """What the network of `onnx_bytes` computes, in NumPy: shape (batch, num_actions); shifted before its last clip."""
     value = observation
     for weight, bias in layers[:-1]:
         value = np.tanh(value @ weight.T + bias)
     weight, bias = layers[-1]
-    return np.asarray(np.clip(value @ weight.T + bias, -1.0, 1.0), dtype=np.float32)
+    return np.asarray(np.clip(value @ weight.T + bias + shift, -1.0, 1.0), dtype=np.float32)
 
 
 def read_actor(network: bytes) -> list[Layer]:

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from rl_autoscale.agents.export import Layer
+from rl_autoscale.agents.export import Layer, forward
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
@@ -117,7 +118,13 @@ def search_offsets(
     prices = np.geomspace(*miss_price, NUM_PRICES) if miss_price[0] < miss_price[1] else np.array(miss_price[:1])
     actions = Schema.of(scenarios[0].fleet).actions
     players = [
-        _Player(make_mdp, item, ScenarioSampler(item, store, num_workloads=config.episodes), prices, config, seed)
+        PricedEpisodes(
+            partial(make_mdp, item),
+            ScenarioSampler(item, store, num_workloads=config.episodes),
+            prices,
+            config.episodes,
+            seed,
+        )
         for item in scenarios
     ]
     trials = [
@@ -168,51 +175,47 @@ def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
     return np.where(smooth.min(axis=0) < -LEAST_GAIN, best, 0)
 
 
-class _Player:
-    """One scenario's episodes, the same in every run; at each price ``episodes`` of them."""
+class PricedEpisodes:
+    """One scenario's episodes, the same in every run; at each price so many.
+
+    Args:
+        make_mdp: sampler and number of fleets to an MDP.
+        sampler: of the episodes.
+        prices: shape (num_prices,).
+        episodes: at each price.
+        seed: of the episodes.
+    """
 
     def __init__(
         self,
-        make_mdp: Callable[[Scenario, ScenarioSampler, int], FleetMdp],
-        scenario: Scenario,
+        make_mdp: Callable[[ScenarioSampler, int], FleetMdp],
         sampler: ScenarioSampler,
         prices: FloatArray,
-        config: OffsetSearchConfig,
+        episodes: int,
         seed: int,
     ) -> None:
-        self._mdp = make_mdp(scenario, sampler, len(prices) * config.episodes)
-        self._episodes, self._num_prices, self._seed = config.episodes, len(prices), seed
-        self._price = np.repeat(prices, config.episodes)
+        self._mdp = make_mdp(sampler, len(prices) * episodes)
+        self._episodes, self._num_prices, self._seed = episodes, len(prices), seed
+        self._price = np.repeat(prices, episodes)
         self._column = self._mdp.encoder.schema.features.index("miss_price")
         self.num_steps = 0
 
-    def bills(self, layers: list[Layer], offsets: FloatArray) -> FloatArray:
-        """Mean bill at each price, shape (num_prices,)."""
+    def bills(self, layers: list[Layer], offsets: FloatArray | None = None) -> FloatArray:
+        """Mean bill at each price, shape (num_prices,); offsets of shape (num_prices, num_actions) or none."""
         mdp = self._mdp
         observation = mdp.reset(self._seed)
         mdp.miss_price[:] = self._price
         observation[:, self._column] = price_feature(self._price)
-        shift = np.repeat(offsets, self._episodes, axis=0).astype(np.float32)
+        shift = np.float32(0.0) if offsets is None else np.repeat(offsets, self._episodes, axis=0).astype(np.float32)
         found = np.full(mdp.num_fleets, np.nan)
         while np.isnan(found).any():
-            step = mdp.step(_act(layers, observation, shift))
+            step = mdp.step(forward(layers, observation, shift))
             observation = step.observation
             self.num_steps += mdp.num_fleets
             for e in np.flatnonzero(step.truncated & np.isnan(found)):
                 book = mdp.books(int(e))
                 found[e] = book["cost_over_ideal"] + self._price[e] * book["weighted_misses"]
         return np.asarray(found.reshape(self._num_prices, self._episodes).mean(axis=1))
-
-
-def _act(
-    layers: list[Layer], observation: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """`export.forward` with a shift before the last clip, shape (batch, num_actions)."""
-    value = observation
-    for weight, bias in layers[:-1]:
-        value = np.tanh(value @ weight.T + bias)
-    weight, bias = layers[-1]
-    return np.asarray(np.clip(value @ weight.T + bias + shift, -1.0, 1.0), dtype=np.float32)
 
 
 def with_offsets(layers: list[Layer], found: Offsets, price_column: int) -> list[Layer]:
