@@ -23,7 +23,7 @@ from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.experiments.offset_search import NUM_PRICES, PricedEpisodes
+from rl_autoscale.experiments.offset_search import NUM_PRICES, NUM_WORKLOADS, PricedEpisodes
 from rl_autoscale.workload.store import TraceStore
 
 
@@ -52,7 +52,7 @@ def main() -> None:
             print(f"| {name} | left out: another schema, or no validation traffic |")
             continue
         bills = [
-            episodes_of(scenario, card, store, prices, asked.episodes, asked.seed).bills(layers)
+            episodes_of(scenario, card, store, prices, asked.episodes).bills(layers, seed=asked.seed)
             for layers, card in zip(networks, cards, strict=True)
         ]
         print(f"| {name} | {asked.policies[0]} | " + " | ".join(f"{bill:.2f}" for bill in bills[0]) + " |")
@@ -68,12 +68,12 @@ def main() -> None:
 
 
 def episodes_of(
-    scenario: Scenario, card: dict[str, Any], store: TraceStore, prices: Any, episodes: int, seed: int
+    scenario: Scenario, card: dict[str, Any], store: TraceStore, prices: Any, episodes: int
 ) -> PricedEpisodes:
     """Validation episodes of a scenario, under the policy's own hysteresis and refusal."""
-    sampler = ScenarioSampler(scenario, store, num_workloads=episodes, validation=True, weighted=False)
+    sampler = ScenarioSampler(scenario, store, num_workloads=NUM_WORKLOADS, validation=True, weighted=False)
     make_mdp = partial(one_mdp, scenario, float(card.get("hysteresis", 0.0)), bool(card["refuse"]))
-    return PricedEpisodes(make_mdp, sampler, prices, episodes, seed)
+    return PricedEpisodes(make_mdp, sampler, prices, episodes)
 
 
 def one_mdp(scenario: Scenario, hysteresis: float, refuse: bool, sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:

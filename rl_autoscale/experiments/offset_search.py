@@ -7,10 +7,11 @@ among fifty, and what a reserve is worth shows in rare bursts only.
 
 Both are cheap to see without noise. Here the policy is played as it is deployed, on training traffic, twice with common
 random numbers: with an *offset* on one action, and without. A price is in force for a whole episode, so an offset at
-one price says nothing of the others, and one pair of runs tells of all prices. For each action in turn the offset with
-the smallest bill is kept at each price. The bill of an episode is the reward's, ``cost + miss_price * misses``
-(envs/reward.py); bills of one scenario and price are averaged, and what is compared is the mean over scenarios of their
-logarithms, smoothed over neighbouring prices. Then the steps are made smaller, and it begins again.
+one price says nothing of the others, and one pair of runs tells of all prices. The bill of an episode is the reward's,
+``cost + miss_price * misses`` (envs/reward.py); bills of one scenario and price are averaged, and what is compared is
+the mean over scenarios of their logarithms, smoothed over neighbouring prices. For the floor and the headroom of each
+pool in turn the offset with the smallest bill is chosen at each price, and kept where other episodes confirm it: dear
+misses are rare, and the best of several trials is partly luck. Then the steps are made smaller, and it begins again.
 
 Offsets between prices are interpolated, and become part of the network (`with_offsets`): a few more units in each
 hidden layer, nothing else to carry.
@@ -38,14 +39,11 @@ from rl_autoscale.workload.spec import TraceSource
 FloatArray = npt.NDArray[np.float64]
 
 NUM_PRICES = 7
-FIRST_STEPS = {
-    "floor": (-0.4, 0.4, 0.8),
-    "headroom": (-0.25, 0.25),
-    "admission": (-0.15, 0.15),
-    "in_flight": (-0.3, 0.3),
-    "batch_cap": (-0.3, 0.3),
-}
-"""Offsets tried in the first round, by action, in the order in which actions are searched; halved in every other."""
+FIRST_STEPS = {"floor": (-0.4, 0.4, 0.8), "headroom": (-0.25, 0.25)}
+"""Offsets tried in the first round, by action, in the order in which actions are searched; halved in every other. How
+many replicas there are is what noise distorts; offsets of admission and batch cap brought nothing."""
+NUM_WORKLOADS = 1_000_000
+"""Traffic is drawn anew for each episode: a few draws, seen at every price, would be learned by heart."""
 LEAST_GAIN = 0.002
 """An offset that lowers the bill by less than this share is noise, and not kept."""
 SMOOTHING = 0.25
@@ -53,15 +51,18 @@ SMOOTHING = 0.25
 CARRY = 0.1
 """Scale at which a unit passes another tanh; a value of 1 loses 0.3 %."""
 
+_TRIED, _CONFIRMING = 0, 1
 Progress = Callable[[int, int], None]
-"""Told runs done and runs in all."""
+"""Told runs done and how many there are at most."""
 
 
 class OffsetSearchConfig(Config):
     """How long to search."""
 
     rounds: NonNegativeInt = Field(default=2, description="0: no search")
-    episodes: PositiveInt = Field(default=4, description="of each scenario at each price, the same in every run")
+    episodes: PositiveInt = Field(
+        default=8, description="of each scenario at each price; as many others confirm what they say"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +72,7 @@ class Offsets:
     Attributes:
         miss_price: shape (num_prices,), increasing.
         offsets: added to the actions at each price, shape (num_prices, num_actions).
-        change: of the bill at each price on the traffic that was searched, as a share; shape (num_prices,).
+        change: of the bill at each price, as a share, in the episodes that confirmed it; shape (num_prices,).
         num_steps: control steps that were simulated.
     """
 
@@ -119,11 +120,7 @@ def search_offsets(
     actions = Schema.of(scenarios[0].fleet).actions
     players = [
         PricedEpisodes(
-            partial(make_mdp, item),
-            ScenarioSampler(item, store, num_workloads=config.episodes),
-            prices,
-            config.episodes,
-            seed,
+            partial(make_mdp, item), ScenarioSampler(item, store, num_workloads=NUM_WORKLOADS), prices, config.episodes
         )
         for item in scenarios
     ]
@@ -134,28 +131,32 @@ def search_offsets(
         for k, name in enumerate(actions)
         if name.endswith(f".{kind}")
     ]
-    num_runs, done = 1 + sum(len(steps) for _, steps in trials), 0
+    most_runs, done = 2 + sum(len(steps) + 1 for _, steps in trials), 0
 
-    def bills(offsets: FloatArray) -> FloatArray:
+    def bills(offsets: FloatArray, episodes: int) -> FloatArray:
         nonlocal done
-        found = np.array([player.bills(layers, offsets) for player in players])
+        found = np.array([player.bills(layers, offsets, seed=2 * seed + episodes) for player in players])
         done += 1
         if progress is not None:
-            progress(done, num_runs)
+            progress(done, most_runs)
         return found
 
     best = np.zeros((len(prices), len(actions)))
-    first = now = bills(best)
+    now, first = bills(best, _TRIED), bills(best, _CONFIRMING)
+    confirmed = first
     for k, steps in trials:
-        tried = [now]
-        for step in steps:
-            moved = best.copy()
-            moved[:, k] += step
-            tried.append(bills(moved))
-        chosen = choose_steps(np.array(tried))
-        best[:, k] += np.array((0.0, *steps))[chosen]
-        now = np.stack([tried[which][:, j] for j, which in enumerate(chosen)], axis=1)
-    change = np.exp(np.log(now / first).mean(axis=0)) - 1.0
+        moved = [best + step * (np.arange(len(actions)) == k) for step in (0.0, *steps)]
+        tried = np.array([now, *(bills(offsets, _TRIED) for offsets in moved[1:])])
+        chosen = choose_steps(tried)
+        if not chosen.any():
+            continue
+        candidate = np.array(moved)[chosen, np.arange(len(prices))]
+        again = bills(candidate, _CONFIRMING)
+        kept = (choose_steps(np.array([confirmed, again])) == 1) & (chosen > 0)
+        best = np.where(kept[:, None], candidate, best)
+        confirmed = np.where(kept, again, confirmed)
+        now = np.where(kept, tried[chosen, :, np.arange(len(prices))].T, now)
+    change = np.exp(np.log(confirmed / first).mean(axis=0)) - 1.0
     return Offsets(prices, best, change, sum(player.num_steps for player in players))
 
 
@@ -176,14 +177,13 @@ def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
 
 
 class PricedEpisodes:
-    """One scenario's episodes, the same in every run; at each price so many.
+    """One scenario's episodes, at each price so many.
 
     Args:
         make_mdp: sampler and number of fleets to an MDP.
         sampler: of the episodes.
         prices: shape (num_prices,).
         episodes: at each price.
-        seed: of the episodes.
     """
 
     def __init__(
@@ -192,18 +192,26 @@ class PricedEpisodes:
         sampler: ScenarioSampler,
         prices: FloatArray,
         episodes: int,
-        seed: int,
     ) -> None:
         self._mdp = make_mdp(sampler, len(prices) * episodes)
-        self._episodes, self._num_prices, self._seed = episodes, len(prices), seed
+        self._episodes, self._num_prices = episodes, len(prices)
         self._price = np.repeat(prices, episodes)
         self._column = self._mdp.encoder.schema.features.index("miss_price")
         self.num_steps = 0
 
-    def bills(self, layers: list[Layer], offsets: FloatArray | None = None) -> FloatArray:
-        """Mean bill at each price, shape (num_prices,); offsets of shape (num_prices, num_actions) or none."""
+    def bills(self, layers: list[Layer], offsets: FloatArray | None = None, *, seed: int) -> FloatArray:
+        """Mean bill at each price in the episodes of a seed.
+
+        Args:
+            layers: of the policy.
+            offsets: shape (num_prices, num_actions).
+            seed: the same again are the same episodes.
+
+        Returns:
+            Shape (num_prices,).
+        """
         mdp = self._mdp
-        observation = mdp.reset(self._seed)
+        observation = mdp.reset(seed)
         mdp.miss_price[:] = self._price
         observation[:, self._column] = price_feature(self._price)
         shift = np.float32(0.0) if offsets is None else np.repeat(offsets, self._episodes, axis=0).astype(np.float32)

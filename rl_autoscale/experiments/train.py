@@ -234,7 +234,7 @@ def _searched(
 
     def progress(done: int, total: int) -> None:
         if report is not None:
-            report(f"searching its offsets, run {done} of {total} ...")
+            report(f"searching its offsets, run {done} of {total} at most ...")
 
     without_faults = config.model_copy(update={"faults": FaultConfig()})
     found = search_offsets(

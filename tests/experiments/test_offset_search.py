@@ -117,8 +117,9 @@ def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path)
     assert found.offsets[0, floor] < 0.0
     assert found.change[0] < -LEAST_GAIN
     assert (found.change <= 1e-12).all()
-    num_runs = 1 + sum(len(FIRST_STEPS[kind]) for kind in ("floor", "headroom", "admission", "batch_cap"))
-    assert ran == [(k, num_runs) for k in range(1, num_runs + 1)]
+    most_runs = 2 + sum(len(steps) + 1 for steps in FIRST_STEPS.values())
+    assert ran == [(k, most_runs) for k in range(1, len(ran) + 1)]
+    assert most_runs - len(FIRST_STEPS) <= len(ran) <= most_runs
     again = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=2))
     assert (again.offsets == found.offsets).all()
     assert again.num_steps == found.num_steps > 0
@@ -141,7 +142,7 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     card = read_card(trained.policy_folder)["training"]
     assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
     assert card["offset_search"]["timesteps"] > 0
-    assert "searching its offsets, run 1 of 10 ..." in told
+    assert "searching its offsets, run 1 of 9 at most ..." in told
     alone = TrainConfig(
         scenarios=(str(tiny_scenario),), ppo=ppo.model_copy(update={"total_timesteps": 0, "hidden_sizes": (14, 14)}),
         num_workloads=2, offset_search=search, start_from=str(trained.policy_folder),
