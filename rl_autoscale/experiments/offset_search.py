@@ -193,10 +193,9 @@ class PricedEpisodes:
         prices: FloatArray,
         episodes: int,
     ) -> None:
-        self._mdp = make_mdp(sampler, len(prices) * episodes)
+        self._make_mdp, self._sampler = make_mdp, sampler
         self._episodes, self._num_prices = episodes, len(prices)
         self._price = np.repeat(prices, episodes)
-        self._column = self._mdp.encoder.schema.features.index("miss_price")
         self.num_steps = 0
 
     def bills(self, layers: list[Layer], offsets: FloatArray | None = None, *, seed: int) -> FloatArray:
@@ -210,10 +209,10 @@ class PricedEpisodes:
         Returns:
             Shape (num_prices,).
         """
-        mdp = self._mdp
+        mdp = self._make_mdp(self._sampler, len(self._price))  # gone afterwards: a hundred fleets take gigabytes
         observation = mdp.reset(seed)
         mdp.miss_price[:] = self._price
-        observation[:, self._column] = price_feature(self._price)
+        observation[:, mdp.encoder.schema.features.index("miss_price")] = price_feature(self._price)
         shift = np.float32(0.0) if offsets is None else np.repeat(offsets, self._episodes, axis=0).astype(np.float32)
         found = np.full(mdp.num_fleets, np.nan)
         while np.isnan(found).any():
