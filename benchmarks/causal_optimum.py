@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--startup-s", nargs="+", type=float, default=[15.0, 60.0, 300.0])
     parser.add_argument("--learned", default="pretrained/single-pool")
+    parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES, help="default all of these; may be none")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--span-s", type=float, default=3600.0)
     asked = parser.parse_args()
@@ -61,7 +62,7 @@ def main() -> None:
                 PLANNER: [planned(scenario, load, capacity, price, asked.span_s) for price in PRICES],
                 POLICY: [by_knobs("learned", path=asked.learned, miss_price=price) for price in PRICES],
                 **{rule: [by_knobs(rule, admission=1.0, **{policy_class(rule).KNOB.name: value})  # type: ignore[union-attr]
-                          for value in policy_class(rule).KNOB.sweep] for rule in RULES},  # type: ignore[union-attr]
+                          for value in policy_class(rule).KNOB.sweep] for rule in asked.rules},  # type: ignore[union-attr]
                 CLAIRVOYANT: [by_knobs("oracle", admission=1.0, utilisation=value)
                               for value in policy_class("oracle").KNOB.sweep],  # type: ignore[union-attr]
             }  # fmt: skip

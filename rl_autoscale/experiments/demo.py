@@ -16,6 +16,7 @@ from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.experiments.benchmark import Progress, run_benchmark
 from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep
+from rl_autoscale.experiments.offset_search import OffsetSearchConfig
 from rl_autoscale.experiments.report import Report, write_report
 from rl_autoscale.experiments.rows import Row
 from rl_autoscale.experiments.train import TrainConfig, TrainingReport, finished_policy, train
@@ -41,10 +42,9 @@ MISS_PRICES = (2.0, 4.0, 7.0, 12.0, 20.0, 35.0, 60.0, 110.0)
 
 
 def demo_training(timesteps: int, seed: int, num_threads: int) -> TrainConfig:
-    """What the demo trains."""
-    return TrainConfig(
-        scenarios=(SCENARIO,), ppo=PpoConfig(total_timesteps=timesteps, seed=seed, num_threads=num_threads)
-    )
+    """What the demo trains: PPO and nothing after it, so that its minutes show what PPO learns in them."""
+    ppo = PpoConfig(total_timesteps=timesteps, seed=seed, num_threads=num_threads)
+    return TrainConfig(scenarios=(SCENARIO,), ppo=ppo, offset_search=OffsetSearchConfig(rounds=0))
 
 
 def traffic_notes(trace_folders: Sequence[Path]) -> tuple[str, ...]:
