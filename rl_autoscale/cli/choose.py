@@ -64,6 +64,7 @@ def command(
     from rl_autoscale.experiments.choice import choice_split
     from rl_autoscale.experiments.grid import BenchmarkConfig, parse_policies
     from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.runs import write_text
     from rl_autoscale.experiments.suites import learned_sweeps, shipped_policies_for
 
     if (scenario is None) == (trace is None) or (trace is None) != (fleet is None):
@@ -101,7 +102,7 @@ def command(
     written = None
     if choice.best is not None:
         written = out / "policy.yaml"
-        written.write_text(yaml.safe_dump({"policy": as_policy(choice.settings[choice.best])}, sort_keys=False))
+        write_text(written, yaml.safe_dump({"policy": as_policy(choice.settings[choice.best])}, sort_keys=False))
     if as_json:
         typer.echo(json.dumps(choice.to_json(), indent=2))
         return

@@ -22,7 +22,7 @@ from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.experiments.analysis import CLAIRVOYANT, NOT_ADAPTIVE
 from rl_autoscale.experiments.episodes import Split
 from rl_autoscale.experiments.grid import BenchmarkConfig, Cell, PolicySweep
-from rl_autoscale.experiments.rows import Refusal, Row
+from rl_autoscale.experiments.rows import Refusal, Row, plain
 from rl_autoscale.experiments.tuning import loss
 
 MARGIN = 0.03
@@ -101,7 +101,7 @@ class Choice:
                 "asked_attainment": self.asked,
                 "policy": label,
                 "registered": item.sweep.registered,
-                "knobs": item.knobs,
+                "knobs": plain(item.knobs),
                 "slo_attainment": item.slo_attainment,
                 "gpu_hours": item.gpu_hours,
                 "best": label == self.best,
@@ -134,19 +134,9 @@ def deployed(choices: Sequence[Choice], config: BenchmarkConfig) -> list[Cell]:
             if choice.best is not None:
                 best = choice.settings[choice.best]
                 settings.append(replace(best, sweep=best.sweep.model_copy(update={"label": BEST})))
-            found += [
-                Cell(
-                    choice.scenario,
-                    seed,
-                    item.sweep,
-                    choice.refusal,
-                    item.knob,
-                    item.knob_value,
-                    item.knobs,
-                    choice.asked,
-                )
-                for item in settings
-            ]
+            for item in settings:
+                place = (choice.scenario, seed, item.sweep, choice.refusal)
+                found.append(Cell(*place, item.knob, item.knob_value, item.knobs, choice.asked))
     return found
 
 

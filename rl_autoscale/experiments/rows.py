@@ -58,7 +58,7 @@ class Row:
 
     def to_json(self) -> str:
         """One line of strict JSON; numbers that are not finite become null (NaN) or strings ("inf")."""
-        return json.dumps(_plain(asdict(self)), allow_nan=False)
+        return json.dumps(plain(asdict(self)), allow_nan=False)
 
     @staticmethod
     def from_json(line: str) -> Row:
@@ -137,15 +137,16 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, "".join(row.to_json() + "\n" for row in rows))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as strict JSON can have it; numbers that are not finite as `Row.to_json` writes them."""
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item"):
-        return _plain(value.item())
+        return plain(value.item())
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rl_autoscale.experiments.choice import (
     FOLDER,
     MARGIN,
     Candidate,
+    Choice,
     best_policy,
     best_setting,
     choice_split,
@@ -204,6 +206,15 @@ def test_the_command_writes_what_a_controller_reads(
     best = next(item for item in json.loads((out / "chosen.json").read_text()) if item["best"])
     assert written.name == best["policy"]
     assert written.knobs == best["knobs"]
+
+
+def test_without_refusal_what_is_written_is_strict_json() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    item = replace(candidate(0.98, 10.0, TRAINED), knobs={"path": "pretrained/single-pool", "admission": float("inf")})
+    [record] = Choice("s", "off", 0.98, {"PPO": item}, "PPO").to_json()
+    assert json.loads(json.dumps(record), parse_constant=refuse)["knobs"]["admission"] == "inf"
 
 
 FLEET = {
