@@ -29,8 +29,8 @@ from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.capacity import resumed
+from rl_autoscale.experiments.dial import play
 from rl_autoscale.experiments.runs import write_text
-from rl_autoscale.experiments.train import play
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 

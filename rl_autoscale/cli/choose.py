@@ -100,7 +100,9 @@ def command(
             config, out, num_processes=jobs or os.cpu_count() or 1, trace_folders=traces or [], progress=bar
         )
     written = None
-    if choice.best is not None:
+    if choice.best is None:
+        stderr.print("note: a fixed fleet and the clairvoyant plan are never chosen; add a policy that scales")
+    else:
         written = out / "policy.yaml"
         write_text(written, yaml.safe_dump({"policy": as_policy(choice.settings[choice.best])}, sort_keys=False))
     if as_json:

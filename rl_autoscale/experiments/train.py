@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from rl_autoscale.agents.envelope import Envelope
-from rl_autoscale.agents.export import Layer, export_policy, forward, read_actor
+from rl_autoscale.agents.export import Layer, export_policy, read_actor
 from rl_autoscale.agents.learned import check_schema, read_card, read_network
 from rl_autoscale.agents.ppo import (
     PpoConfig,
@@ -30,11 +29,12 @@ from rl_autoscale.agents.ppo import (
     train_ppo,
 )
 from rl_autoscale.envs.faults import TelemetryFaults
-from rl_autoscale.envs.mdp import EpisodeSetup, FleetMdp
+from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.dial import measure_dial
 from rl_autoscale.experiments.miss_forecast import fit_miss_forecast
 from rl_autoscale.experiments.offset_search import OffsetSearchConfig, search_offsets, with_offsets
 from rl_autoscale.experiments.runs import describe_run, write_run
@@ -43,8 +43,6 @@ from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.spec import TraceSource
 
-DIAL_PRICES = 7
-DIAL_EPISODES = 8
 NO_DIAL = (
     "the dial was not measured, so attainment=... begins at the default price, and no miss forecast turns it: every "
     "training source holds a trace; "
@@ -52,8 +50,6 @@ NO_DIAL = (
 )
 TrainingReport = Callable[[TrainingProgress | str], None]
 """Told how a training goes: numbers after each rollout, then words."""
-
-DIAL_METRICS = ("slo_attainment", "cost_over_ideal")
 
 
 class FaultConfig(Config):
@@ -83,8 +79,6 @@ class TrainConfig(Config):
         low, high = self.miss_price
         if not 0 < low <= high:
             raise ValueError(f"miss_price={[low, high]} must be [low, high] with 0 < low <= high")
-        if self.ppo.total_timesteps == 0 and self.start_from is None:
-            raise ValueError("total_timesteps=0 trains nothing; give more, or a policy to start_from")
         return self
 
 
@@ -106,10 +100,13 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
     """Refuse a training that cannot begin, before it leaves anything behind.
 
     Raises:
-        SpecError: scenarios of several schemas, fewer fleets than scenarios, a policy to start from of other sizes,
-            or a folder that holds a checkpoint of another configuration (a longer run of the same one is fine).
+        SpecError: nothing to train, scenarios of several schemas, fewer fleets than scenarios, a policy to start from
+            of other sizes, or a folder that holds a checkpoint of another configuration (a longer run of the same one
+            is fine).
         PolicyFileError: the policy to start from cannot be read, or is of another schema.
     """
+    if config.ppo.total_timesteps == 0 and config.start_from is None:
+        raise SpecError("total_timesteps=0 trains nothing; give more steps, or a policy to start_from")
     layouts = {", ".join(Schema.of(item.fleet).layout) for item in scenarios}
     if len(layouts) > 1:
         found = "; ".join(sorted(layouts))
@@ -236,9 +233,9 @@ def _searched(
         if report is not None:
             report(f"searching its offsets, run {done} of {total} at most ...")
 
-    without_faults = config.model_copy(update={"faults": FaultConfig()})
+    as_deployed = partial(_training_mdp, _without_faults(config))
     found = search_offsets(
-        *(layers, scenarios, store, partial(_training_mdp, without_faults), config.miss_price, config.offset_search),
+        *(layers, scenarios, store, as_deployed, config.miss_price, config.offset_search),
         seed=config.ppo.seed,
         progress=progress,
     )
@@ -272,7 +269,8 @@ def measure(
     layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
 ) -> tuple[list[dict[str, float]], list[Layer] | None, set[str]]:
     """A policy's dial, its miss forecast where there is a dial to turn, and notes on what was missing."""
-    dial = measure_dial(layers, config, scenarios, store)
+    as_deployed = partial(_training_mdp, _without_faults(config))
+    dial = measure_dial(layers, scenarios, store, as_deployed, config.miss_price, seed=config.ppo.seed)
     if not dial:
         return dial, None, {NO_DIAL}
     forecast, notes = fit_miss_forecast(
@@ -280,62 +278,6 @@ def measure(
         timesteps=config.ppo.total_timesteps + timesteps_before(config), seed=config.ppo.seed,
     )  # fmt: skip
     return dial, forecast, notes
-
-
-def measure_dial(
-    layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
-) -> list[dict[str, float]]:
-    """What a policy delivers at several prices, on validation traffic.
-
-    Returns:
-        Per price ``miss_price``, and ``slo_attainment`` (of several classes each one's as well) and
-        ``cost_over_ideal``: means over episodes, and of these the median over the scenarios that have validation
-        traffic (where bursts end before a replica has started, no price buys an attainment: a mean would push the dial
-        to its end for all). Nothing where none has any.
-    """
-    measured = [
-        (item, ScenarioSampler(item, store, num_workloads=DIAL_EPISODES, validation=True))
-        for item in scenarios
-        if item.validation_sources
-    ]
-    if not measured:
-        return []
-    points = []
-    for price in np.geomspace(*config.miss_price, DIAL_PRICES).tolist():
-        means = []
-        for scenario, sampler in measured:
-            mdp = FleetMdp(
-                scenario.fleet,
-                scenario.shield,
-                partial(_at_price, sampler, price),
-                num_fleets=DIAL_EPISODES,
-                num_threads=config.ppo.num_threads,
-                refuse=config.ppo.refuse,
-                hysteresis=config.ppo.hysteresis,
-            )
-            books = play(layers, mdp, config.ppo.seed)
-            names = [name for name in books[0] if name.startswith(DIAL_METRICS)]
-            means.append([np.nanmean([book[name] for book in books]) for name in names])
-        typical = zip(names, np.nanmedian(np.array(means), axis=0), strict=True)
-        known = {name: round(float(value), 5) for name, value in typical if np.isfinite(value)}
-        points.append({"miss_price": round(price, 3), **known})
-    return points
-
-
-def _at_price(sampler: ScenarioSampler, miss_price: float, seed: int) -> EpisodeSetup:
-    return replace(sampler(seed), miss_price=miss_price, miss_weight=None)
-
-
-def play(layers: list[Layer], mdp: FleetMdp, seed: int) -> list[dict[str, float]]:
-    """One episode in every fleet, without exploration; the books at each one's end."""
-    observation = mdp.reset(seed)
-    books: dict[int, dict[str, float]] = {}
-    while len(books) < mdp.num_fleets:
-        step = mdp.step(forward(layers, observation))
-        observation = step.observation
-        for e in np.flatnonzero(step.truncated):
-            books.setdefault(int(e), mdp.books(int(e)))
-    return list(books.values())
 
 
 def _describe(config: TrainConfig, scenarios: Sequence[Scenario]) -> dict[str, Any]:
@@ -368,7 +310,11 @@ def _export(
     )
 
 
-def _training_mdp(config: TrainConfig, scenario: Scenario, sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
+def _without_faults(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"faults": FaultConfig()})
+
+
+def _training_mdp(config: TrainConfig, scenario: Scenario, sampler: EpisodeSampler, num_fleets: int) -> FleetMdp:
     return FleetMdp(
         scenario.fleet,
         scenario.shield,

@@ -21,11 +21,12 @@ from rl_autoscale.experiments.offset_search import (
     LEAST_GAIN,
     Offsets,
     OffsetSearchConfig,
+    PricedEpisodes,
     choose_steps,
     search_offsets,
     with_offsets,
 )
-from rl_autoscale.experiments.train import TrainConfig, train
+from rl_autoscale.experiments.train import TrainConfig, check_training, train
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -152,7 +153,18 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     assert searched["envelope"] == card["envelope"]
 
 
-def test_no_steps_and_nothing_to_start_from_is_refused() -> None:
-    pytest.importorskip("stable_baselines3")
-    with pytest.raises(SpecError, match="total_timesteps=0 trains nothing; give more, or a policy to start_from"):
-        TrainConfig.from_dict({"ppo": {"total_timesteps": 0}})
+def test_no_steps_and_nothing_to_start_from_is_refused(tiny_scenario: Path, tmp_path: Path) -> None:
+    config = TrainConfig.from_dict({"ppo": {"total_timesteps": 0}})
+    with pytest.raises(SpecError, match="total_timesteps=0 trains nothing; give more steps, or a policy to start_from"):
+        check_training(config, [load_scenario(tiny_scenario)], tmp_path)
+
+
+def test_an_episode_in_which_nothing_arrives_costs_its_gpu_time(
+    tiny_scenario: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = load_scenario(tiny_scenario)
+    nothing = {"cost_over_ideal": 2.0, "weighted_misses": float("nan")}
+    monkeypatch.setattr(FleetMdp, "books", lambda *_: nothing)
+    sampler = ScenarioSampler(scenario, TraceStore(), num_workloads=2)
+    episodes = PricedEpisodes(partial(make_mdp, scenario), sampler, np.array([2.0, 60.0]), 1)
+    assert episodes.bills(untrained(scenario, 0.0), seed=0).tolist() == [2.0, 2.0]

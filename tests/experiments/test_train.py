@@ -13,10 +13,12 @@ pytest.importorskip("stable_baselines3")
 
 from rl_autoscale.agents.export import Layer, export_policy
 from rl_autoscale.agents.ppo import PpoConfig
+from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.experiments.train import DIAL_PRICES, TrainConfig, check_training, measure_dial, train_on
+from rl_autoscale.experiments.dial import DIAL_PRICES, measure_dial
+from rl_autoscale.experiments.train import TrainConfig, check_training, train_on
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -34,6 +36,10 @@ def random_layers(scenario: Scenario) -> list[Layer]:
     return [(rng.normal(0.0, 0.05, shape).astype(np.float32), np.zeros(shape[0], np.float32))]
 
 
+def make_mdp(scenario: Scenario, sampler: EpisodeSampler, num_fleets: int) -> FleetMdp:
+    return FleetMdp(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets)
+
+
 def test_the_dial_is_measured_on_validation_traffic_alone(tiny: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     randomise = Scenario.draw_randomisation
@@ -44,7 +50,7 @@ def test_the_dial_is_measured_on_validation_traffic_alone(tiny: Scenario, monkey
 
     monkeypatch.setattr(Scenario, "build_train", lambda *_: pytest.fail("the dial was measured on training traffic"))
     monkeypatch.setattr(Scenario, "draw_randomisation", draw_randomisation)
-    dial = measure_dial(random_layers(tiny), TrainConfig(miss_price=(2.0, 100.0)), [tiny], STORE)
+    dial = measure_dial(random_layers(tiny), [tiny], STORE, make_mdp, (2.0, 100.0), seed=0)
     assert [point["miss_price"] for point in dial] == pytest.approx(np.geomspace(2.0, 100.0, DIAL_PRICES), abs=1e-3)
     assert all(0.0 <= point["slo_attainment"] <= 1.0 and point["cost_over_ideal"] > 0 for point in dial)
     assert drawn
@@ -55,7 +61,7 @@ def test_without_validation_traffic_there_is_no_dial(tiny_scenario: Path) -> Non
     trace = {"streams": [{"trace": "azure2023_conv", "slice_s": [0, 60]}]}
     data = yaml.safe_load(tiny_scenario.read_text())
     traced = Scenario.from_dict({**data, "train": [{"name": "trace", "workload": trace}]})
-    assert measure_dial(random_layers(traced), TrainConfig(), [traced], STORE) == []
+    assert measure_dial(random_layers(traced), [traced], STORE, make_mdp, (2.0, 100.0), seed=0) == []
 
 
 def test_one_seed_is_another_episode_in_validation(tiny: Scenario) -> None:
