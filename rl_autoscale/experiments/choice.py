@@ -29,7 +29,7 @@ MARGIN = 0.03
 """Share of its GPU-hours that a rule must save for a trained policy to give way."""
 
 FIRST_SEED = 1000
-"""Of the episodes; on the first ones of validation traffic dials are measured (experiments/train.py)."""
+"""Of the episodes; on the first ones of validation traffic dials are measured (experiments/dial.py)."""
 
 TIGHTER = (1.0, 0.6)
 """Shares of the allowed misses that a policy which can be asked is asked for, beside its knob's values."""
