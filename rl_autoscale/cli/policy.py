@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from rl_autoscale.agents.learned import read_card
@@ -21,6 +22,8 @@ from rl_autoscale.agents.pretrained import (
     pretrained_names,
 )
 from rl_autoscale.agents.registry import POLICIES, policy_class
+from rl_autoscale.cli.report import FILE_WIDTH
+from rl_autoscale.fleet.errors import SpecError
 
 NONE_SHIPPED = "none ships with this version; train one: rl-autoscale train --help"
 
@@ -90,6 +93,78 @@ def show_policy(
             typer.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
     for problem in found["card_problems"]:
         typer.echo(f"model card: {problem}", err=True)
+
+
+@app.command("compare")
+def compare(
+    policies: Annotated[list[str], typer.Argument(help="pretrained/NAME, or folders; the first is the measure.")],
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="Default: those that the first was trained on. May be given again.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Of each scenario at each of seven prices of a miss.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the traffic.")] = 0,
+    traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare trained policies by what they cost their owner, on validation traffic: seconds to a minute a scenario.
+
+    The bill is GPU time over the ideal plus the price of a miss times the share that missed, at seven prices from
+    the first policy's dial; all policies meet the same episodes. Test traffic is not touched, so this may decide which
+    network to keep.
+
+    Examples:
+        rl-autoscale policy compare pretrained/single-pool runs/mine/policy --scenario bursty
+
+        rl-autoscale policy compare runs/a/policy runs/b/policy --episodes 16 --json
+    """
+    from rl_autoscale.envs.scenario import load_scenario
+    from rl_autoscale.experiments.bills import compare_policies, mean_changes
+    from rl_autoscale.workload.store import TraceStore
+
+    names = scenario or list(read_card(policy_folder(policies[0])).get("training", {}).get("scenarios", ()))
+    if not names:
+        raise SpecError(f"{policies[0]}: its card names no scenarios; give --scenario")
+    scenarios = [load_scenario(name) for name in names]
+    stderr = Console(stderr=True)
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("playing", total=len(scenarios))
+        prices, found = compare_policies(
+            policies,
+            scenarios,
+            TraceStore(traces or []),
+            episodes=episodes,
+            seed=seed,
+            report=lambda _: bar.advance(task),
+        )
+    mean = mean_changes(found)
+    if as_json:
+        bills = {item.scenario: item.bills.round(4).tolist() for item in found}
+        answer = {
+            "policies": policies,
+            "miss_price": prices.tolist(),
+            "bill": bills,
+            "change": mean.round(4).tolist(),
+        }
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("scenario", "policy", *(f"{price:.3g}" for price in prices)):
+        named = heading in ("scenario", "policy")
+        table.add_column(heading, justify="left" if named else "right", overflow="fold", no_wrap=not named)
+    for item in found:
+        table.add_row(item.scenario, policies[0], *(f"{bill:.2f}" for bill in item.bills[0]))
+        for path, change in zip(policies[1:], item.bills[1:] / item.bills[0] - 1.0, strict=True):
+            table.add_row("", path, *(f"{share:+.1%}" for share in change))
+    for path, change in zip(policies[1:], mean[1:], strict=True):
+        table.add_row("mean", path, *(f"{share:+.1%}" for share in change))
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(table)
+    judged = {item.scenario for item in found}
+    left_out = [item.name for item in scenarios if item.name not in judged]
+    if left_out:
+        typer.echo(f"left out, no validation traffic: {', '.join(left_out)}", err=True)
 
 
 def summary(path: str) -> dict[str, Any]:

@@ -26,23 +26,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from rl_autoscale.agents.export import Layer, forward
+from rl_autoscale.agents.export import Layer
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.bills import NUM_WORKLOADS, PricedEpisodes, prices_of
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.workload.spec import TraceSource
 
 FloatArray = npt.NDArray[np.float64]
 
-NUM_PRICES = 7
 FIRST_STEPS = {"floor": (-0.4, 0.4, 0.8), "headroom": (-0.25, 0.25)}
 """Offsets tried in the first round, by action, in the order in which actions are searched; halved in every other.
 Offsets of admission and batch cap brought next to nothing, and more trials find more luck."""
-NUM_WORKLOADS = 1_000_000
-"""Traffic is drawn anew for each episode: a few draws, seen at every price, would be learned by heart."""
 LEAST_GAIN = 0.002
 """An offset that lowers the bill by less than this share is noise, and not kept."""
 SMOOTHING = 0.25
@@ -115,7 +113,7 @@ def search_offsets(
         seed: of the episodes.
         progress: told how far it is.
     """
-    prices = np.geomspace(*miss_price, NUM_PRICES) if miss_price[0] < miss_price[1] else np.array(miss_price[:1])
+    prices = prices_of(miss_price)
     actions = Schema.of(scenarios[0].fleet).actions
     players = [
         PricedEpisodes(
@@ -173,57 +171,6 @@ def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
     smooth = (1.0 - 2.0 * SMOOTHING) * gain + SMOOTHING * (padded[:, :-2] + padded[:, 2:])
     best = smooth.argmin(axis=0)
     return np.where(smooth.min(axis=0) < -LEAST_GAIN, best, 0)
-
-
-class PricedEpisodes:
-    """One scenario's episodes, at each price so many.
-
-    Args:
-        make_mdp: sampler and number of fleets to an MDP.
-        sampler: of the episodes.
-        prices: shape (num_prices,).
-        episodes: at each price.
-    """
-
-    def __init__(
-        self,
-        make_mdp: Callable[[ScenarioSampler, int], FleetMdp],
-        sampler: ScenarioSampler,
-        prices: FloatArray,
-        episodes: int,
-    ) -> None:
-        self._make_mdp, self._sampler = make_mdp, sampler
-        self._episodes, self._num_prices = episodes, len(prices)
-        self._price = np.repeat(prices, episodes)
-        self.num_steps = 0
-
-    def bills(self, layers: list[Layer], offsets: FloatArray | None = None, *, seed: int) -> FloatArray:
-        """Mean bill at each price in the episodes of a seed.
-
-        Args:
-            layers: of the policy.
-            offsets: shape (num_prices, num_actions).
-            seed: the same again are the same episodes.
-
-        Returns:
-            Shape (num_prices,).
-        """
-        mdp = self._make_mdp(self._sampler, len(self._price))  # gone afterwards: a hundred fleets take gigabytes
-        observation = mdp.reset(seed)
-        mdp.miss_price[:] = self._price
-        observation[:, mdp.encoder.schema.features.index("miss_price")] = price_feature(self._price)
-        shift = np.float32(0.0) if offsets is None else np.repeat(offsets, self._episodes, axis=0).astype(np.float32)
-        found, ended = np.zeros(mdp.num_fleets), np.zeros(mdp.num_fleets, dtype=np.bool_)
-        while not ended.all():
-            step = mdp.step(forward(layers, observation, shift))
-            observation = step.observation
-            self.num_steps += mdp.num_fleets
-            for e in np.flatnonzero(step.truncated & ~ended):
-                book = mdp.books(int(e))
-                misses = np.nan_to_num(book["weighted_misses"])  # not a number where nothing arrived
-                found[e] = book["cost_over_ideal"] + self._price[e] * misses
-            ended |= step.truncated
-        return np.asarray(found.reshape(self._num_prices, self._episodes).mean(axis=1))
 
 
 def with_offsets(layers: list[Layer], found: Offsets, price_column: int) -> list[Layer]:

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -153,6 +154,44 @@ def train(
     """
     check_training(config, scenarios, out, resume=resume)
     write_run(out, config, describe_run(config.ppo.seed))
+    learned = _learn(config, scenarios, store, out, resume, report, tracker)
+    gc.collect()  # a training's model and fleets refer to each other; what follows needs the memory
+    schema = Schema.of(scenarios[0].fleet)
+    layers, searched = _searched(learned.layers, config, scenarios, store, report)
+    if report is not None:
+        report("measuring its dial and what it misses ...")
+    dial, forecast, notes = measure(layers, config, scenarios, store)
+    notes |= learned.notes
+    training = {
+        **_describe(config, scenarios),
+        "timesteps": learned.num_timesteps + timesteps_before(config),
+        "notes": sorted(notes),
+        **searched,
+        **(learned.envelope.to_card() if learned.envelope is not None else {}),
+    }
+    _export(layers, schema, out / "policy", config, training, dial, forecast)
+    return TrainingResult(out / "policy", learned.num_timesteps, tuple(sorted(notes)))
+
+
+class _Learned(NamedTuple):
+    """What PPO leaves behind."""
+
+    layers: list[Layer]
+    num_timesteps: int
+    envelope: Envelope | None
+    notes: set[str]
+
+
+def _learn(
+    config: TrainConfig,
+    scenarios: Sequence[Scenario],
+    store: TraceSource,
+    out: Path,
+    resume: bool,
+    report: TrainingReport | None,
+    tracker: Tracker | None,
+) -> _Learned:
+    """Run PPO; its fleets are nobody's when this returns."""
     mdps, samplers = _build_mdps(config, scenarios, store)
     curve = (out / "learning.jsonl").open("a", encoding="utf-8")
 
@@ -180,24 +219,12 @@ def train(
             resume=resume,
             actor=_first_actor(config, scenarios),
         )
-    schema = Schema.of(scenarios[0].fleet)
-    layers, searched = _searched(policy_layers(model.policy), config, scenarios, store, report)
-    if report is not None:
-        report("measuring its dial and what it misses ...")
-    dial, forecast, notes = measure(layers, config, scenarios, store)
-    notes |= {note for sampler in samplers for note in sampler.notes}
-    envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(schema.features)], schema.features)
+    features = Schema.of(scenarios[0].fleet).features
+    envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(features)], features)
     if envelope is None and config.start_from is not None:
         envelope = Envelope.from_card(read_card(Path(config.start_from)))
-    training = {
-        **_describe(config, scenarios),
-        "timesteps": int(model.num_timesteps) + timesteps_before(config),
-        "notes": sorted(notes),
-        **searched,
-        **(envelope.to_card() if envelope is not None else {}),
-    }
-    _export(layers, schema, out / "policy", config, training, dial, forecast)
-    return TrainingResult(out / "policy", int(model.num_timesteps), tuple(sorted(notes)))
+    notes = {note for sampler in samplers for note in sampler.notes}
+    return _Learned(policy_layers(model.policy), int(model.num_timesteps), envelope, notes)
 
 
 def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Layer] | None:

@@ -82,3 +82,24 @@ def test_a_suite_takes_what_ships_or_says_that_nothing_does(
     assert "PPO" not in {item["policy"] for item in json.loads(out)[0]["policies"]}
     code, _, err = run(capsys, "benchmark", "--learned", "x")
     assert (code, "--learned adds trained policies to a --suite" in err) == (2, True)
+
+
+def test_compare_plays_both_on_the_same_traffic(
+    tiny_pretrained: Path, tiny_scenario: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("policy", "compare", "pretrained/tiny", tiny_pretrained, "--scenario", tiny_scenario, "--episodes", 1)
+    code, out, err = run(capsys, *asked, "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["policies"] == ["pretrained/tiny", str(tiny_pretrained)]
+    assert answer["change"][1] == [0.0] * len(answer["miss_price"])
+    assert answer["bill"]["tiny"][0] == answer["bill"]["tiny"][1]
+    code, out, err = run(capsys, *asked)
+    assert (code, err) == (0, "")
+    assert "+0.0%" in out
+    assert "mean" in out
+
+
+def test_compare_wants_a_scenario_that_fits(tiny_pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "policy", "compare", "pretrained/tiny", "--scenario", "chiron")
+    assert (code, err.count("\n"), "trained for schema" in err) == (2, 1, True)

@@ -16,12 +16,12 @@ from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.bills import PricedEpisodes
 from rl_autoscale.experiments.offset_search import (
     FIRST_STEPS,
     LEAST_GAIN,
     Offsets,
     OffsetSearchConfig,
-    PricedEpisodes,
     choose_steps,
     search_offsets,
     with_offsets,
@@ -113,7 +113,7 @@ def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path)
         search_offsets, scenarios=[scenario], store=TraceStore(), make_mdp=make_mdp, miss_price=(1.0, 600.0), seed=0
     )
     wasteful = untrained(scenario, 1.0)
-    found = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=2), progress=lambda k, n: ran.append((k, n)))
+    found = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=4), progress=lambda k, n: ran.append((k, n)))
     floor = [name.endswith(".floor") for name in Schema.of(scenario.fleet).actions].index(True)
     assert found.offsets[0, floor] < 0.0
     assert found.change[0] < -LEAST_GAIN
@@ -121,7 +121,7 @@ def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path)
     most_runs = 2 + sum(len(steps) + 1 for steps in FIRST_STEPS.values())
     assert ran == [(k, most_runs) for k in range(1, len(ran) + 1)]
     assert most_runs - len(FIRST_STEPS) <= len(ran) <= most_runs
-    again = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=2))
+    again = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=4))
     assert (again.offsets == found.offsets).all()
     assert again.num_steps == found.num_steps > 0
 

@@ -1,0 +1,83 @@
+"""What policies cost their owner: the same episodes for all, priced alike, and no more in memory than fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl_autoscale.agents.export import Layer, export_policy
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.scenario import Scenario, load_scenario
+from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.bills import MOST_FLEETS, PricedEpisodes, compare_policies, mean_changes, prices_of
+from rl_autoscale.fleet.errors import PolicyFileError, SpecError
+from rl_autoscale.workload.store import TraceStore
+
+pytest.importorskip("onnx")
+
+
+def same_action(scenario: Scenario, floor: float) -> list[Layer]:
+    """A policy that is neutral but for its floor."""
+    schema = Schema.of(scenario.fleet)
+    bias = np.zeros(len(schema.actions), dtype=np.float32)
+    bias[[name.endswith(".floor") for name in schema.actions]] = floor
+    return [(np.zeros((len(bias), len(schema.features)), dtype=np.float32), bias)]
+
+
+def exported(scenario: Scenario, floor: float, folder: Path) -> str:
+    layers, schema = same_action(scenario, floor), Schema.of(scenario.fleet)
+    export_policy(layers, schema, folder, refuse=True, training={}, miss_price_range=(1.0, 600.0))
+    return str(folder)
+
+
+def test_no_more_fleets_than_memory_holds_play_at_a_time(tiny_scenario: Path) -> None:
+    scenario = load_scenario(tiny_scenario)
+    made: list[int] = []
+
+    def counted(sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
+        made.append(num_fleets)
+        return FleetMdp(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets)
+
+    sampler, prices = ScenarioSampler(scenario, TraceStore(), num_workloads=100), prices_of((1.0, 600.0))
+    bills = PricedEpisodes(counted, sampler, prices, MOST_FLEETS).bills(same_action(scenario, 0.0), seed=1)
+    assert made == [MOST_FLEETS] * len(prices)
+    assert len(set(bills.tolist())) == len(prices)
+    assert bills[-1] > bills[0]
+
+
+def test_all_policies_meet_the_same_episodes(tiny_scenario: Path, tmp_path: Path) -> None:
+    """Twice the peak is held at the floor of 1: dearer where misses are cheap."""
+    scenario = load_scenario(tiny_scenario)
+    lean, large = exported(scenario, -1.0, tmp_path / "lean"), exported(scenario, 1.0, tmp_path / "large")
+    told = []
+    prices, found = compare_policies(
+        [lean, large, lean], [scenario], TraceStore(), episodes=3, seed=4, report=told.append
+    )
+    assert told == found
+    assert prices.tolist() == pytest.approx(np.geomspace(1.0, 600.0, 7))
+    assert found[0].bills[0].tolist() == found[0].bills[2].tolist()
+    change = mean_changes(found)
+    assert change[0].tolist() == change[2].tolist() == [0.0] * 7
+    assert change[1, 0] > 0.2
+    assert change[1].tolist() == pytest.approx(found[0].bills[1] / found[0].bills[0] - 1.0)
+
+
+def test_a_policy_of_another_fleet_is_refused(tiny_scenario: Path, tmp_path: Path) -> None:
+    policy = exported(load_scenario(tiny_scenario), 0.0, tmp_path / "one")
+    with pytest.raises(PolicyFileError, match="trained for schema"):
+        compare_policies([policy], [load_scenario("chiron")], TraceStore(), episodes=1, seed=0)
+
+
+def test_without_validation_traffic_nothing_is_judged(tiny_scenario: Path, tmp_path: Path) -> None:
+    scenario = load_scenario(tiny_scenario)
+    policy = exported(scenario, 0.0, tmp_path / "one")
+    traced = scenario.model_copy(update={"train": scenario.train[:0]})
+    with pytest.raises(SpecError, match="no validation traffic: tiny"):
+        compare_policies([policy], [traced], TraceStore(), episodes=1, seed=0)
+
+
+def test_one_price_is_one_price() -> None:
+    assert prices_of((20.0, 20.0)).tolist() == [20.0]
