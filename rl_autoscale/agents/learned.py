@@ -27,6 +27,8 @@ from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 
 SWEEP_POINTS = 7
+LEAST_USEFUL = 0.8
+"""Attainment below which nobody would run a fleet, so that a sweep has no point there."""
 
 _REQUIRED = (
     "format", "schema_version", "schema", "layout", "features", "actions", "onnx_sha256", "refuse", "miss_price_range",
@@ -131,8 +133,13 @@ def load_network(path: Path, card: dict[str, Any]) -> Any:
 
 
 def price_sweep(card: Mapping[str, Any]) -> tuple[float, ...]:
-    """Settings of the dial that cover the prices a policy was trained on, evenly in their logarithm."""
+    """Settings of the dial that cover the prices a policy was trained on, evenly in their logarithm.
+
+    Prices below the last one at which it left a fifth of validation traffic without its SLOs are nobody's to want.
+    """
     low, high = card["miss_price_range"]
+    useless = [point["miss_price"] for point in card.get("dial", ()) if point["slo_attainment"] < LEAST_USEFUL]
+    low = max([low, *useless])
     return tuple(float(f"{price:.3g}") for price in np.geomspace(low, high, SWEEP_POINTS))
 
 

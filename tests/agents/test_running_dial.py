@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rl_autoscale.agents.learned import price_sweep
 from rl_autoscale.agents.running_dial import TIME_CONSTANT_S, RunningDial, price_at
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
@@ -34,6 +35,14 @@ def test_noise_does_not_turn_the_dial_round_and_a_plateau_is_left_at_its_beginni
     prices, missed = np.array([3.0, 30.0, 100.0, 600.0]), np.array([0.021, 0.02, 0.03, 0.01])
     assert price_at(0.98, prices, missed) == pytest.approx(30.0)
     assert 100.0 < price_at(0.985, prices, missed) < 600.0
+
+
+def test_a_sweep_begins_where_the_policy_is_of_use() -> None:
+    card = {"miss_price_range": [2.0, 60.0], "dial": DIAL}
+    assert price_sweep(card)[::6] == (2.0, 60.0)
+    assert price_sweep({"miss_price_range": [2.0, 60.0]})[::6] == (2.0, 60.0)
+    poor = [{"miss_price": 2.0, "slo_attainment": 0.4}, {"miss_price": 6.0, "slo_attainment": 0.79}, *DIAL[1:]]
+    assert price_sweep(card | {"dial": poor})[::6] == (6.0, 60.0)
 
 
 @pytest.fixture
