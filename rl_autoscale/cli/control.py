@@ -103,9 +103,9 @@ def command(
 
 
 def _print_step(record: object) -> None:
-    from rl_autoscale.serving.controller import StepRecord
     from rl_autoscale.serving.decision_log import finite
     from rl_autoscale.serving.status_server import describe
+    from rl_autoscale.serving.step_record import StepRecord
 
     assert isinstance(record, StepRecord)
     print(json.dumps(finite(describe(record))), flush=True)

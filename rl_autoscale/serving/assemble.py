@@ -21,7 +21,7 @@ from rl_autoscale.serving.backends.local import LocalBackend
 from rl_autoscale.serving.backends.prometheus import DesiredReplicasCollector
 from rl_autoscale.serving.backends.rayserve import RayServeBackend
 from rl_autoscale.serving.config import BackendChoice, ControlConfig, PolicyChoice, TelemetryConfig, read_mode
-from rl_autoscale.serving.controller import Controller, StepRecord
+from rl_autoscale.serving.controller import Controller
 from rl_autoscale.serving.controller_metrics import ControllerMetrics
 from rl_autoscale.serving.decision_log import DecisionLog
 from rl_autoscale.serving.gateway.config import read_secret
@@ -32,6 +32,7 @@ from rl_autoscale.serving.modes import ENVIRONMENT, Mode, ModeInFile, ModeSwitch
 from rl_autoscale.serving.protocols import Backend, BackendError, Clock
 from rl_autoscale.serving.sources import DirectSource, MetricsSource, PrometheusSource
 from rl_autoscale.serving.status_server import History, StatusServer, describe
+from rl_autoscale.serving.step_record import StepRecord
 from rl_autoscale.serving.telemetry import Limits
 
 

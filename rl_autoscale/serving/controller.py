@@ -17,8 +17,8 @@ A restart holds what it finds, and treats all cool-downs as just fired.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,9 @@ from rl_autoscale.serving.safety import (
     is_override,
     judge,
 )
+from rl_autoscale.serving.step_record import Source, StepRecord
 from rl_autoscale.serving.telemetry import Limits
 
-Source = Literal["policy", "rule", "hold"]
 _GAP_INTERVALS = 3.0
 
 
@@ -66,44 +66,6 @@ class ControlledFleet(Fleet, Protocol):
     def apply_failures(self) -> Mapping[str, BackendError]:
         """What the last `apply` could not do."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One control step, complete enough to explain it; arrays are per pool.
-
-    Attributes:
-        step, wall_s, time_s: number, wall clock, controller's monotonic clock.
-        mode, mode_reason: in force, and what put it there.
-        source: who decided: the policy, the fallback rule, or nobody (targets held).
-        reasons: one line per thing that made this decision differ from the policy's wish.
-        current: targets in force before; raw: as proposed; shielded: as the shield allows; final: as applied (or as
-            would have been applied in shadow mode).
-        applied: whether it was.
-    """
-
-    pool_names: tuple[str, ...]
-    class_names: tuple[str, ...]
-    step: int
-    wall_s: float
-    time_s: float
-    mode: Mode
-    mode_reason: str
-    source: Source
-    reasons: tuple[str, ...]
-    faults: tuple[Fault, ...]
-    state: FleetState
-    report: TelemetryReport
-    current: IntArray
-    raw: ScalingDecision
-    shielded: ScalingDecision
-    final: ScalingDecision
-    applied: bool
-    failures: dict[str, str]
-    overridden: bool
-    outside: tuple[str, ...]
-    breaker: str
-    latency_s: float
 
 
 Listener = Callable[[StepRecord], None]

@@ -6,9 +6,9 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from rl_autoscale.fleet.state import FloatArray
-from rl_autoscale.serving.controller import StepRecord
 from rl_autoscale.serving.modes import MODES
 from rl_autoscale.serving.safety import FAULTS
+from rl_autoscale.serving.step_record import StepRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY_EDGES_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

@@ -18,11 +18,11 @@ from importlib import resources
 from typing import Any
 
 from rl_autoscale.fleet.state import NO_LIMIT
-from rl_autoscale.serving.controller import StepRecord
 from rl_autoscale.serving.controller_metrics import CONTENT_TYPE, ControllerMetrics, slo_attainment
 from rl_autoscale.serving.decision_log import finite
 from rl_autoscale.serving.modes import ModeSwitch
 from rl_autoscale.serving.protocols import Clock
+from rl_autoscale.serving.step_record import StepRecord
 
 _UNHEALTHY_AFTER_INTERVALS = 5.0
 
