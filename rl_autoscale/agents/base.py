@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from rl_autoscale.fleet.demand import StandIns
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
@@ -89,6 +90,7 @@ class RulePolicy(RegisteredPolicy):
     admission: float = NEVER_REFUSE
     batch_cap: int | None = None
     _spec: FleetSpec | None = field(default=None, init=False, repr=False)
+    _stand_ins: StandIns | None = field(default=None, init=False, repr=False)
     _last_target: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -119,9 +121,17 @@ class RulePolicy(RegisteredPolicy):
             raise RuntimeError(f"policy '{self.NAME}' was asked to decide before reset(spec)")
         return self._spec
 
+    @property
+    def stand_ins(self) -> StandIns:
+        """Pools that nobody prefers, for rules that size the others."""
+        if self._stand_ins is None:
+            raise RuntimeError(f"policy '{self.NAME}' was asked to decide before reset(spec)")
+        return self._stand_ins
+
     def reset(self, spec: FleetSpec) -> None:
         """Forget everything and prepare for a fleet."""
         self._spec = spec
+        self._stand_ins = StandIns(spec)
         self._last_target = spec.initial_replicas.copy()
 
     def standing_target(self, state: FleetState) -> IntArray:

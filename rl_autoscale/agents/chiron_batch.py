@@ -28,7 +28,7 @@ from rl_autoscale.agents.chiron_groups import (
 )
 from rl_autoscale.agents.chiron_local import BoolArray, full_pools
 from rl_autoscale.agents.tiers import Tier
-from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.demand import DemandEstimator, allowed_wait_s
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
@@ -168,15 +168,8 @@ class BatchLoop:
         while history and (not arrivals or history[0][0] < arrivals[0][0]):
             history.popleft()
         mean = float(self._output_tokens[class_index])
-        allowed_s = self._allowed_wait_s(class_index, mean)
+        allowed_s = float(allowed_wait_s(self._spec, self._output_tokens)[class_index])
         return [QueuedBatch(arrived + allowed_s, n, mean, self._output_cv * mean) for arrived, n in arrivals]
-
-    def _allowed_wait_s(self, class_index: int, output_tokens: float) -> float:
-        service_class = self._spec.classes[class_index]
-        if service_class.deadline_s is None:
-            return service_class.ttft_slo_s
-        decode_s = output_tokens * service_class.tpot_slo_s
-        return max(0.0, min(service_class.ttft_slo_s, service_class.deadline_s - decode_s))
 
     def tokens_per_s(self, state: FleetState, batch_cap: FloatArray) -> float:
         """Tokens per second that ready instances can give to these classes."""

@@ -94,14 +94,14 @@ class CocktailPolicy(RulePolicy):
         if math.isnan(self._first_s):
             self._first_s = self._last_s = now_s
         if now_s - self._last_s < self.interval_s - 1e-9:
-            return self.decision(target)
+            return self.decision(self.stand_ins.release(target, state) if self._plans else target)
         self._last_s = now_s
         peak = self._traffic.peak_per_s(now_s)
         self._series.update(peak)
         if math.isnan(peak) or np.isnan(state.classes.arrivals_per_s).any() or now_s - self._first_s < WARM_UP_S - 1e-9:
             return self.decision(target)
         self._plans.append(self._plan(target, self._traffic, now_s))
-        return self.decision(np.max(self._plans, axis=0))
+        return self.decision(self.stand_ins.release(np.max(self._plans, axis=0), state))
 
     def forecast_per_s(self, startup_s: float) -> float:
         """Largest arrival rate expected until a replica asked for now has served for one interval."""

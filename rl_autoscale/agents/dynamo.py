@@ -80,6 +80,7 @@ class DynamoPolicy(RulePolicy):
     trend_weight: float = 0.3
     _traffic: list[_ClassTraffic] = field(default_factory=list, init=False, repr=False)
     _asked: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False)
+    _planned: bool = field(default=False, init=False, repr=False)
     _floor: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), init=False, repr=False)
     _last_plan_s: float = field(default=math.nan, init=False, repr=False)
     _last_load_s: float = field(default=-math.inf, init=False, repr=False)
@@ -106,6 +107,7 @@ class DynamoPolicy(RulePolicy):
             for _ in spec.classes
         ]  # fmt: skip
         self._floor = spec.min_replicas.copy()
+        self._planned = False
         self._last_plan_s, self._last_load_s = math.nan, -math.inf
 
     def _forecast(self) -> HoltWinters:
@@ -125,7 +127,8 @@ class DynamoPolicy(RulePolicy):
             self._last_load_s = now_s
             for pool in range(len(target)):
                 target[pool] += self._load_step(pool, state)
-        return self.decision(np.maximum(target, self._floor))
+        target = np.maximum(target, self._floor)
+        return self.decision(self.stand_ins.release(target, state) if self._planned else target)
 
     def _observe(self, state: FleetState, now_s: float) -> None:
         classes = state.classes
@@ -140,6 +143,7 @@ class DynamoPolicy(RulePolicy):
 
     def _plan(self, now_s: float) -> None:
         """The slow loop: new floors for pools all of whose classes have been measured."""
+        self._planned = True
         wanted = np.zeros(len(self.spec.pools))
         for c, traffic in enumerate(self._traffic):
             series = (traffic.rate, traffic.prompt_tokens, traffic.output_tokens)

@@ -19,8 +19,8 @@ class HeadroomPolicy(RulePolicy):
     """Hold ``ceil(headroom * demand)`` replicas, demand being the work the arriving tokens ask for.
 
     Demand is estimated at two time scales and the larger counts: growth follows the fast average, shrinking waits for
-    the slow one. A pool none of whose classes has ever been measured is held; a missing window leaves the estimate as
-    it was.
+    the slow one. A pool one of whose classes has never been measured is held; a missing window leaves the estimate as
+    it was. A pool that stands in for others is given up when those are ready (fleet/demand.py: `StandIns`).
 
     Attributes:
         headroom: replicas held per replica of demand at full utilisation.
@@ -75,6 +75,7 @@ class HeadroomPolicy(RulePolicy):
         self._measured |= known & bool(state.window_s > 0)
         wanted = overflow(self.spec, headroom * np.maximum(demand.replicas(0), demand.replicas(1)))
         for pool in range(len(target)):
-            if np.all(self._measured[demand.classes_asking(pool)]):
+            asking = demand.classes_asking(pool)
+            if np.all(self._measured[asking if asking.any() else ...]):
                 target[pool] = ceil_replicas(float(wanted[pool]))
-        return self.decision(target)
+        return self.decision(self.stand_ins.keep(target, state))

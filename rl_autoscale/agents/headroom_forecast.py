@@ -97,7 +97,7 @@ class HeadroomForecastPolicy(RulePolicy):
         wanted, known = np.zeros(len(target)), np.ones(len(target), dtype=np.bool_)
         for pool in range(len(target)):
             served = [series for series, p in zip(self._series, demand.work_pool, strict=True) if p == pool]
-            if any(math.isnan(series.level) for series in served):
+            if any(math.isnan(series.level) for series in served or self._series):
                 known[pool] = False
                 continue
             expected = np.zeros(self._horizon_steps(pool) + 1)
@@ -107,4 +107,4 @@ class HeadroomForecastPolicy(RulePolicy):
         for pool, replicas in enumerate(overflow(self.spec, wanted)):
             if known[pool]:
                 target[pool] = ceil_replicas(float(replicas))
-        return self.decision(target)
+        return self.decision(self.stand_ins.keep(target, state))

@@ -101,7 +101,7 @@ class InfaasPolicy(RulePolicy):
                 target[pools] += self.growth(tier, target[pools], rates, needed - capacity)
             else:
                 target[pools] = self._shrunk(tier, target[pools], rates, needed, now_s)
-        return self.decision(target)
+        return self.decision(self.stand_ins.release(target, state))
 
     def growth(self, tier: Tier, replicas: IntArray, rates: FloatArray, deficit: float) -> IntArray:
         """Replicas to add to each pool of a tier.

@@ -104,7 +104,7 @@ class QlmPolicy(RulePolicy):
             target = self._sized(k, target, state, bool(readable[list(self._tiers[k].pools)].all()))
         for pools, num_gpus in self.spec.gpu_groups:
             target[list(pools)] = self._dealt(list(pools), num_gpus, target, self.standing_target(state), state)
-        return self.decision(target)
+        return self.decision(self.stand_ins.release(target, state))
 
     def _dealt(self, pools: list[int], num_gpus: int, target: IntArray, held: IntArray, state: FleetState) -> IntArray:
         """Replicas of pools that share GPUs, shape (len(pools),)."""

@@ -1,8 +1,8 @@
 """Pools that can stand in for each other, their traffic of late, and what a replica of each can serve of it.
 
 Rules that choose *which* hardware grows (`infaas`, `cocktail`, `qlm`) see a fleet as tiers: all pools of one role and
-model, and the classes whose first choice they are. A pool that is no class's first choice is left to whoever runs the
-fleet.
+model, and the classes whose first choice they are. A pool in no tier stands in for those
+that are until they have the replicas they want (fleet/demand.py: `StandIns`).
 """
 
 from __future__ import annotations

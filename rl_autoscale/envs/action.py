@@ -10,10 +10,15 @@ Relative to measured demand, so that 0 already scales sensibly.
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 | class.in_flight | at once 1/8 of what ready replicas take | 1/64 to 1: 64 ** ((a - 1) / 2); above 0.95 no limit |
 
+A batch pool's work may wait, so its headroom multiplies what its queue needs to start in half of the time left
+(fleet/demand.py: `backlog_replicas`), and its floor what arrives (30 s average): a floor of -1 leaves all until
+its deadline asks for it. Its replicas are rounded to the nearest: a queue that is not worth a replica yet waits, and
+the nearer its deadline the more it needs.
+
 A pool that is no class's first choice (see fleet/demand.py) has no demand of its own: it gets what the pools beside it
-may not hold, and stays at its minimum otherwise. Without any demand measured yet, what is asked for now is held. The
-floor is what a policy keeps ready for a burst that comes back sooner than a replica starts: no multiple of a demand
-near zero does.
+may not hold, keeps what it has while those wait for replicas to start, and stays at its minimum otherwise. Without any
+demand measured yet, what is asked for now is held. The floor is what a policy keeps ready for a burst that comes back
+sooner than a replica starts: no multiple of a demand near zero does.
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
@@ -27,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.envs.schema import POOL_ACTIONS, Schema, held_classes
-from rl_autoscale.fleet.demand import overflow
+from rl_autoscale.fleet.demand import StandIns, overflow
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, FleetState, FloatArray, ScalingDecision
 
@@ -55,6 +60,8 @@ class ActionDecoder:
         self.refuse = refuse
         self.num_actions = len(Schema.of(spec).actions)
         self._held = held_classes(spec)
+        self._stand_ins = StandIns(spec)
+        self._unrounded = np.where([pool.role == "batch" for pool in spec.pools], 0.5, 1e-9)
         serving = [spec.pools_passed(c) for c in self._held]
         self._serves = np.array([[p in pools for p in range(len(spec.pools))] for pools in serving], dtype=np.float64)
 
@@ -80,10 +87,11 @@ class ActionDecoder:
         floor = (1.0 + floor_action) * peak_replicas
         asked = overflow(spec, np.maximum(headroom * base, floor))
         held = np.fmax(state.pools.asked_for, 0.0)
-        least, most = np.ceil(asked - 1e-9), np.ceil((1.0 + self.hysteresis) * asked - 1e-9)
+        least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + self.hysteresis))
         wanted = np.clip(held, least, most)
-        unmeasured = base.sum(axis=-1, keepdims=True) <= 0
-        target = np.where(unmeasured, held, wanted)
+        unmeasured = np.isnan(base_replicas).all(axis=-1, keepdims=True)
+        target = np.clip(np.where(unmeasured, held, wanted), spec.min_replicas, spec.max_replicas)
+        target = self._stand_ins.keep(target, state)
         cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - cap_action) / 2.0))
         refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))

@@ -230,7 +230,7 @@ class FleetMdp:
 
     def foresight(self) -> npt.NDArray[np.float32]:
         """What hindsight knows, for a critic: shape (num_fleets, num_foresight_features); see envs/foresight.py."""
-        return self._foresight.features(self._batch.now_s, self.encoder.base_replicas())
+        return self._foresight.features(self._batch.now_s, self.encoder.demand_replicas())
 
     def books(self, e: int) -> dict[str, float]:
         """Cost and attainment of fleet ``e`` so far, for logs; attainments of classes by their names in the schema."""

@@ -21,6 +21,7 @@ because the demand features hold their last value.
 | demand_spread | 300 s average of a window's distance from the 30 s average before it | log2 |
 | demand_level | 30 s average over max_replicas | 0..1 |
 | demand_replicas | 30 s average in replicas, plus one: small fleets need more slack | log2, third |
+| backlog | of a batch pool: replicas that its queue needs, plus one | log2, third |
 | since_change | time since the pool's target changed | 2 x start-up time, at most 1 |
 | age | age of the row | control interval |
 | queue_wait, oldest_wait | gateway queue over finish rate; its head's wait | TTFT SLO |
@@ -38,7 +39,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rl_autoscale.envs.schema import Schema
+from rl_autoscale.envs.schema import BATCH_POOL_FEATURES, POOL_FEATURES, Schema
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
@@ -82,6 +83,10 @@ class ObservationEncoder:
         self._last_demand = np.full((*batch_shape, len(spec.pools)), np.nan)
         self._peak_demand = np.zeros((*batch_shape, len(spec.pools)))
         self._spread = np.zeros((*batch_shape, len(spec.pools)))
+        self._backlog = np.zeros((*batch_shape, len(spec.pools)))
+        self._is_batch = np.array([pool.role == "batch" for pool in spec.pools])
+        self._of_pool = np.ones((len(spec.pools), len(POOL_FEATURES) + len(BATCH_POOL_FEATURES)), dtype=np.bool_)
+        self._of_pool[~self._is_batch, len(POOL_FEATURES) :] = False
 
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
         """Forget, for all fleets or those selected by a boolean array of the batch shape."""
@@ -92,6 +97,7 @@ class ObservationEncoder:
         self._last_demand[chosen] = np.nan
         self._peak_demand[chosen] = 0.0
         self._spread[chosen] = 0.0
+        self._backlog[chosen] = 0.0
 
     def adopt(self, other: ObservationEncoder, which: npt.NDArray[np.bool_]) -> None:
         """Take over the memory of an encoder of fewer fleets for the selected ones."""
@@ -101,14 +107,27 @@ class ObservationEncoder:
         self._last_demand[which] = other._last_demand
         self._peak_demand[which] = other._peak_demand
         self._spread[which] = other._spread
+        self._backlog[which] = other._backlog
 
-    def base_replicas(self) -> FloatArray:
-        """What the headroom action multiplies: the 30 s average of demand, shape (..., num_pools)."""
+    def demand_replicas(self) -> FloatArray:
+        """The 30 s average of demand, shape (..., num_pools)."""
         return self.demand.replicas(FAST)
 
+    def base_replicas(self) -> FloatArray:
+        """What the headroom action multiplies, shape (..., num_pools); NaN before any demand is measured.
+
+        The 30 s average of demand; of a batch pool what its queue needs to start in half of the time left.
+        """
+        demand = self.demand_replicas()
+        measured = demand.sum(axis=-1, keepdims=True) > 0
+        return np.where(measured, np.where(self._is_batch, self._backlog, demand), np.nan)
+
     def peak_replicas(self) -> FloatArray:
-        """What the floor action multiplies: the highest window of late (forgotten over 900 s), (..., num_pools)."""
-        return self._peak_demand
+        """What the floor action multiplies, shape (..., num_pools).
+
+        The highest window of late, forgotten over 900 s; of a batch pool the 30 s average of demand.
+        """
+        return np.where(self._is_batch, self.demand_replicas(), self._peak_demand)
 
     def encode(
         self, state: FleetState, miss_price: FloatArray | float, miss_weight: FloatArray | float = 1.0
@@ -124,12 +143,15 @@ class ObservationEncoder:
             float32, shape (..., len(schema.features)).
         """
         self.demand.update(state)
+        if self._is_batch.any():
+            backlog = self.demand.backlog_replicas(state)
+            self._backlog = np.where(np.isnan(backlog), self._backlog, backlog)
         pool = np.stack(self._pool_features(state), axis=-1)
         cls = np.stack(self._class_features(state, miss_weight), axis=-1)
         lead = pool.shape[:-2]
         price = np.broadcast_to(price_feature(miss_price), lead)
         startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
-        parts = [pool.reshape(*lead, -1), cls.reshape(*lead, -1), price[..., None], startup[..., None]]
+        parts = [pool[..., self._of_pool], cls.reshape(*lead, -1), price[..., None], startup[..., None]]
         features = np.concatenate(parts, axis=-1)
         known = np.where(np.isnan(features), 0.0, features)
         return np.minimum(np.maximum(known, -LIMIT), LIMIT).astype(np.float32)
@@ -177,6 +199,7 @@ class ObservationEncoder:
             self._since_change(state),
             pools.age_s / spec.control_interval_s,
             np.isnan(pools.ready).astype(np.float64),
+            np.log2(self._backlog + 1.0) / 3.0,
         ]
 
     def _remember_demand(self, window: FloatArray, before: FloatArray, window_s: FloatArray) -> None:

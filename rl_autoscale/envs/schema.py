@@ -43,6 +43,8 @@ POOL_FEATURES = (
     "age",
     "missing",
 )
+BATCH_POOL_FEATURES = ("backlog",)
+"""Features that a batch pool has besides: its headroom and floor mean something else, see envs/action.py."""
 CLASS_FEATURES = (
     "queue_wait",
     "oldest_wait",
@@ -78,7 +80,11 @@ class Schema:
         """The schema of a fleet."""
         pools = [f"pool{p}.{pool.role}" for p, pool in enumerate(spec.pools)]
         classes = [f"class{c}.{item.kind}" for c, item in enumerate(spec.classes)]
-        features = [f"{pool}.{name}" for pool in pools for name in POOL_FEATURES]
+        features = [
+            f"{name}.{feature}"
+            for name, pool in zip(pools, spec.pools, strict=True)
+            for feature in POOL_FEATURES + (BATCH_POOL_FEATURES if pool.role == "batch" else ())
+        ]
         of_class = CLASS_FEATURES + (SHARED_FLEET_CLASS_FEATURES if len(classes) > 1 else ())
         features += [f"{item}.{name}" for item in classes for name in of_class]
         features += GLOBAL_FEATURES

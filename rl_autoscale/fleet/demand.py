@@ -11,6 +11,9 @@ A class's demand is planned on one pool, its first choice: of the pools of its p
 cheapest (`FleetSpec.first_choice`). What that pool may not hold goes to the next cheapest beside it (`overflow`).
 
 Prefill pools are asked for the first term, decode pools for the second; every other pool for both.
+
+What batch pools need is another question, since their work may wait: how much is queued, and until when
+(`DemandEstimator.backlog_replicas`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ from rl_autoscale.fleet.state import FleetState, FloatArray
 DEFAULT_TIME_CONSTANTS_S = (30.0, 120.0, 600.0)
 PRIOR_OUTPUT_TOKENS = float(TYPICAL_OUTPUT_TOKENS)
 """Mean output length assumed until the first requests finish."""
+
+PLANNED_SHARE = 0.5
+"""Of the time left, in which a queue is planned to be started: what requests take is an estimate."""
+LEAST_PLANNED = 0.1
+"""Of the wait that is allowed: what is nearly late, or late, is worked off in that, not at once."""
 
 _OUTPUT_TIME_CONSTANT_S = 300.0
 
@@ -57,6 +65,73 @@ def overflow(
     return placed
 
 
+class StandIns:
+    """Pools of a role or model that is nobody's first choice: they serve until others are as large as wanted.
+
+    Given up at once, what a fleet begins with in such a pool would be gone a start-up before its work is taken over.
+    Batch pools need nobody: their work may wait.
+
+    Args:
+        spec: the fleet.
+
+    Attributes:
+        pools: the stand-ins, as indices.
+    """
+
+    def __init__(self, spec: FleetSpec) -> None:
+        preferred = {spec.pools[p].tier for p in DemandEstimator(spec).work_pool}
+        self.pools = np.array([p for p, pool in enumerate(spec.pools) if pool.tier not in preferred], dtype=np.int64)
+        self._least, self._most = spec.min_replicas, spec.max_replicas
+        self._per_replica = np.zeros((len(spec.pools), len(spec.pools)))  # that the second needs for one of the first
+        for c, first in enumerate(spec.first_choice):
+            for spare in set(spec.pools_serving(c)) & set(self.pools.tolist()):
+                if spec.pools[first].role != "batch":
+                    ratio = spec.pools[spare].typical_request_s / spec.pools[first].typical_request_s
+                    self._per_replica[first, spare] = ratio
+
+    def keep(self, target: npt.NDArray[np.number], state: FleetState) -> FloatArray:
+        """Targets within the pools' bounds, of stand-ins no less than they have while others lack as much.
+
+        Args:
+            target: replicas wanted, shape (..., num_pools).
+            state: what is ready and asked for; a pool that cannot be read lacks nothing.
+        """
+        target = np.clip(target, self._least, self._most)
+        lacking = np.nan_to_num(np.maximum(target - state.pools.ready, 0.0))
+        kept = np.fmin(np.fmax(state.pools.asked_for, 0.0), np.ceil(lacking @ self._per_replica))
+        return np.asarray(np.maximum(target, kept))
+
+    def release(self, target: npt.NDArray[np.number], state: FleetState) -> FloatArray:
+        """The same for a rule that never resizes stand-ins: once all classes are measured it wants none of them.
+
+        Args:
+            target: replicas wanted, shape (num_pools,); as they are, of stand-ins.
+            state: of one fleet.
+        """
+        if np.isnan(state.classes.arrivals_per_s).any():
+            return np.asarray(target)
+        freed = np.array(target)
+        freed[self.pools] = 0
+        return self.keep(freed, state)
+
+
+def allowed_wait_s(spec: FleetSpec, output_tokens: FloatArray) -> FloatArray:
+    """How long requests may wait for their first token: the TTFT SLO, or less where a deadline says so.
+
+    With a deadline it must come early enough that the rest, at the TPOT SLO, ends in time.
+
+    Args:
+        spec: the fleet.
+        output_tokens: of a request of each class, shape (..., num_classes).
+
+    Returns:
+        Shape (..., num_classes), >= 0.
+    """
+    ttft_s, tpot_s = (np.array([getattr(item, key) for item in spec.classes]) for key in ("ttft_slo_s", "tpot_slo_s"))
+    deadline_s = np.array([np.inf if item.deadline_s is None else item.deadline_s for item in spec.classes])
+    return np.asarray(np.maximum(np.minimum(ttft_s, deadline_s - output_tokens * tpot_s), 0.0))
+
+
 class DemandEstimator:
     """Exponentially weighted arrival rates at several time scales, turned into replicas of work.
 
@@ -68,6 +143,7 @@ class DemandEstimator:
     Attributes:
         work_class: shape (num_works,): a class asks its first-choice pool, and of a prefill pool a decode pool beside.
         work_pool: shape (num_works,), the pool that is asked.
+        batch_pools: those whose work may wait, as indices.
     """
 
     def __init__(
@@ -82,6 +158,7 @@ class DemandEstimator:
         first_decode = [pools[0] for pools in spec.cheapest_first if pools[0] in spec.decode_pools]
         self.work_pool = np.array([*spec.first_choice, *first_decode * len(spec.classes)])
         self.work_class = np.arange(len(self.work_pool)) % len(spec.classes)
+        self.batch_pools = np.flatnonzero([pool.role == "batch" for pool in spec.pools])
         self._is_asked: FloatArray = (self.work_pool[:, None] == np.arange(len(spec.pools))).astype(np.float64)
         self._asks = np.zeros((len(spec.pools), len(spec.classes)), dtype=np.bool_)
         self._asks[self.work_pool, self.work_class] = True
@@ -135,6 +212,37 @@ class DemandEstimator:
     def replicas_by_scale(self) -> FloatArray:
         """`replicas` of every time constant, shape (num_scales, ..., num_pools)."""
         return np.asarray(self._work(self._prompt_tokens_per_s, self._arrivals_per_s) @ self._is_asked)
+
+    def backlog_replicas(self, state: FleetState) -> FloatArray:
+        """Replicas that start everything queued for batch pools in half of the time left, the earliest deadline first.
+
+        Of each deadline the work that is due by then over that time, less a start-up; the largest counts. All of a
+        class's queue is taken to be as old as its head. Call after `update`.
+
+        Args:
+            state: of which the queues are read.
+
+        Returns:
+            Shape (..., num_pools); NaN where a queue is unknown, 0 for other pools.
+        """
+        classes = state.classes
+        slowest = int(np.argmax(self.time_constants_s))
+        arrivals, prompts = self._arrivals_per_s[slowest], self._prompt_tokens_per_s[slowest]
+        known = arrivals > 0
+        prompt_tokens = np.where(known, prompts / np.where(known, arrivals, 1.0), TYPICAL_PROMPT_TOKENS)
+        every = np.arange(len(self.spec.classes))
+        work_s = classes.queue_length * self.request_work_s(prompt_tokens, self.mean_output_tokens, every)
+        allowed_s = allowed_wait_s(self.spec, self.mean_output_tokens)
+        waited_s = np.where(classes.queue_length > 0, classes.oldest_wait_s, 0.0)
+        needed = np.zeros((*work_s.shape[:-1], len(self.spec.pools)))
+        for p in self.batch_pools:
+            mine = self.classes_asking(int(p))
+            left_s = PLANNED_SHARE * (allowed_s - waited_s)[..., mine] - self.spec.pools[p].startup_mean_s
+            left_s = np.maximum(left_s, np.maximum(LEAST_PLANNED * allowed_s[..., mine], self.spec.control_interval_s))
+            order = np.argsort(left_s, axis=-1)
+            due_s = np.cumsum(np.take_along_axis(work_s[..., mine], order, axis=-1), axis=-1)
+            needed[..., p] = (due_s / np.take_along_axis(left_s, order, axis=-1)).max(axis=-1, initial=0.0)
+        return needed
 
     def classes_asking(self, pool_index: int) -> npt.NDArray[np.bool_]:
         """Which classes count for a pool, shape (num_classes,)."""

@@ -227,11 +227,6 @@ class TestBatchLoop:
         assert rate_after(in_flight=60) == pytest.approx(0.5 * whole, rel=1e-3)
         assert rate_after(in_flight=10, queue_length=5) == pytest.approx(whole)
 
-    def test_deadline_shortens_the_allowed_wait(self, make_spec):
-        jobs = JOBS | {"deadline_s": 1000.0}
-        loop = BatchLoop(make_spec("batch", classes=(jobs,)), z=0.0, output_cv=1.0)
-        assert loop._allowed_wait_s(0, output_tokens=200.0) == 800.0
-
 
 def test_kv_cache_bounds_the_batch_of_an_instance(make_spec):
     (pool,) = make_spec("batch", classes=(JOBS,), pool={"kv_blocks": 700}).pools

@@ -69,9 +69,12 @@ def test_each_pool_follows_its_own_classes(make_spec, make_state):
     spec = make_spec("interactive", "mixed", "batch", classes=(CHAT, JOBS))
     policy = HeadroomPolicy(headroom=2.0)
     policy.reset(spec)
-    state = make_state(spec, arrivals_per_s=[60.0, 30.0], arrived_prompt_tokens_per_s=[60_000.0, 30_000.0])
-    expected = [math.ceil(2.0 * demand(spec, 60.0)), 0, math.ceil(2.0 * demand(spec, 30.0))]
-    assert policy.decide(state).target_replicas.tolist() == expected
+    traffic = {"arrivals_per_s": [60.0, 30.0], "arrived_prompt_tokens_per_s": [60_000.0, 30_000.0]}
+    interactive, batch = math.ceil(2.0 * demand(spec, 60.0)), math.ceil(2.0 * demand(spec, 30.0))
+    started = policy.decide(make_state(spec, ready=[interactive, 4, 0], asked_for=4, **traffic))
+    assert started.target_replicas.tolist() == [interactive, 0, batch]
+    starting = policy.decide(make_state(spec, ready=[interactive - 2, 4, 0], asked_for=4, **traffic))
+    assert starting.target_replicas.tolist() == [interactive, 2, batch]  # the mixed pool stands in
 
 
 def test_one_unmeasured_class_holds_its_pool_only(make_spec, make_state):

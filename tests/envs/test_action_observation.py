@@ -179,3 +179,105 @@ def test_hysteresis_keeps_what_is_a_little_more_than_wanted(asked_for: int, hyst
     neutral = np.zeros((1, decoder.num_actions))
     decision = decoder.decode(neutral, np.array([[2.0]]), np.array([[0.0]]), asked)
     assert decision.target_replicas.tolist() == [[target]]
+
+
+def test_a_pool_beside_keeps_what_it_has_until_the_first_choice_has_started():
+    """Six replicas of the interactive pool are wanted; of the mixed pool's five, as many stay as are not ready yet."""
+    spec = toy_spec()
+    pool = spec.pools[0].model_dump()
+    beside = FleetSpec.from_dict({**spec.model_dump(), "pools": [{**pool, "name": "own", "role": "interactive"}, pool]})
+    decoder = ActionDecoder(beside)
+    action = np.zeros((1, decoder.num_actions))
+    demand, nothing = np.array([[4.0, 0.0]]), np.zeros((1, 2))
+    for ready, kept in ((1.0, 5), (4.0, 2), (6.0, 1), (8.0, 1), (np.nan, 1)):
+        rows = np.zeros((1, 2, len(fields(PoolTelemetry)))), np.zeros((1, 1, len(fields(ClassTelemetry))))
+        pools = replace(
+            PoolTelemetry.from_matrix(rows[0]), ready=np.array([[ready, 5.0]]), asked_for=np.array([[1.0, 5.0]])
+        )
+        state = FleetState(np.zeros(1), np.full(1, 5.0), pools, ClassTelemetry.from_matrix(rows[1]))
+        assert decoder.decode(action, demand, nothing, state).target_replicas[0].tolist() == [6, kept]
+
+
+def test_for_a_batch_pool_nobody_stands_in():
+    spec = with_batch_pool()
+    decoder = ActionDecoder(spec)
+    state = arrivals(spec, (0.0, 1.0), 9.0)
+    state = replace(state, pools=replace(state.pools, ready=np.array([[5.0, 0.0]]), asked_for=np.array([[5.0, 0.0]])))
+    decision = decoder.decode(np.zeros((1, decoder.num_actions)), np.array([[0.5, 3.0]]), np.zeros((1, 2)), state)
+    assert decision.target_replicas[0].tolist() == [1, 4]
+
+
+def with_batch_pool() -> FleetSpec:
+    spec = toy_spec()
+    pool, chat = spec.pools[0].model_dump(), spec.classes[0].model_dump()
+    jobs = {**chat, "name": "jobs", "kind": "batch", "ttft_slo_s": 600.0}
+    batch = {**pool, "name": "batch", "role": "batch", "min_replicas": 0}
+    return FleetSpec.from_dict({**spec.model_dump(), "pools": [pool, batch], "classes": [chat, jobs]})
+
+
+def arrivals(spec: FleetSpec, rate_per_s: tuple[float, float], queue: float, wait_s: float = 0.0) -> FleetState:
+    """One fleet after one window of 5 s; the queue is that of the batch class."""
+    pools = np.zeros((1, len(spec.pools), len(fields(PoolTelemetry))))
+    classes = ClassTelemetry.from_matrix(np.zeros((1, len(spec.classes), len(fields(ClassTelemetry)))))
+    rates = np.array([rate_per_s])
+    classes = replace(
+        classes,
+        arrivals_per_s=rates,
+        arrived_prompt_tokens_per_s=500.0 * rates,
+        mean_output_tokens=np.full((1, 2), 100.0),
+        queue_length=np.array([[0.0, queue]]),
+        oldest_wait_s=np.array([[0.0, wait_s]]),
+    )
+    return FleetState(np.zeros(1), np.full(1, 5.0), PoolTelemetry.from_matrix(pools), classes)
+
+
+def test_a_batch_pool_follows_its_queue_and_its_floor_what_arrives():
+    spec = with_batch_pool()
+    encoder = ObservationEncoder(spec, (1,))
+    assert np.isnan(encoder.base_replicas()).all()
+    features = encoder.encode(arrivals(spec, (20.0, 300.0), 4000.0, 100.0), 10.0)
+    demand, backlog = encoder.demand_replicas(), encoder.demand.backlog_replicas(arrivals(spec, (0, 0), 4000.0, 100.0))
+    assert encoder.base_replicas()[0].tolist() == [demand[0, 0], backlog[0, 1]]
+    assert encoder.peak_replicas()[0].tolist() == [demand[0, 0], demand[0, 1]]
+    assert features[0, encoder.schema.features.index("pool1.batch.backlog")] == pytest.approx(
+        np.log2(backlog[0, 1] + 1.0) / 3.0
+    )
+    encoder.encode(arrivals(spec, (20.0, 0.0), np.nan, 100.0), 10.0)
+    assert encoder.base_replicas()[0, 1] == backlog[0, 1]  # an unknown queue is as it was
+    encoder.encode(arrivals(spec, (20.0, 0.0), 0.0), 10.0)
+    assert encoder.base_replicas()[0, 1] == 0.0
+
+
+def test_only_a_batch_pool_has_a_backlog_among_its_features():
+    spec = with_batch_pool()
+    names = [name for name in Schema.of(spec).features if name.endswith(".backlog")]
+    assert names == ["pool1.batch.backlog"]
+    encoder = ObservationEncoder(spec)
+    features = encoder.encode(arrivals(spec, (1.0, 1.0), 10.0)[0], 10.0)
+    assert features.shape == (len(encoder.schema.features),)
+    assert features[encoder.schema.features.index("startup")] == pytest.approx(np.log2(10.0 / 5.0) / 5.0)
+
+
+@pytest.mark.parametrize(("backlog", "replicas"), [(0.3, 0), (0.4, 1), (1.0, 1), (1.2, 2), (9.0, 8)])
+def test_replicas_for_a_queue_are_rounded_to_the_nearest(backlog: float, replicas: int):
+    """1.4 times what it needs; of an interactive pool every bit counts."""
+    spec = with_batch_pool()
+    decoder = ActionDecoder(spec)
+    neutral = np.zeros((1, decoder.num_actions))
+    neutral[:, 1] = neutral[:, len(POOL_ACTIONS) + 1] = -1.0  # no floor
+    decision = decoder.decode(neutral, np.array([[0.1, backlog]]), np.ones((1, 2)), arrivals(spec, (1.0, 1.0), 10.0))
+    assert decision.target_replicas[0].tolist() == [1, replicas]
+
+
+def test_a_batch_pool_without_a_queue_is_given_up():
+    """Nothing queued is not nothing measured."""
+    spec = with_batch_pool()
+    encoder, decoder = ObservationEncoder(spec, (1,)), ActionDecoder(spec)
+    state = arrivals(spec, (0.0, 30.0), 0.0)
+    state = replace(state, pools=replace(state.pools, asked_for=np.array([[3.0, 3.0]])))
+    action = np.full((1, decoder.num_actions), -1.0)
+    held = decoder.decode(action, encoder.base_replicas(), encoder.peak_replicas(), state)
+    assert held.target_replicas[0].tolist() == [3, 3]
+    encoder.encode(state, 10.0)
+    given_up = decoder.decode(action, encoder.base_replicas(), encoder.peak_replicas(), state)
+    assert given_up.target_replicas[0].tolist() == [1, 0]

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_autoscale.fleet.demand import PRIOR_OUTPUT_TOKENS, DemandEstimator, overflow
+from rl_autoscale.fleet.demand import (
+    LEAST_PLANNED,
+    PRIOR_OUTPUT_TOKENS,
+    DemandEstimator,
+    StandIns,
+    allowed_wait_s,
+    overflow,
+)
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState
 
@@ -146,3 +153,123 @@ def test_prefill_is_asked_for_prompts_and_decode_for_output(a_spec: Any, a_pool:
     assert sum(by_pool) == pytest.approx(estimator.request_work_s(*one)[0])
     assert by_pool[1] == pytest.approx(1000 * prefill.hardware.prefill_s_per_token())
     assert decode.typical_request_s + prefill.typical_request_s > prefill.typical_request_s > 0
+
+
+def batch_fleet(a_spec: Any, a_pool: Any, *ttft_s: float, startup_s: float = 40.0) -> FleetSpec:
+    """An interactive pool, a batch pool, and batch classes beside an interactive one."""
+    spec = a_spec(a_pool("m"), a_pool("b", "batch", startup=[{"mean_s": startup_s}]), kinds=("interactive",))
+    chat = spec.classes[0].model_dump()
+    jobs = [{**chat, "name": f"jobs{k}", "kind": "batch", "ttft_slo_s": value} for k, value in enumerate(ttft_s)]
+    return FleetSpec.from_dict({**spec.model_dump(), "classes": [chat, *jobs]})
+
+
+def measured(spec: FleetSpec, a_state: Any) -> DemandEstimator:
+    estimator = DemandEstimator(spec)
+    estimator.update(a_state(spec, arrivals_per_s=2.0, arrived_prompt_tokens_per_s=600.0, mean_output_tokens=100.0))
+    return estimator
+
+
+def work_s(estimator: DemandEstimator) -> float:
+    """Replica-seconds of a request of 300 and 100 tokens on the batch pool."""
+    tokens = estimator.mean_output_tokens[1]
+    return float(estimator.request_work_s(np.array([300.0]), np.array([tokens]), np.array([1]))[0])
+
+
+def test_a_backlog_is_started_in_half_of_the_time_left(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    spec = batch_fleet(a_spec, a_pool, 3600.0)
+    estimator = measured(spec, a_state)
+    state = a_state(spec, queue_length=[500.0, 9000.0], oldest_wait_s=[1.0, 600.0])
+    needed = 9000.0 * work_s(estimator) / (0.5 * (3600.0 - 600.0) - 40.0)
+    assert estimator.backlog_replicas(state).tolist() == [0.0, pytest.approx(needed)]
+
+
+def test_what_is_late_is_not_worked_off_at_once(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    spec = batch_fleet(a_spec, a_pool, 3600.0)
+    estimator = measured(spec, a_state)
+    late = a_state(spec, queue_length=[0.0, 9000.0], oldest_wait_s=[0.0, 5000.0])
+    assert estimator.backlog_replicas(late)[1] == pytest.approx(9000.0 * work_s(estimator) / (LEAST_PLANNED * 3600.0))
+
+
+def test_of_several_deadlines_the_one_that_needs_most_counts(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    """What is due later shares the time of what is due first."""
+    spec = batch_fleet(a_spec, a_pool, 3600.0, 300.0, startup_s=10.0)
+    estimator = measured(spec, a_state)
+    one_s = work_s(estimator)
+    few_urgent = a_state(spec, queue_length=[0.0, 5000.0, 10.0])
+    assert estimator.backlog_replicas(few_urgent)[1] == pytest.approx(5010.0 * one_s / 1790.0)
+    many_urgent = a_state(spec, queue_length=[0.0, 5000.0, 1000.0])
+    assert estimator.backlog_replicas(many_urgent)[1] == pytest.approx(1000.0 * one_s / 140.0)
+
+
+def test_an_unknown_queue_is_not_an_empty_one(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    spec = batch_fleet(a_spec, a_pool, 3600.0)
+    estimator = measured(spec, a_state)
+    assert np.isnan(estimator.backlog_replicas(a_state(spec, queue_length=[0.0, np.nan]))[1])
+    assert estimator.backlog_replicas(a_state(spec, oldest_wait_s=np.nan)).tolist() == [0.0, 0.0]
+
+
+def test_backlogs_of_many_fleets_are_those_of_each(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    spec = batch_fleet(a_spec, a_pool, 3600.0, 300.0)
+    arrivals = np.array([[1.0, 2.0, 3.0], [4.0, 0.0, 9.0]])
+    queues = np.array([[1.0, 200.0, 3000.0], [4.0, 900.0, 0.0]])
+    many = DemandEstimator(spec, batch_shape=(2,))
+    many.update(a_state(spec, batch_shape=(2,), arrivals_per_s=arrivals, arrived_prompt_tokens_per_s=300 * arrivals))
+    found = many.backlog_replicas(a_state(spec, batch_shape=(2,), queue_length=queues, oldest_wait_s=30.0))
+    for row in range(2):
+        one = DemandEstimator(spec)
+        one.update(a_state(spec, arrivals_per_s=arrivals[row], arrived_prompt_tokens_per_s=300 * arrivals[row]))
+        state = a_state(spec, queue_length=queues[row], oldest_wait_s=30.0)
+        assert found[row].tolist() == one.backlog_replicas(state).tolist()
+
+
+def test_a_deadline_shortens_the_wait_that_is_allowed(a_spec: Any, a_pool: Any) -> None:
+    spec = batch_fleet(a_spec, a_pool, 3600.0)
+    jobs = {**spec.classes[1].model_dump(), "deadline_s": 1000.0, "tpot_slo_s": 1.0}
+    bounded = FleetSpec.from_dict({**spec.model_dump(), "classes": [spec.classes[0].model_dump(), jobs]})
+    for output_tokens, allowed_s in ((200.0, 800.0), (2000.0, 0.0)):
+        tokens = np.array([output_tokens, output_tokens])
+        assert allowed_wait_s(spec, tokens).tolist() == [1.0, 3600.0]
+        assert allowed_wait_s(bounded, tokens).tolist() == [1.0, allowed_s]
+
+
+def test_a_pool_beside_serves_until_the_others_have_started(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    spec = a_spec(a_pool("i", "interactive"), a_pool("m"), a_pool("b", "batch"), kinds=("interactive", "batch"))
+    stand_ins = StandIns(spec)
+
+    def kept(ready: list[float], asked_for: Any = 4.0) -> list[float]:
+        state = a_state(spec, ready=ready, asked_for=asked_for)
+        return stand_ins.keep(np.array([6, 0, 3]), state).tolist()
+
+    assert kept([0.0, 4.0, 0.0]) == [6, 4, 3]  # no more than it has
+    assert kept([5.0, 4.0, 0.0]) == [6, 1, 3]
+    assert kept([6.0, 4.0, 0.0]) == [6, 0, 3]  # a batch pool's work may wait
+    assert kept([np.nan, 4.0, 0.0]) == [6, 0, 3]
+    assert kept([0.0, 4.0, 0.0], asked_for=np.nan) == [6, 0, 3]
+    assert stand_ins.keep(np.array([16, -1, 3]), a_state(spec, ready=10.0)).tolist() == [10, 0, 3]  # within bounds
+
+
+def test_a_rule_that_never_resizes_stand_ins_is_rid_of_them_in_time(a_spec: Any, a_pool: Any, a_state: Any) -> None:
+    spec = a_spec(a_pool("i", "interactive"), a_pool("m", min_replicas=1))
+    stand_ins = StandIns(spec)
+
+    def released(ready: float, **signals: Any) -> list[float]:
+        return stand_ins.release(np.array([6, 4]), a_state(spec, ready=[ready, 4.0], asked_for=4.0, **signals)).tolist()
+
+    assert released(3.0) == [6, 3]
+    assert released(6.0) == [6, 1]
+    assert released(6.0, arrivals_per_s=np.nan) == [6, 4]  # nothing is known yet
+
+
+def test_a_slower_stand_in_keeps_more_replicas_for_the_same_work(a_state: Any) -> None:
+    """Four of the interactive pool's are starting, and nobody prefers a mixed one."""
+    spec = three_kinds()
+    spec = FleetSpec.from_dict({**spec.model_dump(), "classes": [spec.classes[0].model_dump()]})
+    state = a_state(spec, asked_for=50.0)
+    kept = StandIns(spec).keep(np.array([0.0, 0.0, 0.0, 4.0]), state)
+    request_s = np.array([pool.typical_request_s for pool in spec.pools])
+    assert kept.tolist() == np.ceil(4.0 * request_s / request_s[3] - 1e-12).tolist()
+    assert kept[2] > 4 > kept[1]  # an L40S is slower, an H100 faster
+
+
+def test_hardware_beside_the_first_choice_is_no_stand_in() -> None:
+    assert StandIns(three_kinds()).pools.size == 0
