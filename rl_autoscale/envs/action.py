@@ -72,7 +72,7 @@ class ActionDecoder:
 
         Args:
             action: shape (..., num_actions); values outside [-1, 1] are clipped.
-            base_replicas: `ObservationEncoder.base_replicas`, shape (..., num_pools).
+            base_replicas: `ObservationEncoder.base_replicas`, shape (..., num_pools); NaN while unmeasured.
             peak_replicas: `ObservationEncoder.peak_replicas`, shape (..., num_pools).
             state: the observation, for what is asked for now.
         """
@@ -90,8 +90,7 @@ class ActionDecoder:
         least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + self.hysteresis))
         wanted = np.clip(held, least, most)
         unmeasured = np.isnan(base_replicas).all(axis=-1, keepdims=True)
-        target = np.clip(np.where(unmeasured, held, wanted), spec.min_replicas, spec.max_replicas)
-        target = self._stand_ins.keep(target, state)
+        target = self._stand_ins.keep(np.where(unmeasured, held, wanted), state)
         cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - cap_action) / 2.0))
         refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))
