@@ -12,8 +12,8 @@ Relative to measured demand, so that 0 already scales sensibly.
 
 A batch pool's work may wait, so its headroom multiplies what its queue needs to start in half of the time left
 (fleet/demand.py: `backlog_replicas`), and its floor what arrives (30 s average): a floor of -1 leaves all until
-its deadline asks for it. Its replicas are rounded to the nearest: a queue that is not worth a replica yet waits, and
-the nearer its deadline the more it needs.
+its deadline asks for it. Its replicas are rounded to the nearest: a queue that is not worth a replica yet waits, the
+nearer its deadline the more it needs, and when a replica could only just start in time it gets one.
 
 A pool that is no class's first choice (see fleet/demand.py) has no demand of its own: it gets what the pools beside it
 may not hold, keeps what it has while those wait for replicas to start, and stays at its minimum otherwise. Without any
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.envs.schema import POOL_ACTIONS, Schema, held_classes
-from rl_autoscale.fleet.demand import StandIns, overflow
+from rl_autoscale.fleet.demand import StandIns, due_now, overflow
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, FleetState, FloatArray, ScalingDecision
 
@@ -90,7 +90,8 @@ class ActionDecoder:
         least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + self.hysteresis))
         wanted = np.clip(held, least, most)
         unmeasured = np.isnan(base_replicas).all(axis=-1, keepdims=True)
-        target = self._stand_ins.keep(np.where(unmeasured, held, wanted), state)
+        target = np.maximum(np.where(unmeasured, held, wanted), due_now(spec, state))
+        target = self._stand_ins.keep(target, state)
         cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - cap_action) / 2.0))
         refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))

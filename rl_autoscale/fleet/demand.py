@@ -94,12 +94,14 @@ class StandIns:
 
         Args:
             target: replicas wanted, shape (..., num_pools).
-            state: what is ready and asked for; a pool that cannot be read lacks nothing.
+            state: what is ready and asked for. A pool that cannot be read may lack everything; a stand-in whose target
+                cannot be read has what is ready.
         """
         target = np.clip(target, self._least, self._most)
-        lacking = np.nan_to_num(np.maximum(target - state.pools.ready, 0.0))
-        kept = np.fmin(np.fmax(state.pools.asked_for, 0.0), np.ceil(lacking @ self._per_replica))
-        return np.asarray(np.maximum(target, kept))
+        ready, asked_for = state.pools.ready, state.pools.asked_for
+        lacking = np.maximum(target - np.nan_to_num(ready), 0.0)
+        has = np.nan_to_num(np.where(np.isnan(asked_for), ready, asked_for))
+        return np.asarray(np.maximum(target, np.minimum(has, np.ceil(lacking @ self._per_replica))))
 
     def release(self, target: npt.NDArray[np.number], state: FleetState) -> FloatArray:
         """The same for a rule that never resizes stand-ins: once all classes are measured it wants none of them.
@@ -113,6 +115,19 @@ class StandIns:
         freed = np.array(target)
         freed[self.pools] = 0
         return self.keep(freed, state)
+
+
+def due_now(spec: FleetSpec, state: FleetState) -> npt.NDArray[np.bool_]:
+    """Which batch pools must have a replica now for the head of a queue to start in time, shape (..., num_pools).
+
+    It has no longer to wait than two start-ups. A queue too short to be worth a replica would otherwise wait for ever
+    where nothing but a batch pool serves it.
+    """
+    ttft_s = np.array([item.ttft_slo_s for item in spec.classes])
+    startup_s = np.array([pool.startup_mean_s for pool in spec.pools])[spec.first_choice]
+    waits = (state.classes.queue_length > 0) & (state.classes.oldest_wait_s >= ttft_s - 2.0 * startup_s)
+    planned = (spec.first_choice[:, None] == np.arange(len(spec.pools))) & [pool.role == "batch" for pool in spec.pools]
+    return np.asarray((waits.astype(np.int64) @ planned.astype(np.int64)) > 0)
 
 
 def allowed_wait_s(spec: FleetSpec, output_tokens: FloatArray) -> FloatArray:

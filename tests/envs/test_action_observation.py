@@ -189,7 +189,7 @@ def test_a_pool_beside_keeps_what_it_has_until_the_first_choice_has_started():
     decoder = ActionDecoder(beside)
     action = np.zeros((1, decoder.num_actions))
     demand, nothing = np.array([[4.0, 0.0]]), np.zeros((1, 2))
-    for ready, kept in ((1.0, 5), (4.0, 2), (6.0, 1), (8.0, 1), (np.nan, 1)):
+    for ready, kept in ((1.0, 5), (4.0, 2), (6.0, 1), (8.0, 1), (np.nan, 5)):
         rows = np.zeros((1, 2, len(fields(PoolTelemetry)))), np.zeros((1, 1, len(fields(ClassTelemetry))))
         pools = replace(
             PoolTelemetry.from_matrix(rows[0]), ready=np.array([[ready, 5.0]]), asked_for=np.array([[1.0, 5.0]])
@@ -267,6 +267,21 @@ def test_replicas_for_a_queue_are_rounded_to_the_nearest(backlog: float, replica
     neutral[:, 1] = neutral[:, len(POOL_ACTIONS) + 1] = -1.0  # no floor
     decision = decoder.decode(neutral, np.array([[0.1, backlog]]), np.ones((1, 2)), arrivals(spec, (1.0, 1.0), 10.0))
     assert decision.target_replicas[0].tolist() == [1, replicas]
+
+
+def test_one_job_that_waits_gets_a_replica_in_time():
+    """The least headroom, no floor, and work of a fraction of a second: due after 600 s, starts take 10 s."""
+    spec = with_batch_pool()
+    encoder, decoder = ObservationEncoder(spec, (1,)), ActionDecoder(spec)
+    action = np.full((1, decoder.num_actions), -1.0)
+
+    def replicas(wait_s: float) -> int:
+        state = arrivals(spec, (1.0, 0.0), 1.0, wait_s)
+        encoder.encode(state, 10.0)
+        decision = decoder.decode(action, encoder.base_replicas(), encoder.peak_replicas(), state)
+        return int(decision.target_replicas[0, 1])
+
+    assert [replicas(wait_s) for wait_s in (0.0, 300.0, 579.0, 580.0, 5000.0)] == [0, 0, 0, 1, 1]
 
 
 def test_a_batch_pool_without_a_queue_is_given_up():

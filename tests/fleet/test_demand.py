@@ -16,6 +16,7 @@ from rl_autoscale.fleet.demand import (
     DemandEstimator,
     StandIns,
     allowed_wait_s,
+    due_now,
     overflow,
 )
 from rl_autoscale.fleet.spec import FleetSpec
@@ -201,6 +202,20 @@ def test_of_several_deadlines_the_one_that_needs_most_counts(a_spec: Any, a_pool
     assert estimator.backlog_replicas(many_urgent)[1] == pytest.approx(1000.0 * one_s / 140.0)
 
 
+def test_a_queue_however_short_is_due_when_a_replica_could_only_just_start(
+    a_spec: Any, a_pool: Any, a_state: Any
+) -> None:
+    spec = batch_fleet(a_spec, a_pool, 600.0, 3600.0)
+
+    def due(queue: list[float], wait_s: float) -> list[bool]:
+        return due_now(spec, a_state(spec, queue_length=queue, oldest_wait_s=wait_s)).tolist()
+
+    assert due([0.0, 1.0, 1.0], 519.0) == [False, False]
+    assert due([0.0, 1.0, 0.0], 520.0) == [False, True]
+    assert due([9.0, 0.0, 9.0], 520.0) == [False, False]  # interactive work is no batch pool's, the rest has an hour
+    assert due([0.0, 1.0, 0.0], np.nan) == [False, False]
+
+
 def test_an_unknown_queue_is_not_an_empty_one(a_spec: Any, a_pool: Any, a_state: Any) -> None:
     spec = batch_fleet(a_spec, a_pool, 3600.0)
     estimator = measured(spec, a_state)
@@ -243,8 +258,10 @@ def test_a_pool_beside_serves_until_the_others_have_started(a_spec: Any, a_pool:
     assert kept([0.0, 4.0, 0.0]) == [6, 4, 3]  # no more than it has
     assert kept([5.0, 4.0, 0.0]) == [6, 1, 3]
     assert kept([6.0, 4.0, 0.0]) == [6, 0, 3]  # a batch pool's work may wait
-    assert kept([np.nan, 4.0, 0.0]) == [6, 0, 3]
-    assert kept([0.0, 4.0, 0.0], asked_for=np.nan) == [6, 0, 3]
+    assert kept([np.nan, 4.0, 0.0]) == [6, 4, 3]  # who cannot be read may lack everything
+    assert kept([5.0, 4.0, 0.0], asked_for=np.nan) == [6, 1, 3]
+    assert kept([0.0, 2.0, 0.0], asked_for=np.nan) == [6, 2, 3]  # what is ready is there
+    assert kept([0.0, np.nan, 0.0], asked_for=np.nan) == [6, 0, 3]
     assert stand_ins.keep(np.array([16, -1, 3]), a_state(spec, ready=10.0)).tolist() == [10, 0, 3]  # within bounds
 
 
