@@ -86,10 +86,13 @@ def forward(
 ) -> npt.NDArray[np.float32]:
     """What the network of `onnx_bytes` computes, in NumPy: shape (batch, num_actions); shifted before its last clip."""
     value = observation
-    for weight, bias in layers[:-1]:
-        value = np.tanh(value @ weight.T + bias)
-    weight, bias = layers[-1]
-    return np.asarray(np.clip(value @ weight.T + bias + shift, -1.0, 1.0), dtype=np.float32)
+    # OpenBLAS 0.3.31 multiplies one row of five float32 on AVX-512 with what its buffer held before in the spare lanes: the
+    # product is right, but the processor's "invalid" flag may be set, and NumPy warns of it.
+    with np.errstate(invalid="ignore"):
+        for weight, bias in layers[:-1]:
+            value = np.tanh(value @ weight.T + bias)
+        weight, bias = layers[-1]
+        return np.asarray(np.clip(value @ weight.T + bias + shift, -1.0, 1.0), dtype=np.float32)
 
 
 def read_actor(network: bytes) -> list[Layer]:
