@@ -28,7 +28,8 @@ from rl_autoscale.agents.chiron_groups import (
 )
 from rl_autoscale.agents.chiron_local import BoolArray, full_pools
 from rl_autoscale.agents.tiers import Tier
-from rl_autoscale.fleet.demand import DemandEstimator, allowed_wait_s
+from rl_autoscale.fleet.answer_lengths import AnswerLengths
+from rl_autoscale.fleet.demand import allowed_wait_s
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
@@ -42,8 +43,6 @@ PROMPT_WEIGHT = 0.1
 """Weight of the newest window in the mean prompt length."""
 PRIOR_PROMPT_TOKENS = 1024.0
 """Mean prompt length assumed until the first arrivals."""
-PRIOR_REQUESTS, FORGET_S = 20.0, 600.0
-"""Of the counted mean output length: requests that the prior counts for, and how long a request counts; ours."""
 
 
 def instance_tokens_per_s(pool: PoolSpec, batch_cap: float, prompt_tokens: float, output_tokens: float) -> float:
@@ -68,7 +67,7 @@ class BatchLoop:
         z: normal quantile of the waiting-time bound.
         output_cv: standard deviation over mean of output lengths, which telemetry does not give.
         tier: whose queue and pools (QLM); None: batch classes on batch pools and on what mixed pools lend (Chiron). The
-            pools of a tier are all its own, and its mean output length counts requests instead of averaging windows.
+            pools of a tier are all its own.
     """
 
     def __init__(self, spec: FleetSpec, *, z: float, output_cv: float, tier: Tier | None = None) -> None:
@@ -79,9 +78,7 @@ class BatchLoop:
             tier = Tier(pools, tuple(c for c, item in enumerate(spec.classes) if item.kind == "batch"))
         self._pools, self.classes = tier.pools, list(tier.classes)
         self._history: dict[int, deque[tuple[float, float]]] = {c: deque() for c in self.classes}
-        self._demand = DemandEstimator(spec, (0.0,))
-        self._finished = np.full(len(spec.classes), PRIOR_REQUESTS)
-        self._output_tokens = self._demand.mean_output_tokens
+        self._answers = AnswerLengths((len(spec.classes),))
         self._prompt_tokens = np.full(len(spec.classes), PRIOR_PROMPT_TOKENS)
         self._rate_correction = np.ones(len(spec.pools))
 
@@ -89,9 +86,8 @@ class BatchLoop:
         """Take in one tick: arrivals, lengths, and measured rates of pools that are full."""
         if not self.classes:
             return
-        self._demand.update(state)
+        self._answers.update(state)
         classes, window_s = state.classes, float(state.window_s)
-        self._output_tokens = self._demand.mean_output_tokens if self._lending else self._counted_lengths(state)
         with np.errstate(divide="ignore", invalid="ignore"):
             prompt_tokens = classes.arrived_prompt_tokens_per_s / classes.arrivals_per_s
         moved = self._prompt_tokens + PROMPT_WEIGHT * (prompt_tokens - self._prompt_tokens)
@@ -167,8 +163,8 @@ class BatchLoop:
         arrivals = queued_arrivals(history, float(length), now_s - float(wait_s))
         while history and (not arrivals or history[0][0] < arrivals[0][0]):
             history.popleft()
-        mean = float(self._output_tokens[class_index])
-        allowed_s = float(allowed_wait_s(self._spec, self._output_tokens)[class_index])
+        mean = float(self._answers.mean_tokens[class_index])
+        allowed_s = float(allowed_wait_s(self._spec, self._answers.mean_tokens)[class_index])
         return [QueuedBatch(arrived + allowed_s, n, mean, self._output_cv * mean) for arrived, n in arrivals]
 
     def tokens_per_s(self, state: FleetState, batch_cap: FloatArray) -> float:
@@ -191,20 +187,10 @@ class BatchLoop:
         lengths = self._batch_lengths()
         return float(self._rate_correction[pool]) * instance_tokens_per_s(self._spec.pools[pool], batch_cap, *lengths)
 
-    def _counted_lengths(self, state: FleetState) -> FloatArray:
-        """Mean output tokens of the requests finished so far, forgotten over `FORGET_S`."""
-        window_s = float(state.window_s)
-        finished = np.nan_to_num(state.classes.finished_per_s) * window_s
-        length = np.where(np.isnan(state.classes.mean_output_tokens), 0.0, state.classes.mean_output_tokens)
-        finished = np.where(length > 0, finished, 0.0)
-        kept = self._finished * np.exp(-window_s / FORGET_S)
-        self._finished = kept + finished
-        return np.asarray((kept * self._output_tokens + finished * length) / self._finished)
-
     def _batch_lengths(self) -> tuple[float, float]:
         """Mean prompt and output tokens over the classes, weighed by nothing: their mix in the queue is not known."""
         prompt = float(self._prompt_tokens[self.classes].mean())
-        return prompt, float(self._output_tokens[self.classes].mean())
+        return prompt, float(self._answers.mean_tokens[self.classes].mean())
 
     def _learn_rates(self, state: FleetState, batch_cap: FloatArray, readable: BoolArray) -> None:
         """Correct the profile by measured tokens per second; a pool that is not full shows its load, not its rate."""

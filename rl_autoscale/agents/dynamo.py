@@ -33,7 +33,8 @@ from rl_autoscale.agents.base import Knob, RulePolicy, ceil_replicas
 from rl_autoscale.agents.capacity import replica_requests_per_s
 from rl_autoscale.agents.holt_winters import HoltWinters
 from rl_autoscale.agents.signals import Samples
-from rl_autoscale.fleet.demand import PRIOR_OUTPUT_TOKENS, DemandEstimator
+from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -167,7 +168,7 @@ class DynamoPolicy(RulePolicy):
         best = replica_requests_per_s(
             self.spec.pools[pool],
             prompt_tokens=max(prompt_tokens, 1.0),
-            output_tokens=PRIOR_OUTPUT_TOKENS if math.isnan(output_tokens) else max(output_tokens, 1.0),
+            output_tokens=TYPICAL_OUTPUT_TOKENS if math.isnan(output_tokens) else max(output_tokens, 1.0),
             ttft_slo_s=self.sla_share * service_class.ttft_slo_s,
             itl_slo_s=self.sla_share * service_class.tpot_slo_s,
         )

@@ -86,7 +86,7 @@ def forward(
 ) -> npt.NDArray[np.float32]:
     """What the network of `onnx_bytes` computes, in NumPy: shape (batch, num_actions); shifted before its last clip."""
     value = observation
-    # OpenBLAS 0.3.31 multiplies one row of five float32 on AVX-512 with what its buffer held before in the spare lanes: the
+    # OpenBLAS 0.3.31 on AVX-512 fills the spare lanes of one row of five float32 with what its buffer held before: the
     # product is right, but the processor's "invalid" flag may be set, and NumPy warns of it.
     with np.errstate(invalid="ignore"):
         for weight, bias in layers[:-1]:

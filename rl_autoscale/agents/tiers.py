@@ -13,7 +13,8 @@ import numpy as np
 
 from rl_autoscale.agents.capacity import replica_requests_per_s
 from rl_autoscale.agents.signals import Samples
-from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
+from rl_autoscale.fleet.answer_lengths import AnswerLengths
+from rl_autoscale.fleet.profile import TYPICAL_PROMPT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
@@ -43,23 +44,24 @@ class RecentTraffic:
 
     Args:
         spec: the fleet.
-        window_s: how long a reading counts.
+        window_s: how long a reading counts; output lengths are those of `AnswerLengths`.
     """
 
     def __init__(self, spec: FleetSpec, window_s: float) -> None:
         self._window_s = window_s
-        self._rate, self._prompt, self._output = ([Samples(window_s) for _ in spec.classes] for _ in range(3))
+        self._rate, self._prompt = ([Samples(window_s) for _ in spec.classes] for _ in range(2))
+        self._answers = AnswerLengths((len(spec.classes),))
 
     def observe(self, state: FleetState) -> None:
         """Take in one observation; missing readings are left out."""
         if not state.window_s > 0:
             return
+        self._answers.update(state)
         now_s, classes = float(state.time_s), state.classes
         for c, rate_per_s in enumerate(classes.arrivals_per_s):
             self._rate[c].add(now_s, float(rate_per_s))
             if rate_per_s > 0:
                 self._prompt[c].add(now_s, float(classes.arrived_prompt_tokens_per_s[c] / rate_per_s))
-            self._output[c].add(now_s, float(classes.mean_output_tokens[c]))
 
     def rates_per_s(self, tier: Tier, now_s: float) -> FloatArray:
         """Mean arrivals of each class of a tier; NaN for one without a reading."""
@@ -74,10 +76,9 @@ class RecentTraffic:
     def lengths(self, class_index: int, now_s: float) -> tuple[float, float]:
         """Mean prompt and output tokens, >= 1; typical ones where there is no reading."""
         prompt = self._prompt[class_index].mean(now_s, self._window_s)
-        output = self._output[class_index].mean(now_s, self._window_s)
         return (
             TYPICAL_PROMPT_TOKENS if np.isnan(prompt) else max(prompt, 1.0),
-            TYPICAL_OUTPUT_TOKENS if np.isnan(output) else max(output, 1.0),
+            float(self._answers.mean_tokens[class_index]),
         )
 
 

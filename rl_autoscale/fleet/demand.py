@@ -5,7 +5,7 @@ The statistical estimate that rules and the learned policy share.
 A request costs a replica ``prompt_tokens * prefill_s_per_token + output_tokens * decode_s_per_token`` seconds when
 batches are full. Multiplied by the arrival rate this is the *demand* in replicas at full utilisation; a headroom
 factor on top is what rules tune by hand and the learned policy decides anew each step. The final output length of a
-request in flight is unknown, so the mean over finished requests stands in (a live gateway counts the same).
+request in flight is unknown, so a mean stands in (`rl_autoscale.fleet.answer_lengths`).
 
 A class's demand is planned on one pool, its first choice: of the pools of its preferred role the one whose work is
 cheapest (`FleetSpec.first_choice`). What that pool may not hold goes to the next cheapest beside it (`overflow`).
@@ -23,21 +23,17 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from rl_autoscale.fleet.answer_lengths import AnswerLengths
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
 DEFAULT_TIME_CONSTANTS_S = (30.0, 120.0, 600.0)
-PRIOR_OUTPUT_TOKENS = float(TYPICAL_OUTPUT_TOKENS)
-"""Mean output length assumed until the first requests finish."""
-
 PLANNED_SHARE = 0.5
 """Of the time left, in which a queue is planned to be started: what requests take is an estimate."""
 LEAST_PLANNED = 0.1
 """Of the wait that is allowed: what is nearly late, or late, is worked off in that, not at once."""
-
-_OUTPUT_TIME_CONSTANT_S = 300.0
 
 
 def overflow(
@@ -189,17 +185,22 @@ class DemandEstimator:
         if which is None:
             self._arrivals_per_s = np.full((len(self.time_constants_s), *shape), np.nan)
             self._prompt_tokens_per_s = np.full((len(self.time_constants_s), *shape), np.nan)
-            self.mean_output_tokens: FloatArray = np.full(shape, PRIOR_OUTPUT_TOKENS)
+            self._lengths = AnswerLengths(shape)
             return
         self._arrivals_per_s[:, which] = np.nan
         self._prompt_tokens_per_s[:, which] = np.nan
-        self.mean_output_tokens[which] = PRIOR_OUTPUT_TOKENS
+        self._lengths.reset(which)
 
     def adopt(self, other: DemandEstimator, which: npt.NDArray[np.bool_]) -> None:
         """Take over the rates of an estimator of fewer fleets for the selected ones."""
         self._arrivals_per_s[:, which] = other._arrivals_per_s
         self._prompt_tokens_per_s[:, which] = other._prompt_tokens_per_s
-        self.mean_output_tokens[which] = other.mean_output_tokens
+        self._lengths.adopt(other._lengths, which)
+
+    @property
+    def mean_output_tokens(self) -> FloatArray:
+        """Of a request of each class, shape (..., num_classes)."""
+        return self._lengths.mean_tokens
 
     def update(self, state: FleetState) -> None:
         """Take in one observation; missing (NaN) rates leave the estimate as it is."""
@@ -211,10 +212,7 @@ class DemandEstimator:
         ):
             moved = np.where(np.isnan(ewma), rate, ewma + weight * (rate - ewma))
             ewma[...] = np.where(np.isnan(rate) | ~(window_s > 0), ewma, moved)
-        mean_output = state.classes.mean_output_tokens
-        weight = 1.0 - np.exp(-window_s / _OUTPUT_TIME_CONSTANT_S)
-        moved = self.mean_output_tokens + weight * (mean_output - self.mean_output_tokens)
-        self.mean_output_tokens = np.where(np.isnan(mean_output), self.mean_output_tokens, moved)
+        self._lengths.update(state)
 
     def work_replicas(self, scale_index: int) -> FloatArray:
         """Replicas of work that ``work_class`` asks of ``work_pool``, shape (..., num_works); 0 before any data."""
@@ -294,5 +292,5 @@ class DemandEstimator:
 def _prices_s(pool: PoolSpec) -> tuple[float, float]:
     """Replica-seconds per prompt token and per output token; 0 for what other pools do."""
     prefill_s = pool.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
-    decode_s = pool.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, PRIOR_OUTPUT_TOKENS)
+    decode_s = pool.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
     return prefill_s * (pool.role != "decode"), decode_s * (pool.role != "prefill")

@@ -7,8 +7,18 @@ import pytest
 
 from rl_autoscale.agents.registry import make_policy
 
-LONG_PROMPTS = {"arrivals_per_s": 5.0, "arrived_prompt_tokens_per_s": 200_000.0, "mean_output_tokens": 20.0}
-LONG_OUTPUTS = {"arrivals_per_s": 20.0, "arrived_prompt_tokens_per_s": 2_000.0, "mean_output_tokens": 2000.0}
+LONG_PROMPTS = {
+    "arrivals_per_s": 5.0,
+    "finished_per_s": 5.0,
+    "arrived_prompt_tokens_per_s": 200_000.0,
+    "mean_output_tokens": 20.0,
+}
+LONG_OUTPUTS = {
+    "arrivals_per_s": 20.0,
+    "finished_per_s": 20.0,
+    "arrived_prompt_tokens_per_s": 2_000.0,
+    "mean_output_tokens": 2000.0,
+}
 
 
 def target(name, spec, make_state, **signals):

@@ -74,7 +74,7 @@ def test_choosing_among_variants_costs_less_than_growing_one():
         workload = of.build_test(1, TraceStore(())).workload
         return run_episode(of, workload, make_policy(name, **knobs), seed=1)
 
-    chosen, grown = served(scenario, "infaas", slack=1.3), served(single, "headroom", headroom=2.5)
+    chosen, grown = served(scenario, "infaas", slack=1.0), served(single, "headroom", headroom=2.5)
     assert chosen.slo_attainment > grown.slo_attainment
-    assert chosen.cost_usd < 0.85 * grown.cost_usd
-    assert min(pool.gpu_hours for pool in chosen.pools) > 1.0  # all three variants are used
+    assert chosen.cost_usd < 0.7 * grown.cost_usd
+    assert min(pool.gpu_hours for pool in chosen.pools) > 0.5  # all three variants are used

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from rl_autoscale.fleet.demand import (
     LEAST_PLANNED,
-    PRIOR_OUTPUT_TOKENS,
     DemandEstimator,
     StandIns,
     allowed_wait_s,
     due_now,
     overflow,
 )
+from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState
 
@@ -26,7 +26,7 @@ from rl_autoscale.fleet.state import FleetState
 def test_no_data_is_no_demand(a_spec: Any) -> None:
     estimator = DemandEstimator(a_spec())
     assert estimator.replicas(0).tolist() == [0.0]
-    assert estimator.mean_output_tokens.tolist() == [PRIOR_OUTPUT_TOKENS]
+    assert estimator.mean_output_tokens.tolist() == [TYPICAL_OUTPUT_TOKENS]
 
 
 def test_the_first_window_is_taken_as_it_is_and_then_forgotten_slowly(a_spec: Any, a_state: Any) -> None:
@@ -35,7 +35,7 @@ def test_the_first_window_is_taken_as_it_is_and_then_forgotten_slowly(a_spec: An
     for rate in (4.0, 8.0):
         state = a_state(spec, arrivals_per_s=rate, arrived_prompt_tokens_per_s=0.0, mean_output_tokens=np.nan)
         estimator.update(state)
-    per_request = estimator.request_work_s(np.array([0.0]), np.array([PRIOR_OUTPUT_TOKENS]), np.array([0]))[0]
+    per_request = estimator.request_work_s(np.array([0.0]), np.array([TYPICAL_OUTPUT_TOKENS]), np.array([0]))[0]
     smoothed = 4.0 + (1 - math.exp(-10 / 20)) * 4.0
     assert estimator.replicas(0)[0] == pytest.approx(8.0 * per_request)
     assert estimator.replicas(1)[0] == pytest.approx(smoothed * per_request)
@@ -44,10 +44,17 @@ def test_the_first_window_is_taken_as_it_is_and_then_forgotten_slowly(a_spec: An
 def test_missing_rates_and_empty_windows_change_nothing(a_spec: Any, a_state: Any) -> None:
     spec = a_spec()
     estimator = DemandEstimator(spec)
-    estimator.update(a_state(spec, arrivals_per_s=4.0, arrived_prompt_tokens_per_s=4000.0, mean_output_tokens=100.0))
+    signals = {"arrivals_per_s": 4.0, "arrived_prompt_tokens_per_s": 4000.0, "finished_per_s": 3.0}
+    estimator.update(a_state(spec, **signals, mean_output_tokens=100.0))
     before = estimator.replicas(0).copy(), estimator.mean_output_tokens.copy()
     estimator.update(
-        a_state(spec, arrivals_per_s=np.nan, arrived_prompt_tokens_per_s=np.nan, mean_output_tokens=np.nan)
+        a_state(
+            spec,
+            arrivals_per_s=np.nan,
+            arrived_prompt_tokens_per_s=np.nan,
+            finished_per_s=np.nan,
+            mean_output_tokens=np.nan,
+        )
     )
     estimator.update(a_state(spec, window_s=0.0, arrivals_per_s=99.0, arrived_prompt_tokens_per_s=9.0))
     assert estimator.replicas(0).tolist() == before[0].tolist()
@@ -61,8 +68,8 @@ def test_work_is_seconds_per_token_of_a_full_replica(a_spec: Any, a_state: Any) 
     state = a_state(spec, arrivals_per_s=3.0, arrived_prompt_tokens_per_s=3000.0, mean_output_tokens=np.nan)
     estimator.update(state)
     prefill_s = profile.prefill_s_per_token(1024)
-    decode_s = prefill_s + profile.decode_seq_s + profile.decode_context_s * (1024 + PRIOR_OUTPUT_TOKENS / 2)
-    assert estimator.replicas(0)[0] == pytest.approx(3000 * prefill_s + 3 * PRIOR_OUTPUT_TOKENS * decode_s)
+    decode_s = prefill_s + profile.decode_seq_s + profile.decode_context_s * (1024 + TYPICAL_OUTPUT_TOKENS / 2)
+    assert estimator.replicas(0)[0] == pytest.approx(3000 * prefill_s + 3 * TYPICAL_OUTPUT_TOKENS * decode_s)
 
 
 def test_a_class_counts_for_its_first_choice(a_spec: Any, a_pool: Any, a_state: Any) -> None:
@@ -83,13 +90,14 @@ def test_a_batch_is_estimated_like_its_members(a_spec: Any, a_state: Any) -> Non
     for step in range(4):
         signals = {
             name: np.where(rng.random((3, 2)) < 0.2, np.nan, rng.uniform(0, 9, (3, 2)))
-            for name in ("arrivals_per_s", "arrived_prompt_tokens_per_s", "mean_output_tokens")
+            for name in ("arrivals_per_s", "arrived_prompt_tokens_per_s", "finished_per_s", "mean_output_tokens")
         }
-        batch: FleetState = a_state(spec, batch_shape=(3,), **signals)
+        batch: FleetState = a_state(spec, batch_shape=(3,), generation_tokens_per_s=40.0, **signals)
         together.update(batch)
         for e in range(3):
             alone[e].update(batch[e])
             np.testing.assert_allclose(together.replicas(1)[e], alone[e].replicas(1), err_msg=str(step))
+            np.testing.assert_allclose(together.mean_output_tokens[e], alone[e].mean_output_tokens, err_msg=str(step))
     together.reset(np.array([False, True, False]))
     assert together.replicas(0)[1].tolist() == [0.0]
     assert together.replicas(0)[0].tolist() == alone[0].replicas(0).tolist()
@@ -141,9 +149,9 @@ def test_prefill_is_asked_for_prompts_and_decode_for_output(a_spec: Any, a_pool:
     signals = {"arrivals_per_s": 2.0, "arrived_prompt_tokens_per_s": 3000.0, "mean_output_tokens": np.nan}
     estimator.update(a_state(spec, **signals))
     decode, prefill = spec.pools
-    prompts, output = 2 * 3000.0, 2 * 2.0 * PRIOR_OUTPUT_TOKENS
+    prompts, output = 2 * 3000.0, 2 * 2.0 * TYPICAL_OUTPUT_TOKENS
     wanted = (
-        output * decode.full_batch_decode_s(1024, PRIOR_OUTPUT_TOKENS),
+        output * decode.full_batch_decode_s(1024, TYPICAL_OUTPUT_TOKENS),
         prompts * prefill.hardware.prefill_s_per_token(),
     )
     assert estimator.replicas(0) == pytest.approx(wanted)
@@ -166,7 +174,8 @@ def batch_fleet(a_spec: Any, a_pool: Any, *ttft_s: float, startup_s: float = 40.
 
 def measured(spec: FleetSpec, a_state: Any) -> DemandEstimator:
     estimator = DemandEstimator(spec)
-    estimator.update(a_state(spec, arrivals_per_s=2.0, arrived_prompt_tokens_per_s=600.0, mean_output_tokens=100.0))
+    rates = {"arrivals_per_s": 2.0, "arrived_prompt_tokens_per_s": 600.0, "finished_per_s": 2.0}
+    estimator.update(a_state(spec, **rates, mean_output_tokens=100.0))
     return estimator
 
 
