@@ -38,13 +38,9 @@ class Envelope:
     usually_outside: int
 
     @staticmethod
-    def fit(observations: npt.ArrayLike | None, names: Sequence[str]) -> Envelope | None:
-        """Bounds of observations of any leading shape; None when there are none (a buffer never filled is all zero)."""
-        if observations is None:
-            return None
+    def fit(observations: npt.ArrayLike, names: Sequence[str]) -> Envelope:
+        """Bounds of observations of any leading shape; at least one."""
         flat = np.asarray(observations, dtype=np.float64).reshape(-1, len(names))
-        if not flat.any():
-            return None
         low, high = np.round(np.quantile(flat, BOUND_SHARES, axis=0), 4)
         bounds = Envelope(tuple(names), low, high, 0)
         usual = int(np.quantile(bounds._outside(flat).sum(axis=-1), USUAL_SHARE))

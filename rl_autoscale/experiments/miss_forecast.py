@@ -77,7 +77,7 @@ class Outcomes:
         return Outcomes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def fit_miss_forecast(
+def play_policy(
     layers: list[Layer],
     scenarios: Sequence[Scenario],
     store: TraceSource,
@@ -86,8 +86,8 @@ def fit_miss_forecast(
     *,
     timesteps: int,
     seed: int,
-) -> tuple[list[Layer] | None, set[str]]:
-    """Play a policy on training traffic and learn what it misses.
+) -> tuple[Outcomes | None, set[str]]:
+    """Play a policy on training traffic, as it is deployed, at prices that change now and then.
 
     Args:
         layers: of its actor.
@@ -99,8 +99,7 @@ def fit_miss_forecast(
         seed: of the training.
 
     Returns:
-        Layers of a tanh MLP from the observation to the logit of each class's share, None where there was nothing to
-        learn from; and notes on the traffic.
+        What it saw and what came of it, None where no traffic is as long as a horizon; and notes on the traffic.
     """
     enough = max(OBSERVATIONS, OBSERVATIONS_PER_SCENARIO * len(scenarios))
     observations = min(enough, SHARE_OF_TRAINING * timesteps) / len(scenarios)
@@ -116,8 +115,7 @@ def fit_miss_forecast(
             except SpecError as error:  # a draw without requests: a training of hours is not lost for it
                 notes.add(f"miss forecast: traffic of {scenario.name} was left out ({error})")
             notes |= sampler.notes
-    kinds = {held for part in parts for held in part.held_out.tolist()}
-    return (_learn(Outcomes.join(parts), seed) if kinds == {False, True} else None), notes
+    return (Outcomes.join(parts) if any(len(part.observation) for part in parts) else None), notes
 
 
 def horizon_s(spec: FleetSpec) -> float:
@@ -127,7 +125,7 @@ def horizon_s(spec: FleetSpec) -> float:
 
 
 def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tuple[float, float], seed: int) -> Outcomes:
-    """One episode in every fleet: its observations and what came of them; arguments as for `fit_miss_forecast`."""
+    """One episode in every fleet: its observations and what came of them; arguments as for `play_policy`."""
     horizon_steps = max(round(horizon_s(mdp.spec) / mdp.spec.control_interval_s), 1)
     num_steps, kept_steps = EPISODE_HORIZONS * horizon_steps, KEPT_HORIZONS * horizon_steps
     rng = stream(seed, "miss-forecast")
@@ -183,8 +181,13 @@ def _outcomes(
     return Outcomes(seen[whole], share, arrivals / mean, held_out[whole])
 
 
-def _learn(outcomes: Outcomes, seed: int) -> list[Layer]:
-    """Fit by cross-entropy, weighted with arrivals; the epoch counts that was best on the fleets held out."""
+def learn_misses(outcomes: Outcomes, seed: int) -> list[Layer] | None:
+    """Layers of a tanh MLP from the observation to the logit of each class's share; None without anything to hold out.
+
+    Fitted by cross-entropy, weighted with arrivals; the epoch counts that was best on the fleets held out.
+    """
+    if outcomes.held_out.all() or not outcomes.held_out.any():
+        return None
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(seed)
     observation = torch.as_tensor(outcomes.observation, dtype=torch.float32)

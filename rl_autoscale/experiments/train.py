@@ -36,7 +36,7 @@ from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.dial import measure_dial
-from rl_autoscale.experiments.miss_forecast import fit_miss_forecast
+from rl_autoscale.experiments.miss_forecast import learn_misses, play_policy
 from rl_autoscale.experiments.offset_search import OffsetSearchConfig, search_offsets, with_offsets
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
@@ -46,9 +46,9 @@ from rl_autoscale.workload.spec import TraceSource
 
 NO_DIAL = (
     "the dial was not measured, so attainment=... begins at the default price, and no miss forecast turns it: every "
-    "training source holds a trace; "
-    "add one made of generators"
+    "training source holds a trace; add one made of generators"
 )
+NO_HORIZON = "no training traffic is as long as the miss forecast's horizon: there is no such forecast and no envelope"
 TrainingReport = Callable[[TrainingProgress | str], None]
 """Told how a training goes: numbers after each rollout, then words."""
 
@@ -160,16 +160,15 @@ def train(
     layers, searched = _searched(learned.layers, config, scenarios, store, report)
     if report is not None:
         report("measuring its dial and what it misses ...")
-    dial, forecast, notes = measure(layers, config, scenarios, store)
-    notes |= learned.notes
+    measured = measure(layers, config, scenarios, store)
+    notes = measured.notes | learned.notes
     training = {
         **_describe(config, scenarios),
         "timesteps": learned.num_timesteps + timesteps_before(config),
         "notes": sorted(notes),
         **searched,
-        **(learned.envelope.to_card() if learned.envelope is not None else {}),
     }
-    _export(layers, schema, out / "policy", config, training, dial, forecast)
+    _export(layers, schema, out / "policy", config, training, measured)
     return TrainingResult(out / "policy", learned.num_timesteps, tuple(sorted(notes)))
 
 
@@ -178,7 +177,6 @@ class _Learned(NamedTuple):
 
     layers: list[Layer]
     num_timesteps: int
-    envelope: Envelope | None
     notes: set[str]
 
 
@@ -219,12 +217,8 @@ def _learn(
             resume=resume,
             actor=_first_actor(config, scenarios),
         )
-    features = Schema.of(scenarios[0].fleet).features
-    envelope = Envelope.fit(model.rollout_buffer.observations[..., : len(features)], features)
-    if envelope is None and config.start_from is not None:
-        envelope = Envelope.from_card(read_card(Path(config.start_from)))
     notes = {note for sampler in samplers for note in sampler.notes}
-    return _Learned(policy_layers(model.policy), int(model.num_timesteps), envelope, notes)
+    return _Learned(policy_layers(model.policy), int(model.num_timesteps), notes)
 
 
 def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Layer] | None:
@@ -292,19 +286,28 @@ def _hidden_sizes(layers: list[Layer]) -> tuple[int, ...]:
     return tuple(len(bias) for _, bias in layers[:-1])
 
 
-def measure(
-    layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource
-) -> tuple[list[dict[str, float]], list[Layer] | None, set[str]]:
-    """A policy's dial, its miss forecast where there is a dial to turn, and notes on what was missing."""
+class _Measured(NamedTuple):
+    """What is known of a policy once it was played."""
+
+    dial: list[dict[str, float]]
+    forecast: list[Layer] | None
+    envelope: Envelope | None
+    notes: set[str]
+
+
+def measure(layers: list[Layer], config: TrainConfig, scenarios: Sequence[Scenario], store: TraceSource) -> _Measured:
+    """A policy's dial and envelope, and its miss forecast where there is a dial to turn."""
     as_deployed = partial(_training_mdp, _without_faults(config))
     dial = measure_dial(layers, scenarios, store, as_deployed, config.miss_price, seed=config.ppo.seed)
-    if not dial:
-        return dial, None, {NO_DIAL}
-    forecast, notes = fit_miss_forecast(
+    outcomes, notes = play_policy(
         layers, scenarios, store, partial(_training_mdp, config), config.miss_price,
         timesteps=config.ppo.total_timesteps + timesteps_before(config), seed=config.ppo.seed,
     )  # fmt: skip
-    return dial, forecast, notes
+    notes |= set() if dial else {NO_DIAL}
+    if outcomes is None:
+        return _Measured(dial, None, None, notes | {NO_HORIZON})
+    envelope = Envelope.fit(outcomes.observation, Schema.of(scenarios[0].fleet).features)
+    return _Measured(dial, learn_misses(outcomes, config.ppo.seed) if dial else None, envelope, notes)
 
 
 def _describe(config: TrainConfig, scenarios: Sequence[Scenario]) -> dict[str, Any]:
@@ -321,18 +324,18 @@ def _export(
     folder: Path,
     config: TrainConfig,
     training: dict[str, Any],
-    dial: list[dict[str, float]],
-    forecast: list[Layer] | None,
+    measured: _Measured,
 ) -> Path:
+    seen = {} if measured.envelope is None else measured.envelope.to_card()
     return export_policy(
         layers,
         schema,
         folder,
         refuse=config.ppo.refuse,
-        training=training,
+        training={**training, **seen},
         miss_price_range=config.miss_price,
-        dial=dial,
-        forecast=forecast,
+        dial=measured.dial,
+        forecast=measured.forecast,
         hysteresis=config.ppo.hysteresis,
     )
 
@@ -389,10 +392,10 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     mdps, _ = _build_mdps(config, scenarios, store)
     model = build_ppo(mdps, config.ppo)
     timesteps = load_checkpoint(model, run / "checkpoint")
-    # A checkpoint alone knows neither its envelope nor what stood in for missing traces; a finished run's card does.
+    # A checkpoint alone does not know what stood in for missing traces; a finished run's card does.
     known = {} if (finished := finished_policy(run)) is None else read_card(finished)["training"]
     layers, searched = _searched(policy_layers(model.policy), config, scenarios, store, None)
     described = _describe(config, scenarios)
+    measured = measure(layers, config, scenarios, store)
     training = {**known, **described, "timesteps": timesteps + timesteps_before(config), **searched}
-    dial, forecast, _ = measure(layers, config, scenarios, store)
-    return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, dial, forecast)
+    return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, measured)

@@ -40,4 +40,3 @@ def test_cards_without_counts_get_a_tenth_and_cards_without_bounds_nothing():
     assert Envelope.from_card({"features": list(NAMES), "training": old}).usually_outside == 2
     assert Envelope.from_card({"features": list(NAMES)}) is None
     assert Envelope.from_card({"features": ["other"], "training": fitted().to_card()}) is None
-    assert Envelope.fit(np.zeros((4, 20)), NAMES) is None

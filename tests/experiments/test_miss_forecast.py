@@ -64,11 +64,11 @@ def test_it_learns_shares_weighted_with_arrivals() -> None:
         np.where(busy, 1.8, 0.2)[:, None],
         np.arange(4000) % 4 == 3,
     )
-    layers = miss_forecast._learn(outcomes, seed=0)
+    layers = miss_forecast.learn_misses(outcomes, seed=0)
     first, second = predicted(layers, np.array([[-1.0, 0.0], [1.0, 0.0]], dtype=np.float32))
     assert first == pytest.approx(0.9 * 0.3 + 0.1 * 0.03, abs=0.03)
     assert second == pytest.approx(0.05, abs=0.02)
-    again = miss_forecast._learn(outcomes, seed=0)
+    again = miss_forecast.learn_misses(outcomes, seed=0)
     assert all(np.array_equal(a, b) for pair in zip(layers, again, strict=True) for a, b in zip(*pair, strict=True))
 
 
@@ -101,7 +101,7 @@ def test_nothing_is_learned_from_traffic_shorter_than_a_horizon() -> None:
         return FleetMdp(toy_spec(), SHIELD, sampler(span_s=100.0), num_fleets=num_fleets)
 
     chatbot, store = load_scenario("chatbot"), TraceStore(())
-    found = miss_forecast.fit_miss_forecast(layers, [chatbot], store, short, (2.0, 60.0), timesteps=100, seed=0)
+    found = miss_forecast.play_policy(layers, [chatbot], store, short, (2.0, 60.0), timesteps=100, seed=0)
     assert found == (None, set())
 
 
@@ -115,10 +115,8 @@ def test_traffic_that_cannot_be_drawn_is_noted_and_left_out() -> None:
         return FleetMdp(toy_spec(), SHIELD, empty, num_fleets=num_fleets)  # type: ignore[arg-type]
 
     chatbot, store = load_scenario("chatbot"), TraceStore(())
-    forecast, notes = miss_forecast.fit_miss_forecast(
-        layers, [chatbot], store, make, (2.0, 60.0), timesteps=100, seed=0
-    )
-    assert forecast is None
+    outcomes, notes = miss_forecast.play_policy(layers, [chatbot], store, make, (2.0, 60.0), timesteps=100, seed=0)
+    assert outcomes is None
     assert notes == {"miss forecast: traffic of chatbot was left out (no requests)"}
 
 
