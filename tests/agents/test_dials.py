@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rl_autoscale.agents import running_dial
 from rl_autoscale.agents.dials import Dials
 from rl_autoscale.agents.running_dial import TIME_CONSTANT_S
 from rl_autoscale.envs.reward import LEAST_WEIGHT
@@ -58,8 +59,9 @@ def test_a_card_that_does_not_tell_classes_apart_gives_all_its_own_dial(observe:
     assert weight == pytest.approx([1.0, 0.1])
 
 
-def test_each_class_finds_its_own_price_in_the_forecast(observe: Any) -> None:
+def test_each_class_finds_its_own_price_in_the_forecast(observe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chats miss 0.6/price of theirs, jobs 0.06/price of theirs and a little more where chats are dear."""
+    monkeypatch.setattr(running_dial, "OPENING_S", 120.0)  # the forecast alone, nearly
     dials = Dials(CARD, (0.98, 0.99), KEYS, RANGE, 20.0)
     asked = []
 

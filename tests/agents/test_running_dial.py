@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rl_autoscale.agents.learned import price_sweep
-from rl_autoscale.agents.running_dial import TIME_CONSTANT_S, RunningDial, price_at
+from rl_autoscale.agents.running_dial import OPENING_S, TIME_CONSTANT_S, RunningDial, price_at
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 
@@ -51,7 +51,7 @@ def observe(make_state: Any, make_spec: Any) -> Any:
     return lambda arrivals_per_s: make_state(spec, arrivals_per_s=arrivals_per_s)
 
 
-def test_it_begins_as_the_cards_and_becomes_that_of_the_traffic(observe: Any) -> None:
+def test_it_begins_as_the_cards_and_moves_to_that_of_the_traffic(observe: Any) -> None:
     dial = RunningDial(DIAL)
     assert dial.price_for(0.98) == pytest.approx(20.0)
     easy = np.array([[0.01], [0.004], [0.001]])
@@ -61,7 +61,10 @@ def test_it_begins_as_the_cards_and_becomes_that_of_the_traffic(observe: Any) ->
         prices.append(dial.price_for(0.98))
     assert prices == sorted(prices, reverse=True)
     assert 15.0 < prices[0] < 20.0
-    assert prices[-1] == pytest.approx(2.0, rel=0.05)
+    own = TIME_CONSTANT_S / (TIME_CONSTANT_S + OPENING_S)  # of the say, in the end
+    before = 1.0 - np.array([point["slo_attainment"] for point in DIAL])
+    mixed = before ** (1.0 - own) * easy[:, 0] ** own
+    assert prices[-1] == pytest.approx(price_at(0.98, dial.prices, mixed), rel=0.05)
     dial.reset()
     assert dial.price_for(0.98) == pytest.approx(20.0)
 
