@@ -21,9 +21,11 @@ from rl_autoscale.fleet.state import FleetState, FloatArray
 TIME_CONSTANT_S = 1800.0
 """Forecasts are forgotten at it."""
 OPENING_S = 3600.0
-"""The card's dial counts as if it had been seen for so long; the two are averaged in the logarithm of misses. Bursts that
-have not come yet are in the card's dial and not in the forecast: of 120 s to two and a half hours, chosen on validation
-traffic (docs/policies.md)."""
+"""The card's dial counts as if it had been seen for so long; the two are averaged in the logarithm of misses.
+
+Bursts that have not come yet are in the card's dial and not in the forecast. Of two minutes to two and a half hours,
+chosen on validation traffic (docs/policies.md).
+"""
 LEAST_SHARE = 1e-6
 
 
