@@ -1,10 +1,10 @@
 """How many output tokens a request of each class takes, of which most are still being answered.
 
-Finished requests alone mislead: for as long as an answer takes, only the short ones have ended. With answers of minutes
-that is a fleet half as large as needed for the first half hour. So tokens are counted when they are generated, those
-of unfinished answers included, and divided by the answers that ended: the maximum-likelihood mean of lifetimes that
-are censored, where what is left of an answer does not depend on how long it is already (B. Epstein and M. Sobel, "Life
-Testing", JASA 48, 1953). Under steady load the two agree whatever the lengths' distribution.
+The mean over finished requests is too low at first: for as long as an answer takes, only the short ones have ended.
+Tokens generated over requests finished is too high then, unless what is left of an answer does not depend on how long
+it is already: the maximum-likelihood mean of censored lifetimes (B. Epstein and M. Sobel, "Life Testing", JASA 48,
+1953), where answers have few short ones among them. Under steady load both are right whatever the distribution. So
+they are mixed by the share of the requests begun that have ended, and are soon the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIME_CONSTANT_S = 300.0  # in which what was counted fades; not while a class i
 
 
 class AnswerLengths:
-    """Tokens generated over requests finished, of the last minutes.
+    """Mean output length of each class, over the last minutes.
 
     Args:
         shape: (..., num_classes).
@@ -31,36 +31,45 @@ class AnswerLengths:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.mean_tokens: FloatArray = np.full(shape, float(TYPICAL_OUTPUT_TOKENS))
-        self._finished = np.full(shape, _PRIOR_REQUESTS)
-        self._tokens = self._finished * self.mean_tokens
+        # Of the last minutes: requests finished, their tokens, tokens generated; and all that ever finished.
+        self._finished, self._of_finished, self._generated, self._ever_finished = (np.empty(shape) for _ in range(4))
+        self.reset(np.ones(shape[:-1], dtype=np.bool_))
 
     def reset(self, which: npt.NDArray[np.bool_]) -> None:
         """Forget everything for the selected fleets, a boolean array over the leading dimensions."""
         self.mean_tokens[which] = TYPICAL_OUTPUT_TOKENS
-        self._finished[which] = _PRIOR_REQUESTS
-        self._tokens[which] = _PRIOR_REQUESTS * TYPICAL_OUTPUT_TOKENS
+        for count in (self._finished, self._ever_finished):
+            count[which] = _PRIOR_REQUESTS
+        for tokens in (self._of_finished, self._generated):
+            tokens[which] = _PRIOR_REQUESTS * TYPICAL_OUTPUT_TOKENS
 
     def adopt(self, other: AnswerLengths, which: npt.NDArray[np.bool_]) -> None:
         """Take over what a counter of fewer fleets knows, for the selected ones."""
-        self.mean_tokens[which] = other.mean_tokens
-        self._finished[which] = other._finished
-        self._tokens[which] = other._tokens
+        for name in ("mean_tokens", "_finished", "_of_finished", "_generated", "_ever_finished"):
+            getattr(self, name)[which] = getattr(other, name)
 
     def update(self, state: FleetState) -> None:
         """Count one window; of a class that cannot be read nothing is counted and nothing forgotten."""
         window_s = np.asarray(state.window_s)[..., None]
         classes = state.classes
         finished = classes.finished_per_s * window_s
-        tokens = np.where(finished > 0, finished * classes.mean_output_tokens, finished)
-        tokens = tokens + self._unfinished(state, finished, tokens)
-        moves = np.isfinite(tokens) & ((finished > 0) | (tokens != 0))
-        kept = np.exp(-window_s / _TIME_CONSTANT_S)
-        self._finished = np.where(moves, self._finished * kept + finished, self._finished)
-        self._tokens = np.where(moves, self._tokens * kept + tokens, self._tokens)
-        self.mean_tokens = np.maximum(self._tokens / self._finished, 1.0)
+        of_finished = np.where(finished > 0, finished * classes.mean_output_tokens, finished)
+        generated = of_finished + self._unfinished(state, finished, of_finished)
+        counts = np.isfinite(generated) & ((finished > 0) | (generated != 0))
+        kept = np.where(counts, np.exp(-window_s / _TIME_CONSTANT_S), 1.0)
+        for total, more in (
+            (self._finished, finished),
+            (self._of_finished, of_finished),
+            (self._generated, generated),
+        ):
+            total[...] = total * kept + np.where(counts, more, 0.0)
+        self._ever_finished += np.where(counts, finished, 0.0)
+        ended = self._ever_finished / (self._ever_finished + np.nan_to_num(classes.in_flight))
+        tokens = ended * self._generated + (1.0 - ended) * self._of_finished
+        self.mean_tokens = np.where(counts, np.maximum(tokens / self._finished, 1.0), self.mean_tokens)
 
     @staticmethod
-    def _unfinished(state: FleetState, finished: FloatArray, tokens: FloatArray) -> FloatArray:
+    def _unfinished(state: FleetState, finished: FloatArray, of_finished: FloatArray) -> FloatArray:
         """By how many tokens the answers under way grew, net of those that ended, shape (..., num_classes).
 
         Engines do not say whose tokens they generate. So each class gets its share of the requests that were under
@@ -69,9 +78,9 @@ class AnswerLengths:
         """
         window_s = np.asarray(state.window_s)[..., None]
         generated = state.pools.generation_tokens_per_s.sum(axis=-1, keepdims=True) * window_s
-        of_finished = tokens.sum(axis=-1, keepdims=True)
+        ended = of_finished.sum(axis=-1, keepdims=True)
         under_way = state.classes.in_flight + finished
         all_under_way = under_way.sum(axis=-1, keepdims=True)
-        counted = np.isfinite(generated + of_finished) & (generated > 0) & (all_under_way > 0)
+        counted = np.isfinite(generated + ended) & (generated > 0) & (all_under_way > 0)
         share = under_way / np.where(counted, all_under_way, 1.0)
-        return np.where(counted, (generated - of_finished) * share, 0.0)
+        return np.where(counted, (generated - ended) * share, 0.0)
