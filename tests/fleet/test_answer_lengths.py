@@ -82,7 +82,7 @@ def test_answers_of_minutes_are_not_taken_for_short_ones(a_spec: Any, a_state: A
     tokens = np.array([np.nan_to_num(item["finished_per_s"] * item["mean_output_tokens"])[0] for item in seen]).cumsum()
     five, ten = 29, 59  # minutes
     assert tokens[five] / ended[five] < 0.55 * 4000.0  # of finished requests
-    assert counted[five] > 0.8 * 4000.0
+    assert counted[five] > 0.65 * 4000.0
     assert counted[ten] == pytest.approx(4000.0, rel=0.1)
 
 
