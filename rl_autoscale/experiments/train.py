@@ -326,13 +326,12 @@ def _export(
     training: dict[str, Any],
     measured: _Measured,
 ) -> Path:
-    seen = {} if measured.envelope is None else measured.envelope.to_card()
     return export_policy(
         layers,
         schema,
         folder,
         refuse=config.ppo.refuse,
-        training={**training, **seen},
+        training=training if measured.envelope is None else training | measured.envelope.to_card(),
         miss_price_range=config.miss_price,
         dial=measured.dial,
         forecast=measured.forecast,
