@@ -5,6 +5,9 @@ Tokens generated over requests finished is too high then, unless what is left of
 it is already: the maximum-likelihood mean of censored lifetimes (B. Epstein and M. Sobel, "Life Testing", JASA 48,
 1953), where answers have few short ones among them. Under steady load both are right whatever the distribution. So
 they are mixed by the share of the requests begun that have ended, and are soon the same.
+
+Answers that are broken off count with their tokens and not with themselves: where one in ten is left half-way, the mean
+is about a twentieth too high. Where none ends any more it stays within `MOST` times what those took that did.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ import numpy.typing as npt
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS
 from rl_autoscale.fleet.state import FleetState, FloatArray
 
+MOST = 10.0
+"""The mean is at most so many times that of finished requests, or of typical ones where that is more."""
+
 _PRIOR_REQUESTS = 10.0  # of typical length, counted before any data
+_LEAST_REQUESTS = 1e-6  # below that nothing fades any more: a mean of nothing is no number
 _TIME_CONSTANT_S = 300.0  # in which what was counted fades; not while a class is idle
 
 
@@ -56,7 +63,7 @@ class AnswerLengths:
         of_finished = np.where(finished > 0, finished * classes.mean_output_tokens, finished)
         generated = of_finished + self._unfinished(state, finished, of_finished)
         counts = np.isfinite(generated) & ((finished > 0) | (generated != 0))
-        kept = np.where(counts, np.exp(-window_s / _TIME_CONSTANT_S), 1.0)
+        kept = np.where(counts & (self._finished > _LEAST_REQUESTS), np.exp(-window_s / _TIME_CONSTANT_S), 1.0)
         for total, more in (
             (self._finished, finished),
             (self._of_finished, of_finished),
@@ -65,8 +72,10 @@ class AnswerLengths:
             total[...] = total * kept + np.where(counts, more, 0.0)
         self._ever_finished += np.where(counts, finished, 0.0)
         ended = self._ever_finished / (self._ever_finished + np.nan_to_num(classes.in_flight))
-        tokens = ended * self._generated + (1.0 - ended) * self._of_finished
-        self.mean_tokens = np.where(counts, np.maximum(tokens / self._finished, 1.0), self.mean_tokens)
+        mean_of_finished = self._of_finished / self._finished
+        mean = ended * self._generated / self._finished + (1.0 - ended) * mean_of_finished
+        most = MOST * np.maximum(mean_of_finished, TYPICAL_OUTPUT_TOKENS)
+        self.mean_tokens = np.where(counts, np.clip(mean, 1.0, most), self.mean_tokens)
 
     @staticmethod
     def _unfinished(state: FleetState, finished: FloatArray, of_finished: FloatArray) -> FloatArray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl_autoscale.fleet.answer_lengths import AnswerLengths
+from rl_autoscale.fleet.answer_lengths import MOST, AnswerLengths
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS
 
 WINDOW_S = 10.0
@@ -146,3 +146,16 @@ def test_what_was_counted_fades_in_five_minutes(a_spec: Any, a_state: Any) -> No
     for tokens in (100.0,) * 300 + (1000.0,) * 30:  # windows of ten seconds
         counter.update(a_state(spec, finished_per_s=1.0, mean_output_tokens=tokens, generation_tokens_per_s=tokens))
     assert counter.mean_tokens[0] == pytest.approx(1000.0 - 900.0 * np.exp(-1.0), rel=0.01)
+
+
+def test_answers_that_never_end_are_not_taken_for_endless_ones(a_spec: Any, a_state: Any) -> None:
+    """Every client hangs up: tokens are generated, and nothing finishes, for four days."""
+    spec = a_spec()
+    counter = AnswerLengths((1,))
+    for _ in range(100):
+        counter.update(a_state(spec, finished_per_s=1.0, mean_output_tokens=500.0, generation_tokens_per_s=500.0))
+    left = a_state(spec, mean_output_tokens=np.nan, generation_tokens_per_s=500.0)
+    left.classes.in_flight[:] = 5.0
+    for _ in range(35_000):
+        counter.update(left)
+    assert counter.mean_tokens[0] == pytest.approx(MOST * 500.0, rel=0.01)
