@@ -23,7 +23,8 @@ from rl_autoscale.experiments.benchmark import run_benchmark
 from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep
 from rl_autoscale.experiments.rows import Row
 from rl_autoscale.experiments.systems import SYSTEMS
-from rl_autoscale.experiments.train import TrainConfig, finished_policy, train
+from rl_autoscale.experiments.train import finished_policy, train
+from rl_autoscale.experiments.train_config import TrainConfig
 from rl_autoscale.workload.store import TraceStore
 
 TARGETS = (0.85, 0.9, 0.94)

@@ -19,7 +19,7 @@ from rl_autoscale.fleet.errors import MissingExtraError, SpecError
 if TYPE_CHECKING:
     from rl_autoscale.agents.ppo import TrainingProgress
     from rl_autoscale.envs.scenario import Scenario
-    from rl_autoscale.experiments.train import TrainConfig
+    from rl_autoscale.experiments.train_config import TrainConfig
 
 stderr = Console(stderr=True)
 
@@ -118,7 +118,8 @@ def command(
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
     from rl_autoscale.experiments.tracking import make_tracker
-    from rl_autoscale.experiments.train import TrainConfig, check_training, train, train_on
+    from rl_autoscale.experiments.train import check_training, train
+    from rl_autoscale.experiments.train_config import TrainConfig, train_on, with_layers_to_start_from
     from rl_autoscale.workload.store import TraceStore
 
     chosen = TrainConfig.from_yaml(config) if config is not None else TrainConfig()
@@ -130,8 +131,7 @@ def command(
     chosen = chosen.model_copy(
         update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
-    if start_from is not None:
-        chosen = train_on(chosen, start_from)
+    chosen = with_layers_to_start_from(chosen) if start_from is None else train_on(chosen, start_from)
     resolved = [load_scenario(name) for name in chosen.scenarios]
     if ray is not None and seeds == 1:
         raise SpecError("--ray trains several seeds at once; say how many with --seeds")

@@ -19,7 +19,8 @@ from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep
 from rl_autoscale.experiments.offset_search import OffsetSearchConfig
 from rl_autoscale.experiments.report import Report, write_report
 from rl_autoscale.experiments.rows import Row
-from rl_autoscale.experiments.train import TrainConfig, TrainingReport, finished_policy, train
+from rl_autoscale.experiments.train import TrainingReport, finished_policy, train
+from rl_autoscale.experiments.train_config import TrainConfig
 from rl_autoscale.workload.store import TraceStore
 
 SCENARIO = "azure-conversation"

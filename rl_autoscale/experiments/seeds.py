@@ -17,13 +17,13 @@ from rl_autoscale.experiments.ray_workers import Files, RayCluster, SentTraces, 
 from rl_autoscale.experiments.runs import code_fingerprint
 from rl_autoscale.experiments.tracking import Tracker
 from rl_autoscale.experiments.train import (
-    TrainConfig,
     TrainingReport,
     TrainingResult,
     check_training,
     finished_policy,
     train,
 )
+from rl_autoscale.experiments.train_config import TrainConfig
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.workload.store import TraceStore
 

@@ -16,13 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, PositiveInt, model_validator
-
 from rl_autoscale.agents.envelope import Envelope
-from rl_autoscale.agents.export import Layer, export_policy, read_actor
-from rl_autoscale.agents.learned import check_schema, read_card, read_network
+from rl_autoscale.agents.export import Layer, export_policy
+from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.ppo import (
-    PpoConfig,
     TrainingProgress,
     build_ppo,
     load_checkpoint,
@@ -31,17 +28,16 @@ from rl_autoscale.agents.ppo import (
 )
 from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
-from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.dial import measure_dial
 from rl_autoscale.experiments.miss_forecast import learn_misses, play_policy
-from rl_autoscale.experiments.offset_search import OffsetSearchConfig, search_offsets, with_offsets
+from rl_autoscale.experiments.offset_search import search_offsets, with_offsets
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
-from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.errors import PolicyFileError, SpecError
+from rl_autoscale.experiments.train_config import FaultConfig, TrainConfig, first_actor, timesteps_before
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.spec import TraceSource
 
 NO_DIAL = (
@@ -51,36 +47,6 @@ NO_DIAL = (
 NO_HORIZON = "no training traffic is as long as the miss forecast's horizon: there is no such forecast and no envelope"
 TrainingReport = Callable[[TrainingProgress | str], None]
 """Told how a training goes: numbers after each rollout, then words."""
-
-
-class FaultConfig(Config):
-    """Telemetry faults to train under, probabilities per control step."""
-
-    missing: float = Field(default=0.0, ge=0, lt=1)
-    frozen: float = Field(default=0.0, ge=0, lt=1)
-
-
-class TrainConfig(Config):
-    """What ``rl-autoscale train --config FILE`` reads."""
-
-    scenarios: tuple[str, ...] = Field(
-        default=("azure-conversation",), min_length=1, description="one policy for all of them; of one schema"
-    )
-    ppo: PpoConfig = PpoConfig()
-    miss_price: tuple[float, float] = Field(default=PRICE_RANGE, description="range of the dial, log-uniform")
-    num_workloads: PositiveInt = Field(default=96, description="different traffic draws")
-    faults: FaultConfig = FaultConfig()
-    offset_search: OffsetSearchConfig = OffsetSearchConfig()
-    start_from: str | None = Field(
-        default=None, description="an exported policy to train on: a folder, or pretrained/NAME; its hidden_sizes"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> TrainConfig:
-        low, high = self.miss_price
-        if not 0 < low <= high:
-            raise ValueError(f"miss_price={[low, high]} must be [low, high] with 0 < low <= high")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +82,7 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
         raise SpecError(
             f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it to one for each"
         )
-    _first_actor(config, scenarios)
+    first_actor(config, scenarios)
     recorded = out / "config.yaml"
     if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
         return
@@ -215,28 +181,10 @@ def _learn(
             report=on_rollout,
             checkpoint_folder=out / "checkpoint",
             resume=resume,
-            actor=_first_actor(config, scenarios),
+            actor=first_actor(config, scenarios),
         )
     notes = {note for sampler in samplers for note in sampler.notes}
     return _Learned(policy_layers(model.policy), int(model.num_timesteps), notes)
-
-
-def _first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Layer] | None:
-    """The layers of the policy that the training starts from."""
-    if config.start_from is None:
-        return None
-    path, schema = Path(config.start_from), Schema.of(scenarios[0].fleet)
-    card = read_card(path)
-    check_schema(card, schema, f"start_from={config.start_from}")
-    layers = read_actor(read_network(path, card)[1])
-    if (layers[0][0].shape[1], len(layers[-1][1])) != (len(schema.features), len(schema.actions)):
-        raise PolicyFileError(f"start_from={config.start_from}: its network does not match its card; export it again")
-    if (sizes := _hidden_sizes(layers)) != config.ppo.hidden_sizes:
-        raise SpecError(
-            f"start_from={config.start_from}: its hidden_sizes are {list(sizes)}, ppo.hidden_sizes "
-            f"{list(config.ppo.hidden_sizes)}; they must be the same"
-        )
-    return layers
 
 
 def _searched(
@@ -262,28 +210,6 @@ def _searched(
     )
     schema = Schema.of(scenarios[0].fleet)
     return with_offsets(layers, found, schema.features.index("miss_price")), found.to_card(schema)
-
-
-def timesteps_before(config: TrainConfig) -> int:
-    """Timesteps of the policy that the training starts from, by its card."""
-    return 0 if config.start_from is None else int(read_card(Path(config.start_from))["training"].get("timesteps", 0))
-
-
-def train_on(config: TrainConfig, policy: str) -> TrainConfig:
-    """A configuration that starts from an exported policy and keeps its layers, prices, refusal and hysteresis."""
-    card = read_card(Path(policy))
-    low, high = card["miss_price_range"]
-    kept = {
-        "hidden_sizes": _hidden_sizes(read_actor(read_network(Path(policy), card)[1])),
-        "refuse": bool(card["refuse"]),
-        "hysteresis": float(card.get("hysteresis", 0.0)),
-    }
-    ppo = config.ppo.model_copy(update=kept)
-    return config.model_copy(update={"start_from": policy, "miss_price": (low, high), "ppo": ppo})
-
-
-def _hidden_sizes(layers: list[Layer]) -> tuple[int, ...]:
-    return tuple(len(bias) for _, bias in layers[:-1])
 
 
 class _Measured(NamedTuple):

@@ -26,7 +26,8 @@ from rl_autoscale.experiments.offset_search import (
     search_offsets,
     with_offsets,
 )
-from rl_autoscale.experiments.train import TrainConfig, check_training, train
+from rl_autoscale.experiments.train import check_training, train
+from rl_autoscale.experiments.train_config import TrainConfig, with_layers_to_start_from
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -144,10 +145,14 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
     assert card["offset_search"]["timesteps"] > 0
     assert "searching its offsets, run 1 of 9 at most ..." in told
-    alone = TrainConfig(
-        scenarios=(str(tiny_scenario),), ppo=ppo.model_copy(update={"total_timesteps": 0, "hidden_sizes": (14, 14)}),
-        num_workloads=2, offset_search=search, start_from=str(trained.policy_folder), miss_price=(2.0, 20.0),
+    asked = PpoConfig.model_validate({"total_timesteps": 0, "num_fleets": 2, "num_threads": 1})
+    alone = with_layers_to_start_from(
+        TrainConfig(
+            scenarios=(str(tiny_scenario),), ppo=asked, num_workloads=2, offset_search=search,
+            start_from=str(trained.policy_folder), miss_price=(2.0, 20.0),
+        )
     )  # fmt: skip
+    assert alone.ppo.hidden_sizes == (14, 14)  # wider by a unit per gap between two prices
     searched = read_card(train(alone, [scenario], TraceStore(), tmp_path / "alone").policy_folder)["training"]
     assert searched["timesteps"] == card["timesteps"] == 128
     assert searched["envelope"].keys() == card["envelope"].keys()

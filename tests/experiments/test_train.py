@@ -18,7 +18,8 @@ from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.dial import DIAL_PRICES, measure_dial
-from rl_autoscale.experiments.train import TrainConfig, check_training, train_on
+from rl_autoscale.experiments.train import check_training
+from rl_autoscale.experiments.train_config import TrainConfig, train_on, with_layers_to_start_from
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -89,6 +90,11 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
         ppo=PpoConfig(seed=3, hidden_sizes=(8,), refuse=False, hysteresis=0.1),
     )
     check_training(config, [tiny], tmp_path / "out")
+    adopted = with_layers_to_start_from(TrainConfig(start_from=str(policy)))
+    assert adopted.ppo.hidden_sizes == (8,)
+    check_training(adopted, [tiny], tmp_path / "out")
+    said = TrainConfig(start_from=str(policy), ppo=PpoConfig(hidden_sizes=(64, 64)))
+    assert with_layers_to_start_from(said) == said
     with pytest.raises(SpecError, match=r"hidden_sizes are \[8\], ppo.hidden_sizes \[64, 64\]"):
         check_training(TrainConfig(start_from=str(policy)), [tiny], tmp_path / "out")
     with pytest.raises(PolicyFileError, match=r"start_from=.*: trained for schema .* pools and classes"):
