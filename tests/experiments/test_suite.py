@@ -18,6 +18,7 @@ from rl_autoscale.experiments.benchmark import run_benchmark
 from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep, parse_policies
 from rl_autoscale.experiments.report import write_report
 from rl_autoscale.experiments.rows import ROWS_FILE, Row
+from rl_autoscale.experiments.search_spaces import SEARCH_SPACES
 from rl_autoscale.experiments.suite_analysis import Suite, analyse_suite
 from rl_autoscale.experiments.suite_tables import behaviour_table, matrix_table, scenarios_table, suite_summary
 from rl_autoscale.experiments.suites import (
@@ -147,11 +148,11 @@ def test_the_report_begins_with_the_suite(rows: list[Row], tmp_path: Path) -> No
 
 
 def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_only() -> None:
-    assert suite_names() == ["deployed", "fronts", "full", "quick", "rules"]
+    assert suite_names() == ["deployed", "fronts", "full", "quick", "rules", "tuned"]
     for name in suite_names():
         suite = load_suite(name)
         assert list(suite.scenarios) == shipped_scenario_names()
-        if name in ("rules", "fronts", "deployed"):
+        if name in ("rules", "fronts", "deployed", "tuned"):
             continue
         assert {"oracle", "chiron-tuned", "chiron-literal", "hpa-tuned", "headroom-tuned"} <= {
             sweep.policy for sweep in suite.policies
@@ -163,6 +164,8 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
     for suite in (rules, load_suite("fronts")):
         assert {sweep.policy for sweep in suite.policies} == set(POLICIES) - {"learned", "chiron-tuned"}
     assert all(sweep.values is None for sweep in load_suite("fronts").policies)
+    every_tuned_rule = set(SEARCH_SPACES) - {"static-tuned"}  # a fixed fleet is no rule
+    assert {sweep.policy for sweep in load_suite("tuned").policies} == every_tuned_rule | {"oracle"}
     for sweep in rules.policies:
         rule = policy_class(sweep.policy)
         assert rule.KNOB is not None
@@ -170,7 +173,7 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
         assert sweep.values == (default,) or sweep.policy in ("static", "oracle")
     assert load_suite("full").span_s is None
     assert load_suite("full").num_seeds >= 5
-    with pytest.raises(UnknownNameError, match="known: deployed, fronts, full, quick, rules"):
+    with pytest.raises(UnknownNameError, match="known: deployed, fronts, full, quick, rules, tuned"):
         load_suite("fulll")
 
 
