@@ -39,7 +39,7 @@ benchmark-full: setup  ## the whole suite: five seeds, every rule tuned for ever
 test: setup  ## run the tests (ARGS="-k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)
 
-nightly: setup  ## the slow tests, among them 5,000 random fleets through both simulators
+nightly: setup  ## the slow tests, among them 6,000 random fleets through both simulators
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-serving: setup  ## gateway, emulator and controller as processes: start, kill -9 of each in mid-stream, drain

@@ -197,7 +197,8 @@ class _Reporter(BaseCallback):  # type: ignore[misc,unused-ignore]
 def book_reward(book: dict[str, float]) -> float:
     """Reward per control step of a finished episode, from its books; not a number without arrivals."""
     price = book["miss_price"]
-    return -(book["cost_over_ideal"] + price * book["weighted_misses"]) / (1.0 + price / PRICE_SCALE)
+    cost = book["cost_over_ideal"] + book["put_off_over_ideal"]
+    return -(cost + price * book["weighted_misses"]) / (1.0 + price / PRICE_SCALE)
 
 
 def _mean(values: list[float]) -> float:

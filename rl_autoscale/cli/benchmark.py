@@ -56,7 +56,8 @@ def command(
         typer.Option(help="Comma-separated: names, NAME-tuned, pretrained/NAME, or an exported policy's FOLDER."),
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="A ready benchmark, many scenarios: quick, rules, deployed, fronts or full.")
+        str | None,
+        typer.Option(help="A ready benchmark, many scenarios: quick, rules, deployed, fronts, tuned or full."),
     ] = None,
     learned: Annotated[
         list[str] | None,

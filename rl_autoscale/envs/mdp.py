@@ -233,7 +233,10 @@ class FleetMdp:
         return self._foresight.features(self._batch.now_s, self.encoder.demand_replicas())
 
     def books(self, e: int) -> dict[str, float]:
-        """Cost and attainment of fleet ``e`` so far, for logs; attainments of classes by their names in the schema."""
+        """Cost and attainment of fleet ``e`` so far; attainments of classes by their names in the schema.
+
+        ``cost_over_ideal`` is GPU time spent, ``put_off_over_ideal`` batch work left undone: the reward has both.
+        """
         by_class = self._batch.ledger("arrived")[e]
         arrived = float(by_class.sum())
         missed = self._batch.ledger("missed")[e]
@@ -242,6 +245,7 @@ class FleetMdp:
         return {
             "gpu_hours": gpu_s / 3600.0,
             "cost_over_ideal": gpu_s / (self._ideal_gpu_s[e] * steps),
+            "put_off_over_ideal": float(self._put_off_gpu_s()[e]) / (self._ideal_gpu_s[e] * steps),
             "slo_attainment": 1.0 - float(missed.sum()) / arrived if arrived else float("nan"),
             "weighted_misses": float(missed @ self.miss_weight[e]) / arrived if arrived else float("nan"),
             "miss_price": float(self.miss_price[e]),

@@ -228,7 +228,9 @@ class ObservationEncoder:
             classes.ttft_mean_s / self._class_ttft_slo_s,
             classes.ttft_p95_s / self._class_ttft_slo_s,
             classes.tpot_p95_s / self._class_tpot_slo_s,
-            np.where(classes.finished_per_s > 0, 1.0 - classes.met_per_s / finished, 0.0),
+            np.where(
+                classes.finished_per_s > 0, 1.0 - classes.met_per_s / np.maximum(classes.finished_per_s, 1e-9), 0.0
+            ),
             classes.refused_per_s / arrivals,
             classes.dropped_per_s / arrivals,
             np.log2(admission) / 3.0,

@@ -232,7 +232,7 @@ def _tune(
             known[key] = {"scenario": name, "refusal": refusal, **asdict(result)}
             write_text(path, json.dumps(known, indent=2) + "\n")
         stored = {field: value for field, value in known[key].items() if field not in ("scenario", "refusal")}
-        results.setdefault((name, sweep.policy, refusal), []).append(TuningResult(**stored))
+        results.setdefault((name, sweep.name, refusal), []).append(TuningResult(**stored))
     return results
 
 
@@ -272,14 +272,15 @@ def _card(scenario: Scenario, store: TraceStore) -> dict[str, Any]:
 
 
 def _key(cell: Cell, context: str, span_s: float | None) -> str:
-    extra = ""
-    if "path" in cell.knobs:  # an exported policy is what its file says, wherever the file lies
-        folder = policy_folder(str(cell.knobs["path"]))
+    knobs = cell.knobs
+    if "path" in knobs:  # an exported policy is what its file says, wherever the file lies
+        folder = policy_folder(str(knobs["path"]))
         card = folder / "policy.json" if folder.is_dir() else folder
-        extra = hashlib.sha256(card.read_bytes()).hexdigest() if card.exists() else ""
+        if card.exists():
+            knobs = {**knobs, "path": hashlib.sha256(card.read_bytes()).hexdigest()}
     where = [cell.scenario, cell.seed, cell.sweep.name, cell.sweep.registered, cell.refusal, cell.asked_attainment]
     where += [] if cell.split == "test" else [cell.split]
-    return _digest([context, span_s, where, cell.knobs, extra])
+    return _digest([context, span_s, where, knobs])
 
 
 def _digest(value: Any) -> str:

@@ -101,7 +101,7 @@ class PricedEpisodes:
             for e in np.flatnonzero(step.truncated & ~ended):
                 book = mdp.books(int(e))
                 misses = np.nan_to_num(book["weighted_misses"])  # not a number where nothing arrived
-                found[e] = book["cost_over_ideal"] + price[e] * misses
+                found[e] = book["cost_over_ideal"] + book["put_off_over_ideal"] + price[e] * misses
             ended |= step.truncated
         return found
 

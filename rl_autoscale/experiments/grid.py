@@ -184,7 +184,7 @@ def grid(
     Args:
         config: what to compare.
         sweeps: who runs, by name of the scenario (`suites.sweeps_that_fit`).
-        tuned: by (scenario, policy, refusal): the constants that are swept, then those for other attainments.
+        tuned: by (scenario, name of the sweep, refusal): constants that are swept, then those for other attainments.
     """
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
     return [
@@ -193,9 +193,7 @@ def grid(
         for seed in seeds
         for sweep in sweeps[scenario]
         for refusal in config.refusal
-        for cell in _sweep_cells(
-            config, sweep, scenario, seed, refusal, tuned.get((scenario, sweep.policy, refusal), ())
-        )
+        for cell in _sweep_cells(config, sweep, scenario, seed, refusal, tuned.get((scenario, sweep.name, refusal), ()))
     ]
 
 

@@ -18,9 +18,10 @@ hidden layer, nothing else to carry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +156,12 @@ def search_offsets(
         now = np.where(kept, tried[chosen, :, np.arange(len(prices))].T, now)
     change = np.exp(np.log(confirmed / first).mean(axis=0)) - 1.0
     return Offsets(prices, best, change, sum(player.num_steps for player in players))
+
+
+def search_timesteps(training: Mapping[str, Any]) -> int:
+    """Control steps of the search that a card's ``training`` section tells of, and of those before it."""
+    searched = training.get("offset_search", {}).get("timesteps", 0)
+    return int(searched) + int(training.get("search_timesteps_before", 0))
 
 
 def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:

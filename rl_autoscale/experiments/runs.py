@@ -28,6 +28,7 @@ from rl_autoscale.fleet.errors import SpecError
 PACKAGE_FOLDER = Path(rl_autoscale.__file__).parent
 _VERSIONED = ("numpy", "numba", "scipy", "gymnasium", "onnxruntime", "stable-baselines3", "torch")
 _DECIDING_PARTS = ("fleet", "workload", "sim", "envs", "agents", "profiles")
+_DECIDING_FILES = ("experiments/episodes.py", "experiments/tuning.py", "experiments/search_spaces.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +125,11 @@ def git_commit() -> str | None:
 def code_fingerprint(folder: Path = PACKAGE_FOLDER) -> str:
     """Hash of every source file that can change an episode's result; results of other code are never reused."""
     digest = hashlib.sha256()
-    for part in _DECIDING_PARTS:
-        for path in sorted((folder / part).rglob("*")):
-            if path.suffix in (".py", ".yaml"):
-                digest.update(str(path.relative_to(folder)).encode())
-                digest.update(path.read_bytes())
+    of_parts = [path for part in _DECIDING_PARTS for path in sorted((folder / part).rglob("*"))]
+    for path in (*of_parts, *(folder / name for name in _DECIDING_FILES)):
+        if path.suffix in (".py", ".yaml") and path.exists():
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

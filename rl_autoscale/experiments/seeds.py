@@ -23,7 +23,7 @@ from rl_autoscale.experiments.train import (
     finished_policy,
     train,
 )
-from rl_autoscale.experiments.train_config import TrainConfig
+from rl_autoscale.experiments.train_config import TrainConfig, timesteps_before
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -51,9 +51,10 @@ def finished_seed(config: TrainConfig, folder: Path) -> TrainingResult | None:
     if policy is None or TrainConfig.from_yaml(folder / "config.yaml") != config:
         return None
     training = read_card(policy)["training"]
-    if int(training["timesteps"]) < config.ppo.total_timesteps:  # of a shorter training that was to go on
+    timesteps = int(training["timesteps"]) - timesteps_before(config)
+    if timesteps < config.ppo.total_timesteps:  # of a shorter training that was to go on
         return None
-    return TrainingResult(policy, int(training["timesteps"]), tuple(training.get("notes", ())))
+    return TrainingResult(policy, timesteps, tuple(training.get("notes", ())))
 
 
 def train_seeds(

@@ -153,8 +153,21 @@ def paired_ratio(
     value = hours_at(*sweep.mean(), wanted) / hours_at(*baseline.mean(), wanted)
     seeds = resamples(sweep.num_seeds, rng)
     mine, theirs = resampled_hours(sweep, wanted, seeds), resampled_hours(baseline, wanted, seeds)
-    ratio = np.where(np.isnan(mine) & ~np.isnan(theirs), np.inf, mine / theirs)
+    ratio = drawn_ratio(mine, theirs)
     return [estimate_of(value[k], ratio[:, k], sweep.num_seeds) for k in range(len(targets))]
+
+
+def drawn_ratio(mine: FloatArray, theirs: FloatArray) -> FloatArray:
+    """Resampled hours over a baseline's: where one of both does not get there it is infinitely expensive.
+
+    Args:
+        mine: NaN where not reached; any shape.
+        theirs: the same of the baseline.
+
+    Returns:
+        0 where only the baseline misses, infinite where ``mine`` does.
+    """
+    return np.where(np.isnan(mine), np.inf, np.where(np.isnan(theirs), 0.0, mine / theirs))
 
 
 def hypervolume(attainment: FloatArray, gpu_hours: FloatArray, *, reference: tuple[float, float]) -> float:

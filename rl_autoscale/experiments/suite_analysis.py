@@ -23,7 +23,7 @@ import numpy as np
 from rl_autoscale.experiments.analysis import CLAIRVOYANT, LEARNED, Findings
 from rl_autoscale.experiments.choice import BEST
 from rl_autoscale.experiments.rows import Refusal, Row
-from rl_autoscale.experiments.statistics import Estimate, FloatArray, IntArray, estimate_of, hours_at
+from rl_autoscale.experiments.statistics import Estimate, FloatArray, IntArray, drawn_ratio, estimate_of, hours_at
 from rl_autoscale.experiments.suite_fronts import FrontRatio, front_ratios
 from rl_autoscale.experiments.suite_statistics import (
     interquartile_mean,
@@ -276,7 +276,7 @@ def _contender(
     focal_value, focal_resampled = costs[focal]
     scored = _scored(settings, target)
     scores, best = scored.scores(target), _scored(runs[focal][1], target).scores(target)
-    ratio = np.where(np.isnan(focal_resampled) & ~np.isnan(resampled), np.inf, focal_resampled / resampled)
+    ratio = drawn_ratio(focal_resampled, resampled)
     return Contender(
         *(key[0], registered, key[1], settings),
         attainment=tuple(suite_mean(item.attainment, drawn) for item in settings),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,13 @@ from rl_autoscale.experiments.miss_forecast import learn_misses, play_policy
 from rl_autoscale.experiments.offset_search import search_offsets, with_offsets
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
-from rl_autoscale.experiments.train_config import FaultConfig, TrainConfig, first_actor, timesteps_before
+from rl_autoscale.experiments.train_config import (
+    FaultConfig,
+    TrainConfig,
+    first_actor,
+    search_timesteps_before,
+    timesteps_before,
+)
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.spec import TraceSource
 
@@ -119,6 +126,8 @@ def train(
         SpecError: see `check_training`; nothing has been written then.
     """
     check_training(config, scenarios, out, resume=resume)
+    if not resume:
+        _forget(out)
     write_run(out, config, describe_run(config.ppo.seed))
     learned = _learn(config, scenarios, store, out, resume, report, tracker)
     gc.collect()  # a training's model and fleets refer to each other; what follows needs the memory
@@ -136,6 +145,13 @@ def train(
     }
     _export(layers, schema, out / "policy", config, training, measured)
     return TrainingResult(out / "policy", learned.num_timesteps, tuple(sorted(notes)))
+
+
+def _forget(out: Path) -> None:
+    """Remove what an earlier training left: half of the new one would go on from it, or pass for finished."""
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    for name in ("policy/policy.json", "learning.jsonl"):
+        (out / name).unlink(missing_ok=True)
 
 
 class _Learned(NamedTuple):
@@ -241,6 +257,7 @@ def _describe(config: TrainConfig, scenarios: Sequence[Scenario]) -> dict[str, A
         "scenarios": [scenario.name for scenario in scenarios],
         "algorithm": "PPO, stable-baselines3",
         "config": config.model_dump(mode="json"),
+        "search_timesteps_before": search_timesteps_before(config),
     }
 
 

@@ -13,7 +13,7 @@ from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.experiments.offset_search import OffsetSearchConfig
+from rl_autoscale.experiments.offset_search import OffsetSearchConfig, search_timesteps
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 
@@ -51,6 +51,11 @@ class TrainConfig(Config):
 def timesteps_before(config: TrainConfig) -> int:
     """Timesteps of the policy that the training starts from, by its card."""
     return 0 if config.start_from is None else int(read_card(Path(config.start_from))["training"].get("timesteps", 0))
+
+
+def search_timesteps_before(config: TrainConfig) -> int:
+    """Timesteps that the searches of offsets took of which that policy came."""
+    return 0 if config.start_from is None else search_timesteps(read_card(Path(config.start_from))["training"])
 
 
 def train_on(config: TrainConfig, policy: str) -> TrainConfig:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool
+from rl_autoscale.experiments.offset_search import search_timesteps
 from rl_autoscale.experiments.search_spaces import STRICTNESS, Dimension, search_space
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
@@ -91,8 +92,7 @@ def trained_hours(card: Mapping[str, Any], control_interval_s: float) -> float:
         raise SpecError(
             "the learned policy's card holds no training.timesteps; give the tuning budget in hours instead"
         )
-    searched = int(card["training"].get("offset_search", {}).get("timesteps", 0))
-    return (steps + searched) * control_interval_s / 3600.0
+    return (steps + search_timesteps(card["training"])) * control_interval_s / 3600.0
 
 
 def describe_budgets(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def test_fit_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(sys.modules, module, None)
     result = call("fit", "--aic", "meta-llama/Meta-Llama-3.1-8B", "--system", "h100_sxm")
     assert isinstance(result.exception, MissingExtraError)
-    assert "pip install 'rl-autoscale[profiles]'" in str(result.exception)
+    assert "pip install '.[profiles]'" in str(result.exception)
 
 
 def test_fit_from_aiconfigurator_refuses_an_unknown_system() -> None:

@@ -123,6 +123,15 @@ def test_missing_telemetry_is_flagged_and_demand_is_held():
     assert before[0, 0] > 0
 
 
+def test_unmet_is_the_share_of_what_finished_however_little_that_is() -> None:
+    mdp, state = observed()
+    column = mdp.encoder.schema.features.index("class0.interactive.unmet")
+    for finished, met, unmet in ((1.0 / 30.0, 1.0 / 30.0, 0.0), (0.1, 0.05, 0.5), (0.02, 0.0, 1.0), (0.0, 0.0, 0.0)):
+        rates = {"finished_per_s": np.full((1, 1), finished), "met_per_s": np.full((1, 1), met)}
+        seen = mdp.encoder.encode(replace(state, classes=replace(state.classes, **rates)), 20.0)
+        assert seen[0, column] == pytest.approx(unmet)
+
+
 def test_unmeasured_demand_holds_what_is_asked_for():
     mdp, state = observed(num_steps=0)
     decision = decide(mdp, state, [1.0, 1.0, 1.0, 1.0])

@@ -106,6 +106,16 @@ def test_batch_work_is_charged_when_it_arrives_and_given_back_when_done() -> Non
     assert cost[4] < cost[2] - 1.0
 
 
+def test_work_left_undone_is_in_the_books_as_in_the_reward() -> None:
+    mdp = shared_mdp()
+    cost, _ = played(mdp, num_steps=4)  # the jobs have just been handed in
+    book = mdp.books(0)
+    assert book["put_off_over_ideal"] > 0.1
+    assert cost.mean() == pytest.approx(book["cost_over_ideal"] + book["put_off_over_ideal"])
+    played(mdp, num_steps=20)
+    assert mdp.books(0)["put_off_over_ideal"] == 0.0
+
+
 def test_drawn_weights_have_a_dearest_class_and_are_often_equal() -> None:
     rng = np.random.default_rng(0)
     drawn = np.array([draw_weights(rng, 3) for _ in range(2000)])

@@ -15,6 +15,7 @@ from rl_autoscale.experiments.benchmark import run_benchmark
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool, EpisodeRunner, batches
 from rl_autoscale.experiments.grid import BenchmarkConfig, parse_policies, refine, thin
 from rl_autoscale.experiments.rows import ROWS_FILE, read_rows
+from rl_autoscale.experiments.tuning import TuningResult
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.workload.store import TraceStore
 
@@ -95,6 +96,27 @@ def test_changed_code_runs_anew(
     counted.clear()
     monkeypatch.setattr(benchmark, "code_fingerprint", lambda: "other")
     assert len(run_benchmark(config(tiny_scenario, "static"), tmp_path / "run")) == len(counted) > 0
+
+
+def test_a_rule_tuned_twice_keeps_what_was_found_for_each(
+    tiny_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(policy: str, *_: object, fixed: dict[str, float], **asked: float) -> TuningResult:
+        headroom = 1.1 if fixed["admission"] == 1.0 else 3.3
+        return TuningResult(policy, {**fixed, "headroom": headroom}, asked["target"], 0.98, 1.0, 1, 1, 1.0)
+
+    monkeypatch.setattr(benchmark, "tune_policy", found)
+    twice = [
+        {"policy": "headroom-tuned", "label": label, "knobs": {"admission": admission}}
+        for label, admission in (("strict", 1.0), ("lax", 2.0))
+    ]
+    sizes = {"refusal": ["off"], "num_seeds": 1, "max_knob_values": 2, "refinements": 0, "span_s": 60.0}
+    rows = run_benchmark(
+        BenchmarkConfig.from_dict({"scenarios": [str(tiny_scenario)], "policies": twice, **sizes}), tmp_path / "run"
+    )
+    deployed = [(row.policy, row.knobs["headroom"]) for row in rows if row.asked_attainment is not None]
+    assert deployed == [("strict", 1.1), ("lax", 3.3)]
+    assert {(row.policy, row.knobs["admission"]) for row in rows} == {("strict", 1.0), ("lax", 2.0)}
 
 
 def test_all_policies_of_a_seed_meet_the_same_traffic(tiny_scenario: Path, tmp_path: Path) -> None:

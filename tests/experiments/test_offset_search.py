@@ -169,7 +169,7 @@ def test_an_episode_in_which_nothing_arrives_costs_its_gpu_time(
     tiny_scenario: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario = load_scenario(tiny_scenario)
-    nothing = {"cost_over_ideal": 2.0, "weighted_misses": float("nan")}
+    nothing = {"cost_over_ideal": 2.0, "put_off_over_ideal": 0.0, "weighted_misses": float("nan")}
     monkeypatch.setattr(FleetMdp, "books", lambda *_: nothing)
     sampler = ScenarioSampler(scenario, TraceStore(), num_workloads=2)
     episodes = PricedEpisodes(partial(make_mdp, scenario), sampler, np.array([2.0, 60.0]), 1)

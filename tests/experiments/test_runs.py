@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from rl_autoscale.experiments.grid import BenchmarkConfig, PolicySweep
-from rl_autoscale.experiments.runs import code_fingerprint, describe_run, read_run, write_run
+from rl_autoscale.experiments.runs import (
+    _DECIDING_FILES,
+    PACKAGE_FOLDER,
+    code_fingerprint,
+    describe_run,
+    read_run,
+    write_run,
+)
 from rl_autoscale.fleet.errors import SpecError
 
 
@@ -44,4 +51,13 @@ def test_fingerprint_follows_deciding_code_only(tmp_path: Path) -> None:
     (tmp_path / "cli" / "code.py").write_text("a = 2\n")
     assert code_fingerprint(tmp_path) == before
     (tmp_path / "sim" / "code.py").write_text("a = 2\n")
+    assert code_fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize("name", _DECIDING_FILES)
+def test_how_episodes_are_run_and_rules_tuned_decides_too(tmp_path: Path, name: str) -> None:
+    assert (PACKAGE_FOLDER / name).exists()
+    before = code_fingerprint(tmp_path)
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("a = 1\n")
     assert code_fingerprint(tmp_path) != before

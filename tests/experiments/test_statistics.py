@@ -154,6 +154,20 @@ def test_sweep_refuses_holes_and_other_shapes() -> None:
         paired_ratio(one, two, rng=np.random.default_rng(0))
 
 
+def test_a_baseline_that_does_not_get_there_is_infinitely_expensive() -> None:
+    """It reaches 98 % in the mean, and not in resamples that draw its bad seed often; where it does it is dearer."""
+    always = Sweep(np.tile([[0.95, 0.99]], (5, 1)), np.tile([[8.0, 11.0]], (5, 1)))
+    attainment = np.tile([[0.95, 0.985]], (5, 1))
+    attainment[0, 1] = 0.965
+    seldom = Sweep(attainment, np.tile([[15.0, 22.0]], (5, 1)))
+    ratio = paired_ratio(always, seldom, (0.98,), rng=np.random.default_rng(0))[0]
+    assert ratio.low == 0.0
+    assert ratio.value < ratio.high < 1.0
+    back = paired_ratio(seldom, always, (0.98,), rng=np.random.default_rng(0))[0]
+    assert back.low > 1.0
+    assert back.high == np.inf
+
+
 def test_share_of_gap_closed() -> None:
     assert share_of_gap_closed(9.0, 10.0, 6.0) == pytest.approx(0.25)
     assert share_of_gap_closed(11.0, 10.0, 6.0) == pytest.approx(-0.25)

@@ -12,14 +12,19 @@ import yaml
 pytest.importorskip("stable_baselines3")
 
 from rl_autoscale.agents.export import Layer, export_policy
+from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.dial import DIAL_PRICES, measure_dial
-from rl_autoscale.experiments.train import check_training
+from rl_autoscale.experiments.offset_search import OffsetSearchConfig
+from rl_autoscale.experiments.runs import describe_run, write_run
+from rl_autoscale.experiments.seeds import finished_seed
+from rl_autoscale.experiments.train import _Measured, check_training, train
 from rl_autoscale.experiments.train_config import TrainConfig, train_on, with_layers_to_start_from
+from rl_autoscale.experiments.tuning import trained_hours
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -100,3 +105,57 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
     with pytest.raises(PolicyFileError, match=r"start_from=.*: trained for schema .* pools and classes"):
         check_training(config, [load_scenario("chiron")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def small(seed: int, **changes: object) -> PpoConfig:
+    asked = {"total_timesteps": 256, "num_fleets": 2, "num_threads": 1, "rollout_steps": 64, "minibatch_size": 64}
+    return PpoConfig.model_validate({**asked, "num_epochs": 1, "hidden_sizes": (8,), "seed": seed, **changes})
+
+
+def test_a_fresh_start_leaves_nothing_of_the_training_before(
+    tiny_scenario: Path, tiny: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_autoscale.experiments.train.measure", lambda *_: _Measured([], None, None, set()))
+
+    def config(ppo: PpoConfig) -> TrainConfig:
+        search = OffsetSearchConfig(rounds=0)
+        return TrainConfig(scenarios=(str(tiny_scenario),), ppo=ppo, num_workloads=2, offset_search=search)
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    first, other, out = config(small(1)), config(small(2, refuse=False, gamma=0.5)), tmp_path / "run"
+    train(first, [tiny], STORE, out)
+    network = (out / "policy" / "policy.onnx").read_bytes()
+    with pytest.raises(KeyboardInterrupt):  # before its first checkpoint
+        train(other, [tiny], STORE, out, resume=False, report=stop)
+    assert finished_seed(other, out) is None
+    rollouts: list[object] = []
+    train(other, [tiny], STORE, out, report=rollouts.append)
+    assert len(rollouts) >= 2
+    assert (out / "policy" / "policy.onnx").read_bytes() != network
+    train(config(small(3, total_timesteps=128)), [tiny], STORE, out, resume=False)
+    assert len((out / "learning.jsonl").read_text().splitlines()) == 1
+
+
+def test_steps_of_the_policy_before_do_not_pass_for_those_asked_for(
+    tiny_scenario: Path, tiny: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_autoscale.experiments.train.measure", lambda *_: _Measured([], None, None, set()))
+    schema, policy = Schema.of(tiny.fleet), tmp_path / "policy"
+    zeros = np.zeros((8, len(schema.features)), np.float32), np.zeros(8, np.float32)
+    layers = [zeros, (np.zeros((len(schema.actions), 8), np.float32), np.zeros(len(schema.actions), np.float32))]
+    known = {"timesteps": 1_000_000, "offset_search": {"timesteps": 5000}}
+    export_policy(layers, schema, policy, refuse=True, training=known)
+    config = TrainConfig(
+        scenarios=(str(tiny_scenario),), ppo=small(1), num_workloads=2, start_from=str(policy),
+        offset_search=OffsetSearchConfig(rounds=0),
+    )  # fmt: skip
+    trained = train(config, [tiny], STORE, tmp_path / "run")
+    card = read_card(trained.policy_folder)["training"]
+    assert card["timesteps"] == 1_000_000 + trained.timesteps
+    assert trained_hours({"training": card}, 3600.0) == 1_005_000 + trained.timesteps
+    assert finished_seed(config, tmp_path / "run") == trained
+    longer = config.model_copy(update={"ppo": config.ppo.model_copy(update={"total_timesteps": 10_000})})
+    write_run(tmp_path / "run", longer, describe_run(1))  # as an interrupted call leaves it
+    assert finished_seed(longer, tmp_path / "run") is None

@@ -90,6 +90,8 @@ def test_budgets_are_counted_in_simulated_hours() -> None:
     assert budget_episodes(10.0, 1200.0) == 30
     assert budget_episodes(0.99, 1200.0) == 2
     assert trained_hours({"training": {"timesteps": 360_000}}, 10.0) == 1000.0
+    searched = {"timesteps": 36_000, "offset_search": {"timesteps": 7200}, "search_timesteps_before": 3600}
+    assert trained_hours({"training": searched}, 10.0) == 130.0
     with pytest.raises(SpecError, match=r"training\.timesteps"):
         trained_hours({"training": {}}, 10.0)
 
