@@ -3,10 +3,11 @@
 Somebody who runs a fleet asks two things before a policy goes live: at which setting does it deliver what was promised
 *here*, and is it still the one to run? A trained policy is not the best everywhere (docs/results.md says where it
 loses), and the traffic on record tells before the customers do. So every policy's knob is swept on the scenario's
-history (envs/scenario.py), or on validation traffic, and of each the cheapest setting that delivers what is asked is
-kept; where none does, the one with the least loss (that of `tuning.py`: a point missing weighs a fifth of the bill of
-the setting that misses least). Then a trained policy stays unless a rule's loss is better by more than `MARGIN` of the
-trained policy's bill: the cheapest of ten rules on a few episodes looks better than it is. Pure.
+history (envs/scenario.py), or on validation traffic, and of each the cheapest setting is kept that misses hardly more
+than is allowed, or, where every setting does, hardly more than the best of them (`SLACK`): whoever asks for more never
+gets less. Then a trained policy stays unless a rule's loss (that of `tuning.py`: a point missing weighs a fifth of the
+trained policy's bill) is better by more than `MARGIN` of that bill: the cheapest of ten rules on a few episodes looks
+better than it is. Pure.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from rl_autoscale.experiments.tuning import loss
 
 MARGIN = 0.03
 """Share of its GPU-hours that a rule must save for a trained policy to give way."""
+
+SLACK = 1.1
+"""Over the misses that are allowed, or that the best setting has: a few episodes cannot tell less from chance."""
 
 FIRST_SEED = 1000
 """Of the episodes; on the first ones of validation traffic dials are measured (experiments/dial.py)."""
@@ -173,12 +177,11 @@ def _mean(tried: Sequence[tuple[Cell, Row]]) -> Candidate:
 
 
 def best_setting(candidates: Sequence[Candidate], asked: float) -> Candidate:
-    """Of one policy the cheapest setting that delivers what is asked; where none does, the one with the least loss."""
-    enough = [item for item in candidates if item.slo_attainment >= asked]
-    if enough:
-        return min(enough, key=lambda item: item.gpu_hours)
-    bill = max(candidates, key=lambda item: (item.slo_attainment, -item.gpu_hours)).gpu_hours
-    return min(candidates, key=lambda item: loss(item.score, asked, bill))
+    """Of one policy the cheapest setting that misses hardly more than is allowed, or than the best setting does."""
+    fewest = 1.0 - max(item.slo_attainment for item in candidates)
+    most = SLACK * max(1.0 - asked, fewest) + 1e-12
+    enough = [item for item in candidates if 1.0 - item.slo_attainment <= most]
+    return min(enough, key=lambda item: item.gpu_hours)
 
 
 def best_policy(settings: dict[str, Candidate], asked: float) -> str | None:
