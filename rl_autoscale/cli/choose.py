@@ -177,8 +177,8 @@ def choice_table(choice: Choice) -> Table:
         )
     return Table(
         f"{choice.scenario}, asked for {choice.asked:.1%}",
-        "Each policy at the cheapest setting that misses at most a tenth more than is allowed on this traffic, or where "
-        "every setting does, than the best of them. Red: less than asked. The first is the one to run: the trained "
+        "Each policy at the cheapest setting that misses at most a tenth more than is allowed on this traffic, or, "
+        "where all do, than the best of them. Red: less than asked. The first is the one to run: the trained "
         "policy, unless a rule's loss is better by 3 %.",
         ("policy", "setting", "delivered", "GPU-hours", "over the first"),
         tuple(rows),
