@@ -96,9 +96,7 @@ class Shield:
         target = np.clip(target, spec.min_replicas, spec.max_replicas)
         if limits.max_pending_starts is not None:
             target = np.minimum(target, np.maximum(current, ready + limits.max_pending_starts))
-        if spec.gpu_budget is not None:
-            held = np.minimum(target, current) + draining
-            target = self._within(spec.gpu_budget, self._pool_order, target, current, held)
+        target = self.within_budget(target, current, np.minimum(target, current) + draining)
         for pools, gpus in spec.gpu_groups:
             order = [p for p in self._pool_order if p in pools]
             unknown = np.isnan(state.pools.draining[..., order]).any(axis=-1)
@@ -114,6 +112,18 @@ class Shield:
             admission=np.maximum(admission, 0.0),
             max_in_flight=decision.max_in_flight,
         )
+
+    def within_budget(self, target: IntArray, current: IntArray, held: IntArray) -> IntArray:
+        """Cut growth to what ``held`` replicas leave of the GPU budget, if there is one; nothing shrinks.
+
+        Args:
+            target: shape (..., num_pools).
+            current: replicas asked for now, same shape.
+            held: replicas that have their GPUs whatever becomes of the growth, same shape.
+        """
+        if self.spec.gpu_budget is None:
+            return target
+        return self._within(self.spec.gpu_budget, self._pool_order, target, current, held)
 
     def _within(
         self, num_gpus: int | IntArray, order: list[int], target: IntArray, current: IntArray, held: IntArray

@@ -1,6 +1,6 @@
 """The controller: once per control step from telemetry to a safe decision, with a reason for everything.
 
-    look -> judge -> policy (time budget) or rule -> shield -> cool-downs, owner, crash loops -> apply -> log
+    look -> judge -> policy (time budget) or rule -> shield -> cool-downs, owner, crash loops, budget -> apply -> log
 
 What decides when something is wrong, from mild to severe:
 
@@ -9,6 +9,7 @@ What decides when something is wrong, from mild to severe:
 - telemetry of a pool is missing or old: its targets are held; later the rule may add replicas, nothing is removed;
 - the gateway is silent: nothing is removed, for it may still be sending requests to what would leave;
 - a pool's replicas crash as they start: it does not grow; someone else scales it: it is left alone;
+- a pool that was to shrink is held, or still drains: what was to grow into its GPUs waits for them;
 - calls fail: tried again with growing pauses; targets are absolute, so trying again is harmless.
 
 A restart holds what it finds, and treats all cool-downs as just fired.
@@ -302,6 +303,8 @@ class Controller:
     ) -> tuple[ScalingDecision, set[str]]:
         """Cool-downs, crash loops, other owners and failing back ends: each can only hold a pool where it is.
 
+        What the shield let grow into the GPUs of a pool that is held, drains or may fail to shrink waits for them.
+
         Returns:
             The decision, and the pools whose back end is not to be called at all.
         """
@@ -330,7 +333,10 @@ class Controller:
                 leave.add(name)
             if name in leave:
                 target[p] = current[p]
-        return replace(shielded, target_replicas=target), leave
+        draining = np.nan_to_num(state.pools.draining).astype(np.int64)
+        allowed = self._shield.within_budget(target, current, current + draining)
+        reasons += [f"{names[p]}: no free GPUs in the budget yet" for p in np.flatnonzero(allowed != target)]
+        return replace(shielded, target_replicas=allowed), leave
 
     def _act(self, final: ScalingDecision, leave: set[str], current: IntArray, now_s: float) -> dict[str, str]:
         self._fleet.apply(final, leave)

@@ -16,11 +16,11 @@ from rl_autoscale.serving.telemetry import Limits
 
 
 class Scripted:
-    """Wants ``target`` replicas; or raises, or answers with ``answer``."""
+    """Wants ``target`` replicas (a list: by pool); or raises, or answers with ``answer``."""
 
     name = "scripted"
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | list[int]) -> None:
         self.target = target
         self.error: Exception | None = None
         self.answer: ScalingDecision | None = None
@@ -35,7 +35,7 @@ class Scripted:
             raise self.error
         if self.answer is not None:
             return self.answer
-        return ScalingDecision(np.array([self.target]), self.spec.batch_limits, np.array([np.inf]))
+        return ScalingDecision(np.atleast_1d(self.target), self.spec.batch_limits, np.array([np.inf]))
 
 
 class Stage:

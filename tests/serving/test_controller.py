@@ -127,6 +127,60 @@ def test_a_call_that_timed_out_but_worked_is_not_taken_for_a_stranger(stage):
     assert not any("someone else" in reason for record in show.records for reason in record.reasons)
 
 
+# -- the GPU budget ----------------------------------------------------------------------------------------------------
+
+
+def two_pools():
+    """Ten GPUs, all taken: six replicas of one pool and four of another."""
+    pools = [
+        {
+            "name": name,
+            "profile": "llama-3.1-8b_a100_tp1",
+            "min_replicas": 1,
+            "max_replicas": 10,
+            "initial_replicas": initial,
+            "startup": [{"mean_s": 25.0, "cv": 0.0}],
+        }
+        for name, initial in (("gpu", 6), ("other", 4))
+    ]
+    return World(world_spec(pools=pools, gpu_budget=10), rate_per_s=4.0)
+
+
+def alive(show):
+    return sum(len(backend.replicas) for backend in show.world.backends.values())
+
+
+def test_growth_waits_for_the_gpus_of_a_pool_that_cools_down_and_drains(stage):
+    show = stage(world=two_pools(), target=[4, 6], rule_target=[4, 6], down_cooldown_s=30.0)
+    for _ in range(8):
+        record = show.steps(1)
+        assert alive(show) <= 10
+    assert any("other: no free GPUs" in reason for past in show.records for reason in past.reasons)
+    assert record.final.target_replicas.tolist() == [4, 6]
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_growth_waits_for_the_gpus_of_a_pool_whose_calls_fail(stage, retryable):
+    show = stage(world=two_pools(), target=[4, 6], rule_target=[4, 6], down_cooldown_s=0.0)
+    show.backend.write_error = BackendError("no", retryable=retryable)
+    for _ in range(20):
+        show.steps(1)
+        assert alive(show) <= 10
+
+
+def test_growth_waits_for_the_gpus_of_a_pool_that_someone_else_holds(stage):
+    show = stage(world=two_pools(), target=[6, 4], rule_target=[6, 4], down_cooldown_s=0.0)
+    show.steps(4)
+    show.world.backends["other"].target = 3
+    show.steps(1)
+    show.policy.target = show.rule.target = [7, 2]  # one GPU is free, the other stays where it was put
+    show.steps(10)
+    assert (show.target, show.world.backends["other"].target) == (7, 3)
+    show.policy.target = show.rule.target = [8, 2]
+    show.steps(10)
+    assert alive(show) == 10
+
+
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
