@@ -207,13 +207,14 @@ class Controller:
             return None, [*faults, "error"], ()
         try:
             proposal: ScalingDecision = self._caller(lambda: policy.decide(state), self._safety.policy_time_budget_s)
+            wrong = check_decision(proposal, self.spec)
         except OutOfTimeError as error:
             reasons.append(f"policy late: {error}")
             return None, [*faults, "timeout"], ()
         except Exception as error:  # whatever a policy raises, the fleet must be controlled
             reasons.append(f"policy failed: {type(error).__name__}: {error}")
             return None, [*faults, "error"], ()
-        if (wrong := check_decision(proposal, self.spec)) is not None:
+        if wrong is not None:
             reasons.append(f"policy answered nonsense: {wrong}")
             return None, [*faults, "invalid"], ()
         outside = self._outside(policy)
@@ -229,10 +230,10 @@ class Controller:
     def _ask_rule(self, state: FleetState, reasons: list[str]) -> ScalingDecision | None:
         try:
             rule = self._fallback.decide(state)
+            wrong = check_decision(rule, self.spec)
         except Exception as error:  # the last line before "hold"
             reasons.append(f"rule failed: {type(error).__name__}: {error}")
             return None
-        wrong = check_decision(rule, self.spec)
         if wrong is not None:
             reasons.append(f"rule answered nonsense: {wrong}")
         return None if wrong is not None else rule

@@ -86,21 +86,28 @@ def judge(
     return Verdict(blind, tuple(reasons))
 
 
-def check_decision(decision: ScalingDecision, spec: FleetSpec) -> str | None:
+def check_decision(decision: object, spec: FleetSpec) -> str | None:
     """Why a policy's answer cannot be meant, or None: a NaN that became an integer must not pass for a target."""
+    if not isinstance(decision, ScalingDecision):
+        return f"a {type(decision).__name__} is no ScalingDecision"
     pools, classes = (len(spec.pools),), (len(spec.classes),)
-    shapes = decision.target_replicas.shape, decision.max_batch_size.shape, decision.admission.shape
-    if shapes != (pools, pools, classes):
-        return f"shapes {shapes} instead of {(pools, pools, classes)}"
-    if not np.isfinite(decision.target_replicas).all() or (decision.target_replicas < 0).any():
-        return f"target_replicas {decision.target_replicas.tolist()} must be whole numbers >= 0"
-    if not np.isfinite(decision.max_batch_size).all() or (decision.max_batch_size < 1).any():
-        return f"max_batch_size {decision.max_batch_size.tolist()} must be whole numbers >= 1"
-    if np.isnan(decision.admission).any() or (decision.admission < 0).any():
-        return f"admission {decision.admission.tolist()} must be >= 0"
-    limits = decision.in_flight_limits
-    if limits.shape != classes or not np.isfinite(limits).all() or (limits < 0).any():
-        return f"max_in_flight {limits.tolist()} must be {classes[0]} whole numbers >= 0"
+    allowed = {
+        "target_replicas": (pools, 0),
+        "max_batch_size": (pools, 1),
+        "admission": (classes, 0),
+        "max_in_flight": (classes, 0),
+    }
+    for name, (shape, least) in allowed.items():
+        values: object = getattr(decision, name)
+        if values is None and name == "max_in_flight":
+            continue
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
+            return f"{name} {values!r} is no array of numbers"
+        if values.shape != shape:
+            return f"{name} has shape {values.shape} instead of {shape}"
+        whole = name == "admission" or (np.isfinite(values) & (values == np.floor(values))).all()
+        if not whole or not (values >= least).all():  # NaN is not
+            return f"{name} {values.tolist()} must be {'' if name == 'admission' else 'whole numbers '}>= {least}"
     return None
 
 

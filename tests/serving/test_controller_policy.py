@@ -24,6 +24,17 @@ from rl_autoscale.serving.budget import OutOfTimeError, ThreadCaller
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([-1])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([3, 3])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([np.nan])),
+        ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), [3]),
+        ScalingDecision([3], [8], [1.0]),
+        ScalingDecision(3, 8, 1.0),
+        ScalingDecision(np.array(["3"]), np.array([8]), np.array([1.0])),
+        ScalingDecision(np.array([None]), np.array([8]), np.array([1.0])),
+        ScalingDecision(np.array([3.7]), np.array([8]), np.array([1.0])),
+        ScalingDecision(np.array([3]), np.array([8.5]), np.array([1.0])),
+        ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([0.5])),
+        {"target_replicas": [3]},
+        [3],
+        3,
     ],
 )
 def test_nonsense_is_not_obeyed(stage, answer):
@@ -32,6 +43,24 @@ def test_nonsense_is_not_obeyed(stage, answer):
     record = show.steps(3)
     assert (record.source, show.target) == ("rule", 5)
     assert any("nonsense" in reason for reason in record.reasons)
+    assert record.faults == ("invalid",)
+
+
+@pytest.mark.parametrize("answer", [None, [3]])
+def test_a_policy_and_a_rule_that_answer_no_decision_end_nothing(stage, answer):
+    show = stage(target=4)
+    show.steps(3)
+    show.policy.decide = show.rule.decide = lambda state: answer
+    record = show.steps(3)
+    assert (record.source, show.target) == ("hold", 4)
+    assert f"rule answered nonsense: a {type(answer).__name__} is no ScalingDecision" in record.reasons
+    assert show.controller.breaker.open_reason == "invalid for 3 steps"
+
+
+def test_whole_numbers_may_be_floats(stage):
+    show = stage(rule_target=5)
+    show.policy.answer = ScalingDecision(np.array([7.0]), np.array([8.0]), np.array([1.0]), np.array([3.0]))
+    assert (show.steps(3).source, show.target) == ("policy", 7)
 
 
 def test_a_policy_that_raises_is_replaced_and_asked_again_until_it_has_recovered(stage):
