@@ -321,6 +321,10 @@ class Controller:
             if num_failed >= self._safety.crash_loop_failures:
                 reasons.append(f"{name}: {num_failed} replicas failed ({report.failed[name][-1]}); not growing")
                 target[p] = min(target[p], current[p])
+            if np.isnan(state.pools.asked_for[p]):  # no failed call: it is written to as soon as it can be read
+                reasons.append(f"{name}: its present target cannot be read; left as it is")
+                leave.add(name)
+                target[p] = current[p]
             if mode != "active":
                 continue
             foreign = None if name in self._shared else self._owner.look(p, float(state.pools.asked_for[p]), now_s)

@@ -112,6 +112,21 @@ def test_a_forbidden_call_waits_longest_at_once(stage):
     assert any("calls failed" in reason for reason in record.reasons)
 
 
+def test_a_back_end_that_cannot_be_read_is_no_failed_call_and_is_written_to_when_it_can_be(stage):
+    show = stage(target=4, down_cooldown_s=0.0)
+    show.steps(5)
+    show.backend.read_error = BackendError("api down", retryable=True)
+    show.steps(5)  # what was read before is too old by now
+    show.policy.target = show.rule.target = 9
+    away = show.steps(40)
+    assert (show.target, away.final.target_replicas.tolist()) == (4, [4])
+    assert "gpu: its present target cannot be read; left as it is" in away.reasons
+    assert not any(record.failures or "actuator" in record.faults for record in show.records)
+    show.backend.read_error = None
+    show.steps(2)  # the first decides on what was seen before
+    assert show.target == 9
+
+
 def test_a_call_that_timed_out_but_worked_is_not_taken_for_a_stranger(stage):
     show = stage(target=7)
     set_target = show.backend.set_target
