@@ -6,7 +6,8 @@ A process that ends by itself or never becomes ready is *failed*; it is replaced
 failure in a row.
 
 Processes and the target survive the controller: both are in ``state_dir``, and the next controller takes them over.
-One controller at a time holds the folder's lock.
+One controller at a time holds the folder's lock. While the folder cannot be written (a full disk), nothing is started
+or told to leave: what nobody remembers would run for ever.
 
 Traps of real engines that shape this file: health answers 200 while an engine drains, so draining is our word and not
 theirs; an engine that drains answers new streams with nothing, so ``settle_s`` passes between leaving the routing list
@@ -88,7 +89,7 @@ class LocalBackend:
         supervise: run `step` in a thread every ``poll_s``; off in tests.
 
     Raises:
-        BackendError: another controller holds the state folder.
+        BackendError: another controller holds the state folder, or it cannot be used.
     """
 
     def __init__(
@@ -148,10 +149,14 @@ class LocalBackend:
             return PoolObservation(self._target, replicas)
 
     def set_target(self, num_replicas: int) -> None:
-        """Start or drain at once; further steps are the supervisor's."""
+        """Start or drain at once; further steps are the supervisor's. What cannot be remembered changes nothing."""
         with self._mutex:
-            self._target = num_replicas
-            self._remember()
+            before, self._target = self._target, num_replicas
+            try:
+                self._remember()
+            except BackendError:
+                self._target = before
+                raise
             self._reconcile()
 
     def close(self) -> None:
@@ -159,9 +164,8 @@ class LocalBackend:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=2 * _PROBE_TIMEOUT_S)
-        with self._mutex:
-            self._remember()
-            self._folder.close()
+        with self._mutex, contextlib.closing(self._folder), contextlib.suppress(BackendError):
+            self._remember()  # where it fails, what was remembered last stays
 
     def kill_all(self) -> None:
         """End every process now, without drain: for tests and for taking a machine down."""
@@ -187,6 +191,7 @@ class LocalBackend:
         with self._mutex:
             for item in list(self._members):
                 self._update(item, item.replica_id in healthy, in_flight)
+            self._remember()  # first: where it fails, nothing is started or told to leave
             self._reconcile()
             self._remember()
 
@@ -268,7 +273,12 @@ class LocalBackend:
         command = [_fill(word, words) for word in self._config.command]
         process = self._processes.start(command, self._config.env, self._folder.log_path(replica_id))
         self._members.append(Member(replica_id, port, process, "starting", self._clock.monotonic_s(), "starting"))
-        self._remember()  # before anything else can happen: a process nobody remembers runs for ever
+        try:
+            self._remember()  # before anything else can happen: a process nobody remembers runs for ever
+        except BackendError:
+            self._processes.kill(process)
+            self._members.pop()
+            raise
 
     # -- asking servers ----------------------------------------------------------------------------------------------
 
@@ -315,7 +325,8 @@ class LocalBackend:
 
     def _supervise(self) -> None:
         while not self._stop.wait(self._config.poll_s):
-            with contextlib.suppress(BackendError):  # no free port or no such program: tried again at the next pass
+            # No free port, no such program, a full disk, no file handles left: tried again at the next pass.
+            with contextlib.suppress(BackendError, OSError):
                 self.step()
 
 

@@ -51,7 +51,7 @@ class StateFolder:
         path: made if missing.
 
     Raises:
-        BackendError: another controller holds it.
+        BackendError: another controller holds it, or it cannot be made or written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,11 @@ class StateFolder:
         self._lock.close()
 
     def write(self, memory: Memory) -> None:
-        """Replace the memory, if it changed."""
+        """Replace the memory, if it changed.
+
+        Raises:
+            BackendError: it cannot be written; the old one stays.
+        """
         members = [
             {
                 "replica_id": item.replica_id,
@@ -76,16 +80,19 @@ class StateFolder:
         ]
         path = self._path / "state.json"
         content = json.dumps({"target": memory.target, "next_id": memory.next_id, "members": members})
-        if path.exists() and path.read_text(encoding="utf-8") == content:
-            return
-        path.with_suffix(".tmp").write_text(content, encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
+        try:
+            if path.exists() and path.read_text(encoding="utf-8") == content:
+                return
+            path.with_suffix(".tmp").write_text(content, encoding="utf-8")
+            path.with_suffix(".tmp").replace(path)
+        except OSError as error:
+            raise _unusable(path, error) from None
 
     def read(self, now_s: float) -> Memory | None:
         """What an earlier controller left, every replica that did not drain as one that starts; None if nothing.
 
         Raises:
-            BackendError: the file is damaged.
+            BackendError: the file is damaged, or may not be read.
         """
         path = self._path / "state.json"
         try:
@@ -94,6 +101,8 @@ class StateFolder:
             return Memory(int(state["target"]), int(state["next_id"]), members)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unusable(path, error) from None
         except (ValueError, KeyError, TypeError) as error:
             raise BackendError(
                 f"{path} is damaged ({error}); check what still runs, then delete it", retryable=False
@@ -119,11 +128,23 @@ def _member(item: dict[str, Any], now_s: float) -> Member:
 
 def _claim(state_dir: Path) -> IO[str]:
     """Hold the folder's lock for as long as the file is open."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    lock = (state_dir / "lock").open("a", encoding="utf-8")
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = (state_dir / "lock").open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unusable(state_dir, error) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
         raise BackendError(f"{state_dir} belongs to another controller that still runs", retryable=False) from None
     return lock
+
+
+def _unusable(path: Path, error: OSError) -> BackendError:
+    """Nothing is started or stopped that cannot be remembered; the next pass tries again."""
+    return BackendError(
+        f"{path}: {error.strerror or error}; replicas stay as they are until it can be read and written: "
+        "free space there, or allow this user to write",
+        retryable=True,
+    )

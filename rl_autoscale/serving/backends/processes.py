@@ -57,7 +57,6 @@ class OsProcesses:
 
     def start(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> ProcessId:
         """Start a command; the child is not tied to this process and survives it."""
-        log.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         streams = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -65,10 +64,14 @@ class OsProcesses:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         try:
+            log.parent.mkdir(parents=True, exist_ok=True)
             pid = os.posix_spawnp(command[0], list(command), {**os.environ, **env}, file_actions=streams, setsid=True)
         except OSError as error:
-            raise BackendError(f"cannot start '{command[0]}': {error.strerror}", retryable=False) from None
+            raise BackendError(
+                f"cannot start '{command[0]}' with output to {log}: {error.strerror}", retryable=False
+            ) from None
         self._children.add(pid)
+        self._exited.pop(pid, None)  # of an earlier child whose id this one was given
         return ProcessId(pid, start_moment(pid) or "")
 
     def exit_code(self, process: ProcessId) -> int | None:

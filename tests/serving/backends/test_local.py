@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import signal
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from live_world import FakeClock
@@ -94,8 +97,7 @@ class Bench:
             processes=self.processes,
             http=self.servers,
             port_is_free=lambda port: port != 8101,
-            supervise=False,
-            **changes,
+            **{"supervise": False, **changes},
         )
 
     def step(self, seconds=1.0):
@@ -257,6 +259,96 @@ def test_a_command_without_a_port_is_refused(tmp_path):
         LocalConfig.from_dict({"command": ["serve"], "state_dir": tmp_path})
 
 
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """Where the back end remembers; ``full`` refuses every write."""
+
+    def __init__(self, monkeypatch):
+        self.full, self.num_refused = False, 0
+        self.refused_thrice = threading.Event()
+        write_text = Path.write_text
+
+        def write(path, text, **how):
+            if not self.full:
+                return write_text(path, text, **how)
+            self.num_refused += 1
+            if self.num_refused >= 3:
+                self.refused_thrice.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", write)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def test_a_target_that_cannot_be_remembered_is_refused_and_changes_nothing(bench, disk, tmp_path):
+    bench.backend.set_target(2)
+    disk.full = True
+    for target in (3, 1):
+        with pytest.raises(BackendError, match=r"state\.json: No space left on device.*free space there") as refused:
+            bench.backend.set_target(target)
+        assert refused.value.retryable
+        assert (bench.backend.observe().asked_for, bench.phases) == (2, ["starting", "starting"])
+    disk.full = False
+    bench.backend.set_target(3)
+    assert len(bench.phases) == 3
+
+
+def test_no_process_is_left_running_that_nobody_remembers(bench, disk):
+    bench.backend.set_target(1)
+    bench.processes.codes[100] = 1
+    bench.step()  # the crash is remembered; the next start waits for a pause
+    disk.full = True
+    for _ in range(5):
+        with pytest.raises(BackendError, match="No space left"):
+            bench.step(10.0)
+    assert all(code is not None for code in bench.processes.codes.values())
+    assert len(bench.processes.codes) == 2  # no start and kill at each pass
+    disk.full = False
+    bench.step()
+    assert bench.phases == ["failed", "starting"]
+
+
+def test_closing_on_a_full_disk_releases_the_folder(bench, disk):
+    bench.backend.set_target(1)
+    bench.processes.codes[100] = 1
+    disk.full = True
+    with pytest.raises(BackendError):
+        bench.step()
+    bench.backend.close()
+    disk.full = False
+    bench.backend = bench.make()
+    assert bench.backend.observe().asked_for == 1
+
+
+def test_the_supervisor_survives_a_full_disk_and_goes_on_when_there_is_space(tmp_path, disk):
+    started = threading.Event()
+    bench = Bench(tmp_path, poll_s=0.001, backoff_s=0.001)
+    bench.backend.close()
+    bench.backend = bench.make(supervise=True)
+    bench.backend.set_target(1)
+    disk.full = True
+    bench.processes.codes[100] = 1
+    assert disk.refused_thrice.wait(30.0)
+    start = bench.processes.start
+    bench.processes.start = lambda *words: (started.set(), start(*words))[1]
+    disk.full = False
+    bench.clock.advance(10.0)
+    assert started.wait(30.0)
+    bench.backend.close()
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_its_place(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BackendError, match=r"file/state: Not a directory.*allow this user"):
+        Bench(tmp_path / "file" / "state")
+
+
 # -- real processes ----------------------------------------------------------------------------------------------------
 
 
@@ -327,3 +419,12 @@ def test_a_process_id_that_was_given_away_is_not_ours(tmp_path):
     assert start_moment(os.getpid()) is not None
     assert processes.exit_code(ProcessId(os.getpid(), "long ago")) == -1
     processes.terminate(ProcessId(os.getpid(), "long ago"))
+
+
+def test_a_child_that_got_the_id_of_an_earlier_one_runs(tmp_path, monkeypatch):
+    processes = OsProcesses()
+    monkeypatch.setattr(os, "posix_spawnp", lambda *_, **__: 4242)
+    monkeypatch.setattr(os, "waitpid", lambda pid, _: (pid, 0))
+    assert processes.exit_code(processes.start(["serve"], {}, tmp_path / "log")) == 0
+    monkeypatch.setattr(os, "waitpid", lambda *_: (0, 0))
+    assert processes.exit_code(processes.start(["serve"], {}, tmp_path / "log")) is None
