@@ -125,7 +125,8 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
         mode or config.mode, kill_file=config.kill_file, reread=reread, environment=os.environ.get(ENVIRONMENT)
     )
     metrics = ControllerMetrics()
-    backends, published = _build_backends(config, clock)
+    may_act = modes.current()[0] == "active"
+    backends, published = _build_backends(config, clock, may_act)
     if published:
         metrics.registry.register(DesiredReplicasCollector(published.values()))
     keda = _serve_keda(config, published)
@@ -201,8 +202,13 @@ def build_source(config: TelemetryConfig, clock: Clock) -> MetricsSource:
     )
 
 
-def _build_backends(config: ControlConfig, clock: Clock) -> tuple[dict[str, Backend], dict[str, DesiredReplicas]]:
-    """Back ends by pool, and the published figures of those that are handed over."""
+def _build_backends(
+    config: ControlConfig, clock: Clock, may_act: bool
+) -> tuple[dict[str, Backend], dict[str, DesiredReplicas]]:
+    """Back ends by pool, and the published figures of those that are handed over.
+
+    A local back end would start the pool's initial replicas; one of a controller that may not act takes over what runs.
+    """
     backends: dict[str, Backend] = {}
     published: dict[str, DesiredReplicas] = {}
     try:
@@ -210,8 +216,9 @@ def _build_backends(config: ControlConfig, clock: Clock) -> tuple[dict[str, Back
             choice = config.backends[pool.name]
             if choice.observed is not None:
                 published[pool.name] = DesiredReplicas(pool.name, clock)
+            initial = pool.initial if may_act else 0
             backends[pool.name] = _build_backend(
-                pool.name, choice, clock, config.telemetry.engine, pool.initial, published.get(pool.name)
+                pool.name, choice, clock, config.telemetry.engine, initial, published.get(pool.name)
             )
     except BackendError as error:
         for backend in backends.values():

@@ -161,6 +161,23 @@ def test_a_policy_that_cannot_be_used_leaves_the_rule_in_charge_and_check_refuse
         assembly.close()
 
 
+# -- start -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["shadow", "paused", "killed"])
+def test_a_controller_that_may_not_act_starts_no_replica(tmp_path, mode):
+    changes = {"mode": "active", "kill_file": str(tmp_path)} if mode == "killed" else {"mode": mode}
+    assembly = assemble(ControlConfig.from_file(write(tmp_path, **changes)), SystemClock())
+    backend = assembly.fleet._backends["gpu"]
+    try:
+        assembly.controller.step()
+        assert backend.observe().replicas == ()
+        assert not (tmp_path / "state" / "logs").exists()
+    finally:
+        backend.kill_all()
+        assembly.close()
+
+
 # -- one real run ------------------------------------------------------------------------------------------------------
 
 

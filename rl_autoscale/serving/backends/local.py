@@ -82,7 +82,7 @@ class LocalBackend:
         config: see `LocalConfig`.
         names: of the engine; its metrics page says how many requests are in flight.
         clock: for ages and patience.
-        initial: replicas asked for when no earlier controller left a target.
+        initial: replicas asked for when no earlier controller left a target; 0 for one that may not act.
         processes: the operating system.
         http: see `http_client.Http`.
         port_is_free: asked before a port is used.
@@ -311,7 +311,9 @@ class LocalBackend:
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def _remember(self) -> None:
-        """Write down target and processes."""
+        """Write down target and processes, if any were ever asked for: else the next controller begins with its own."""
+        if self._target == self._next_id == 0:
+            return
         kept = [item for item in self._members if item.phase != "failed"]
         self._folder.write(Memory(self._target, self._next_id, tuple(kept)))
 

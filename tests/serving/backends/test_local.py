@@ -243,6 +243,18 @@ def test_a_new_controller_takes_over_processes_and_target(bench):
     assert len(bench.processes.commands) == 3
 
 
+def test_a_controller_that_may_not_act_leaves_the_initial_count_to_the_first_that_may(bench):
+    for initial in (0, 0, 2):
+        bench.backend.close()
+        bench.backend = bench.make(initial=initial)
+        bench.step()
+    assert (bench.backend.observe().asked_for, bench.phases) == (2, ["ready", "ready"])
+    bench.backend.set_target(0)
+    bench.backend.close()
+    bench.backend = bench.make(initial=2)
+    assert bench.backend.observe().asked_for == 0
+
+
 def test_two_controllers_cannot_hold_one_pool(bench):
     with pytest.raises(BackendError, match="another controller"):
         bench.make()
