@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Assembly:
 
 
 def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, path: Path | None = None) -> Assembly:
-    """Build everything a configuration asks for.
+    """Build everything a configuration asks for; where that fails, what was built is closed again.
 
     A policy that cannot be loaded does not stop the controller: the fallback rule decides and every step says why.
 
@@ -116,8 +117,16 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
         path: of the configuration, read again when it changes; None for never.
 
     Raises:
-        SpecError: the fallback rule cannot be made, or a back end cannot be reached for a reason that will not pass.
+        SpecError: the fallback rule cannot be made, the status page's port is taken, or a back end cannot be reached
+            for a reason that will not pass.
     """
+    with ExitStack() as built:
+        assembly = _assemble(config, clock, mode, path, built)
+        built.pop_all()
+    return assembly
+
+
+def _assemble(config: ControlConfig, clock: Clock, mode: Mode | None, path: Path | None, built: ExitStack) -> Assembly:
     policy, error = _try_policy(config)
     fallback = build_fallback(config, policy)
     reread = ModeInFile(path, read_mode) if path is not None else None
@@ -125,13 +134,20 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
         mode or config.mode, kill_file=config.kill_file, reread=reread, environment=os.environ.get(ENVIRONMENT)
     )
     metrics = ControllerMetrics()
+    history = History(config.status.history if config.status is not None else 1)
+    status = None
+    if config.status is not None:  # before any back end: a port that is taken must start no replica
+        interval_s = config.fleet.control_interval_s
+        status = StatusServer(config.status.host, config.status.port, history, metrics, modes, clock, interval_s)
+        built.callback(status.close)
     may_act = modes.current()[0] == "active"
-    backends, published = _build_backends(config, clock, may_act)
+    backends, published = _build_backends(config, clock, may_act, built)
     if published:
         metrics.registry.register(DesiredReplicasCollector(published.values()))
     keda = _serve_keda(config, published)
+    if keda is not None:
+        built.callback(keda.stop)
     fleet = _build_fleet(config, clock, backends)
-    history = History(config.status.history if config.status is not None else 1)
     log = DecisionLog(config.decision_log) if config.decision_log is not None else None
 
     def remember(record: StepRecord) -> None:
@@ -155,10 +171,6 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
         policy_error=error,
         listeners=[metrics, remember],
     )
-    status = None
-    if config.status is not None:
-        interval_s = config.fleet.control_interval_s
-        status = StatusServer(config.status.host, config.status.port, history, metrics, modes, clock, interval_s)
     return Assembly(controller, fleet, modes, metrics, status, error, keda)
 
 
@@ -203,7 +215,7 @@ def build_source(config: TelemetryConfig, clock: Clock) -> MetricsSource:
 
 
 def _build_backends(
-    config: ControlConfig, clock: Clock, may_act: bool
+    config: ControlConfig, clock: Clock, may_act: bool, built: ExitStack
 ) -> tuple[dict[str, Backend], dict[str, DesiredReplicas]]:
     """Back ends by pool, and the published figures of those that are handed over.
 
@@ -220,9 +232,8 @@ def _build_backends(
             backends[pool.name] = _build_backend(
                 pool.name, choice, clock, config.telemetry.engine, initial, published.get(pool.name)
             )
+            built.callback(backends[pool.name].close)
     except BackendError as error:
-        for backend in backends.values():
-            backend.close()
         raise SpecError(f"back end of pool '{pool.name}': {error}") from None
     return backends, published
 

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.state import NO_LIMIT
 from rl_autoscale.serving.controller_metrics import CONTENT_TYPE, ControllerMetrics, slo_attainment
 from rl_autoscale.serving.decision_log import finite
@@ -111,6 +112,9 @@ class StatusServer:
         modes: what pause and resume act on.
         clock: for health.
         interval_s: the control interval.
+
+    Raises:
+        SpecError: it cannot listen there.
     """
 
     def __init__(
@@ -176,7 +180,13 @@ class StatusServer:
             def log_message(self, *_: object) -> None:
                 """Requests for metrics every few seconds are no news."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise SpecError(
+                f"the status page cannot listen on {host}:{port} ({error.strerror}); end what listens there (another "
+                "controller?), or set status.port (0 takes any free one) or status.host"
+            ) from None
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="status", daemon=True)

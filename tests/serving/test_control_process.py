@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,26 @@ def test_a_controller_that_may_not_act_starts_no_replica(tmp_path, mode):
     finally:
         backend.kill_all()
         assembly.close()
+
+
+def test_a_status_port_that_is_taken_is_told_and_starts_nothing(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = write(tmp_path, mode="active", status={"port": port})
+        assert run("control", "--config", str(config), "--steps", "1") == 2
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use); end what listens" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_start_that_fails_closes_what_it_had_built(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    config = write(tmp_path, status={"port": port}, gateway={"url": "http://g", "key": "env:NO_SUCH_KEY"})
+    with pytest.raises(SpecError, match="NO_SUCH_KEY"):
+        assemble(ControlConfig.from_file(config), SystemClock())
+    assert not [thread for thread in threading.enumerate() if thread.name in ("status", "local-gpu")]
+    assemble(ControlConfig.from_file(write(tmp_path, status={"port": port})), SystemClock()).close()
 
 
 # -- one real run ------------------------------------------------------------------------------------------------------
