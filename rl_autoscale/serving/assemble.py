@@ -147,7 +147,9 @@ def _assemble(config: ControlConfig, clock: Clock, mode: Mode | None, path: Path
     keda = _serve_keda(config, published)
     if keda is not None:
         built.callback(keda.stop)
-    fleet = _build_fleet(config, clock, backends)
+    source = build_source(config.telemetry, clock)
+    built.callback(source.close)
+    fleet = _build_fleet(config, clock, backends, source)
     log = DecisionLog(config.decision_log) if config.decision_log is not None else None
 
     def remember(record: StepRecord) -> None:
@@ -181,7 +183,7 @@ def _try_policy(config: ControlConfig) -> tuple[RegisteredPolicy | None, str]:
         return None, str(error)
 
 
-def _build_fleet(config: ControlConfig, clock: Clock, backends: dict[str, Backend]) -> LiveFleet:
+def _build_fleet(config: ControlConfig, clock: Clock, backends: dict[str, Backend], source: MetricsSource) -> LiveFleet:
     gateway = config.gateway
     client = None
     if gateway is not None:
@@ -190,7 +192,7 @@ def _build_fleet(config: ControlConfig, clock: Clock, backends: dict[str, Backen
     return LiveFleet(
         config.fleet,
         backends,
-        build_source(config.telemetry, clock),
+        source,
         engine_names(config.telemetry.engine),
         clock,
         Limits(config.telemetry.stale_after_s, config.telemetry.min_coverage),

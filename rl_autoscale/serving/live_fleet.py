@@ -71,7 +71,7 @@ class LiveFleet:
     Args:
         spec: what the fleet is made of; pools and classes as the policy was trained on.
         backends: pool name -> who starts and stops its replicas.
-        source: replica metrics.
+        source: replica metrics; closed with the fleet.
         names: of the engine the source reads.
         clock: monotonic time and waiting.
         limits: when readings are too old.
@@ -184,7 +184,8 @@ class LiveFleet:
         self._stopped = True
 
     def close(self) -> None:
-        """Let go of back ends; replicas stay."""
+        """Let go of the source and of back ends; replicas stay."""
+        self._source.close()
         for backend in self._backends.values():
             backend.close()
 

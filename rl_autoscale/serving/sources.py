@@ -33,6 +33,10 @@ class MetricsSource(Protocol):
         """Samples by replica id."""
         ...
 
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        ...
+
 
 class DirectSource:
     """Scrapes every replica's metrics page, in parallel and within one time limit for all.
@@ -76,7 +80,7 @@ class DirectSource:
         return readings
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Start no further scrape; one under way ends within its time limit."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _scrape(self, url: str) -> ReplicaSample:
@@ -148,6 +152,9 @@ class PrometheusSource:
             else:
                 readings.samples[replica.replica_id] = sample
         return readings
+
+    def close(self) -> None:
+        """Nothing is kept between reads."""
 
     def _key(self, replica: Replica) -> str:
         if self._replica_label == "instance":

@@ -261,6 +261,15 @@ def test_a_hanging_scrape_costs_its_time_limit_once_and_is_not_repeated():
     assert len(asked) == 1
 
 
+def test_a_fleet_that_is_closed_scrapes_no_more(world):
+    fleet = world.fleet()
+    fleet.close()
+    world.scraped.clear()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        fleet.advance()
+    assert world.scraped == []
+
+
 def prometheus(series, age_s=4.0):
     """The HTTP API of a Prometheus that knows some series: name -> {instance: value}."""
 
