@@ -1,4 +1,7 @@
-"""A cluster to test on (the fake, or a real one under KUBECONFIG), pods that get their status by hand, a clock."""
+"""A cluster to test on (the fake, or a real one under KUBECONFIG), pods that get their status by hand, a clock.
+
+And a local back end on make-believe processes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ pytest.importorskip("kubernetes", reason="needs the 'serve' extra")
 from kubernetes import client as kube
 from kubernetes import config as kube_config
 from serving.fake_kubernetes import FakeKubernetes
+from serving.local_bench import Bench
 
 from rl_autoscale.serving.backends.kubernetes import KubernetesBackend, KubernetesConfig
 from rl_autoscale.serving.backends.kubernetes_api import KubernetesApi
@@ -210,3 +215,11 @@ def _on_fake() -> Iterator[Cluster]:
 def _close(cluster: Cluster) -> None:
     for backend in cluster.backends:
         backend.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A local back end whose processes are make-believe."""
+    bench = Bench(tmp_path)
+    yield bench
+    bench.backend.close()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
 import signal
 import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
-from live_world import FakeClock
+from serving.local_bench import Bench
 
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.serving.backends.local import LocalBackend, LocalConfig
 from rl_autoscale.serving.backends.processes import OsProcesses, ProcessId, start_moment
 from rl_autoscale.serving.clock import SystemClock
-from rl_autoscale.serving.http_client import HttpAnswer, HttpError, send
+from rl_autoscale.serving.http_client import send
 from rl_autoscale.serving.metric_names import engine_names
 from rl_autoscale.serving.protocols import BackendError
 
@@ -38,82 +35,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("startup complete", flush=True)
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-
-
-class FakeProcesses:
-    """Processes that run until told otherwise; ``stubborn`` ones ignore SIGTERM."""
-
-    def __init__(self):
-        self.commands, self.codes, self.log = {}, {}, []
-        self.stubborn = False
-
-    def start(self, command, env, log):
-        pid = 100 + len(self.commands)
-        self.commands[pid], self.codes[pid] = list(command), None
-        return ProcessId(pid, str(pid))
-
-    def exit_code(self, process):
-        return self.codes.get(process.pid, -1)
-
-    def terminate(self, process):
-        self.log.append(("term", process.pid))
-        if not self.stubborn:
-            self.codes[process.pid] = 0
-
-    def kill(self, process):
-        self.log.append(("kill", process.pid))
-        self.codes[process.pid] = -9 if self.codes[process.pid] is None else self.codes[process.pid]
-
-
-class FakeServers:
-    """Health and metrics of all ports; tests say what they answer."""
-
-    def __init__(self):
-        self.healthy, self.in_flight = True, "0"
-
-    def __call__(self, method, url, *, body=None, headers=None, timeout_s):
-        if url.endswith("/health"):
-            return HttpAnswer(200 if self.healthy else 503, b"")
-        if self.in_flight is None:
-            raise HttpError("refused")
-        return HttpAnswer(200, f"vllm:num_requests_running {self.in_flight}\n".encode())
-
-
-class Bench:
-    """A back end on make-believe everything."""
-
-    def __init__(self, folder, **changes):
-        self.clock, self.processes, self.servers = FakeClock(), FakeProcesses(), FakeServers()
-        settings = {"command": ["serve", "{port}", '{"a": 1}'], "state_dir": folder, "backoff_s": 2.0} | changes
-        self.config = LocalConfig.from_dict(settings)
-        self.backend = self.make()
-
-    def make(self, **changes):
-        return LocalBackend(
-            "gpu",
-            self.config,
-            VLLM,
-            self.clock,
-            processes=self.processes,
-            http=self.servers,
-            port_is_free=lambda port: port != 8101,
-            **{"supervise": False, **changes},
-        )
-
-    def step(self, seconds=1.0):
-        self.clock.advance(seconds)
-        self.backend.step()
-
-    @property
-    def phases(self):
-        return [replica.phase for replica in self.backend.observe().replicas]
-
-
-@pytest.fixture
-def bench(tmp_path):
-    bench = Bench(tmp_path)
-    yield bench
-    bench.backend.close()
 
 
 def test_a_target_starts_processes_on_free_ports_with_the_command_filled_in(bench):
@@ -269,96 +190,6 @@ def test_a_damaged_memory_is_refused_and_nothing_is_started(tmp_path):
 def test_a_command_without_a_port_is_refused(tmp_path):
     with pytest.raises(SpecError, match=r"names no \{port\}"):
         LocalConfig.from_dict({"command": ["serve"], "state_dir": tmp_path})
-
-
-# -- a full disk -------------------------------------------------------------------------------------------------------
-
-
-class Disk:
-    """Where the back end remembers; ``full`` refuses every write."""
-
-    def __init__(self, monkeypatch):
-        self.full, self.num_refused = False, 0
-        self.refused_thrice = threading.Event()
-        write_text = Path.write_text
-
-        def write(path, text, **how):
-            if not self.full:
-                return write_text(path, text, **how)
-            self.num_refused += 1
-            if self.num_refused >= 3:
-                self.refused_thrice.set()
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Path, "write_text", write)
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    return Disk(monkeypatch)
-
-
-def test_a_target_that_cannot_be_remembered_is_refused_and_changes_nothing(bench, disk, tmp_path):
-    bench.backend.set_target(2)
-    disk.full = True
-    for target in (3, 1):
-        with pytest.raises(BackendError, match=r"state\.json: No space left on device.*free space there") as refused:
-            bench.backend.set_target(target)
-        assert refused.value.retryable
-        assert (bench.backend.observe().asked_for, bench.phases) == (2, ["starting", "starting"])
-    disk.full = False
-    bench.backend.set_target(3)
-    assert len(bench.phases) == 3
-
-
-def test_no_process_is_left_running_that_nobody_remembers(bench, disk):
-    bench.backend.set_target(1)
-    bench.processes.codes[100] = 1
-    bench.step()  # the crash is remembered; the next start waits for a pause
-    disk.full = True
-    for _ in range(5):
-        with pytest.raises(BackendError, match="No space left"):
-            bench.step(10.0)
-    assert all(code is not None for code in bench.processes.codes.values())
-    assert len(bench.processes.codes) == 2  # no start and kill at each pass
-    disk.full = False
-    bench.step()
-    assert bench.phases == ["failed", "starting"]
-
-
-def test_closing_on_a_full_disk_releases_the_folder(bench, disk):
-    bench.backend.set_target(1)
-    bench.processes.codes[100] = 1
-    disk.full = True
-    with pytest.raises(BackendError):
-        bench.step()
-    bench.backend.close()
-    disk.full = False
-    bench.backend = bench.make()
-    assert bench.backend.observe().asked_for == 1
-
-
-def test_the_supervisor_survives_a_full_disk_and_goes_on_when_there_is_space(tmp_path, disk):
-    started = threading.Event()
-    bench = Bench(tmp_path, poll_s=0.001, backoff_s=0.001)
-    bench.backend.close()
-    bench.backend = bench.make(supervise=True)
-    bench.backend.set_target(1)
-    disk.full = True
-    bench.processes.codes[100] = 1
-    assert disk.refused_thrice.wait(30.0)
-    start = bench.processes.start
-    bench.processes.start = lambda *words: (started.set(), start(*words))[1]
-    disk.full = False
-    bench.clock.advance(10.0)
-    assert started.wait(30.0)
-    bench.backend.close()
-
-
-def test_a_folder_that_cannot_be_made_is_told_with_its_place(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(BackendError, match=r"file/state: Not a directory.*allow this user"):
-        Bench(tmp_path / "file" / "state")
 
 
 # -- real processes ----------------------------------------------------------------------------------------------------
