@@ -73,6 +73,12 @@ class Candidate:
         return self.slo_attainment, self.gpu_hours
 
     @property
+    def aim(self) -> float | None:
+        """The attainment that it steers for, by what it sees; None where its knob is fixed."""
+        aim = self.knobs.get("attainment")
+        return float(aim) if isinstance(aim, int | float) else None
+
+    @property
     def may_be_chosen(self) -> bool:
         """Whether it is worth deploying: it needs no foresight, and follows traffic that grows."""
         return self.sweep.registered not in (CLAIRVOYANT, NOT_ADAPTIVE)
@@ -177,7 +183,11 @@ def _mean(tried: Sequence[tuple[Cell, Row]]) -> Candidate:
 
 
 def best_setting(candidates: Sequence[Candidate], asked: float) -> Candidate:
-    """Of one policy the cheapest setting that misses hardly more than is allowed, or than the best setting does."""
+    """Of one policy the cheapest setting that misses hardly more than is allowed, or than the best setting does.
+
+    A setting that aims at less than is asked is none: it would bring no more where the traffic is kinder than here.
+    """
+    candidates = [item for item in candidates if item.aim is None or item.aim >= asked] or candidates
     fewest = 1.0 - max(item.slo_attainment for item in candidates)
     most = SLACK * max(1.0 - asked, fewest) + 1e-12
     enough = [item for item in candidates if 1.0 - item.slo_attainment <= most]

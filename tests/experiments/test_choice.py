@@ -61,6 +61,14 @@ def test_where_none_delivers_it_is_the_cheapest_that_misses_hardly_more_than_the
     assert best_setting([cheap, candidate(0.955, 7.0), best], 0.98) is best
 
 
+def test_a_setting_that_aims_at_less_is_not_for_whoever_asks_for_more() -> None:
+    fixed = candidate(0.96, 12.0)
+    aims = [replace(candidate(0.957, hours), knobs={"attainment": aim}) for aim, hours in ((0.95, 9.0), (0.99, 11.0))]
+    assert best_setting([fixed, *aims], 0.95) is aims[0]
+    assert best_setting([fixed, *aims], 0.98) is aims[1]
+    assert best_setting([aims[0]], 0.98) is aims[0]
+
+
 @given(
     points=st.lists(st.tuples(st.floats(0.0, 1.0), st.floats(0.1, 100.0)), min_size=1, max_size=12),
     asked=st.tuples(st.floats(0.5, 0.999), st.floats(0.5, 0.999)),
