@@ -8,8 +8,8 @@ It is cheap to see directly. Here the policy is played as it is deployed, on tra
 random numbers: with an *offset* on one action, and without. A price is in force for a whole episode, so an offset at
 one price says nothing of the others, and one pair of runs tells of all prices. The bill of an episode is the reward's,
 ``cost + miss_price * misses`` (envs/reward.py); bills of one scenario and price are averaged, and what is compared is
-the mean over scenarios of their logarithms, smoothed over neighbouring prices. For the floor and the headroom of each
-pool in turn the offset with the smallest bill is chosen at each price, and kept where other episodes confirm it: dear
+the mean over scenarios of their logarithms, smoothed over neighbouring prices. For each class's admission and the batch
+cap, floor and headroom of each pool in turn the offset with the smallest bill is chosen at each price, and kept where other episodes confirm it: dear
 misses are rare, and the best of several trials is partly luck. Then the steps are made smaller, and it begins again.
 
 Offsets between prices are interpolated, and become part of the network (`with_offsets`): a few more units in each
@@ -39,9 +39,14 @@ from rl_autoscale.workload.spec import TraceSource
 
 FloatArray = npt.NDArray[np.float64]
 
-FIRST_STEPS = {"floor": (-0.4, 0.4, 0.8), "headroom": (-0.25, 0.25)}
+FIRST_STEPS = {
+    "admission": (-0.6, -0.3, 0.3),
+    "batch_cap": (-0.6, 0.6),
+    "floor": (-0.4, 0.4, 0.8),
+    "headroom": (-0.25, 0.25),
+}
 """Offsets tried in the first round, by action, in the order in which actions are searched; halved in every other.
-Offsets of admission and batch cap brought next to nothing, and more trials find more luck."""
+Over many scenarios together admission and batch cap bring next to nothing; on a single one they can bring most."""
 LEAST_GAIN = 0.002
 """An offset that lowers the bill by less than this share is noise, and not kept."""
 SMOOTHING = 0.25
