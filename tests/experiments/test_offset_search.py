@@ -144,7 +144,8 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     card = read_card(trained.policy_folder)["training"]
     assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
     assert card["offset_search"]["timesteps"] > 0
-    assert "searching its offsets, run 1 of 9 at most ..." in told
+    most_runs = 2 + sum(len(steps) + 1 for steps in FIRST_STEPS.values())
+    assert f"searching its offsets, run 1 of {most_runs} at most ..." in told
     asked = PpoConfig.model_validate({"total_timesteps": 0, "num_fleets": 2, "num_threads": 1})
     alone = with_layers_to_start_from(
         TrainConfig(
