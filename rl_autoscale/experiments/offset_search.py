@@ -9,8 +9,9 @@ random numbers: with an *offset* on one action, and without. A price is in force
 one price says nothing of the others, and one pair of runs tells of all prices. The bill of an episode is the reward's,
 ``cost + miss_price * misses`` (envs/reward.py); bills of one scenario and price are averaged, and what is compared is
 the mean over scenarios of their logarithms, smoothed over neighbouring prices. For each class's admission and the batch
-cap, floor and headroom of each pool in turn the offset with the smallest bill is chosen at each price, and kept where other episodes confirm it: dear
-misses are rare, and the best of several trials is partly luck. Then the steps are made smaller, and it begins again.
+cap, floor and headroom of each pool in turn the offset with the smallest bill is chosen at each price, and kept where
+other episodes confirm it: dear misses are rare, and the best of several trials is partly luck. Then the steps are made
+smaller, and it begins again.
 
 Offsets between prices are interpolated, and become part of the network (`with_offsets`): a few more units in each
 hidden layer, nothing else to carry.
