@@ -47,7 +47,9 @@ class MissingExtraError(RlAutoscaleError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the '{extra}' extra; in a checkout of it run: pip install '.[{extra}]'")
+        super().__init__(
+            f"{feature} needs the '{extra}' extra; in a checkout of rl_autoscale run: pip install '.[{extra}]'"
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

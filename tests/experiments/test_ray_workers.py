@@ -79,7 +79,7 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
         raise ImportError(name)
 
     monkeypatch.setattr(ray_workers.importlib, "import_module", missing)
-    with pytest.raises(MissingExtraError, match="rl-autoscale\\[ray\\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '.\[ray\]'"):
         RayCluster("auto")
 
 

@@ -42,7 +42,7 @@ def test_a_missing_library_names_the_extra(
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'rl-autoscale\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '.\[train\]'"):
         make_tracker(kind, tmp_path)
 
 

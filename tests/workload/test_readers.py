@@ -325,7 +325,7 @@ def test_without_pyarrow_parquet_names_its_extra_and_csv_still_works(
 
     monkeypatch.setattr(builtins, "__import__", no_pyarrow)
     workload = read_trace(path).workload
-    with pytest.raises(MissingExtraError, match=r"rl-autoscale\[parquet\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '.\[parquet\]"):
         write_trace(workload, tmp_path / "a.parquet")
     assert list(tmp_path.iterdir()) == [path]  # nothing half-written
 
