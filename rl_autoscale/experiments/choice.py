@@ -5,7 +5,7 @@ Somebody who runs a fleet asks two things before a policy goes live: at which se
 loses), and the traffic on record tells before the customers do. So every policy's knob is swept on the scenario's
 history (envs/scenario.py), or on validation traffic, and of each the cheapest setting is kept that misses hardly more
 than is allowed, or, where every setting does, hardly more than the best of them (`SLACK`): whoever asks for more never
-gets a cheaper setting (of those that steer for an attainment only the ones that steer for enough count). Then a trained
+gets a cheaper fixed setting (one that steers for an attainment counts if that is enough). Then a trained
 policy stays unless a rule's loss (that of `tuning.py`: a point missing weighs a fifth of the trained policy's bill) is
 better by more than `MARGIN` of that bill: the cheapest of ten rules on a few episodes looks better than it is. Pure.
 """

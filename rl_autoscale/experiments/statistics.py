@@ -161,13 +161,15 @@ def drawn_ratio(mine: FloatArray, theirs: FloatArray) -> FloatArray:
     """Resampled hours over a baseline's: where one of both does not get there it is infinitely expensive.
 
     Args:
-        mine: NaN where not reached; any shape.
+        mine: NaN or infinite where not reached; any shape.
         theirs: the same of the baseline.
 
     Returns:
         0 where only the baseline misses, infinite where ``mine`` does.
     """
-    return np.where(np.isnan(mine), np.inf, np.where(np.isnan(theirs), 0.0, mine / theirs))
+    ratio = np.full(mine.shape, np.inf)
+    np.divide(mine, np.where(np.isnan(theirs), np.inf, theirs), out=ratio, where=np.isfinite(mine))
+    return ratio
 
 
 def hypervolume(attainment: FloatArray, gpu_hours: FloatArray, *, reference: tuple[float, float]) -> float:

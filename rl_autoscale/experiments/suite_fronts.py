@@ -9,7 +9,14 @@ import numpy as np
 
 from rl_autoscale.experiments.analysis import CLAIRVOYANT, Entry, Findings
 from rl_autoscale.experiments.rows import Refusal
-from rl_autoscale.experiments.statistics import Estimate, FloatArray, IntArray, estimate_of, resampled_hours
+from rl_autoscale.experiments.statistics import (
+    Estimate,
+    FloatArray,
+    IntArray,
+    drawn_ratio,
+    estimate_of,
+    resampled_hours,
+)
 from rl_autoscale.experiments.suite_statistics import geometric_mean
 
 ALL = "all"
@@ -132,10 +139,8 @@ def _drawn_ratio(members: Sequence[_Hours], k: int) -> FloatArray:
         return np.full(1, np.inf)
     focal = np.stack([item.focal_drawn[:, k] for item in members])
     rule = np.stack([item.rule_drawn[:, k] for item in members])
-    ratio = np.full(focal.shape, np.inf)
-    np.divide(focal, rule, out=ratio, where=np.isfinite(focal))
     # where only the rule is missing the focal policy is infinitely cheaper; a tiny ratio keeps the logarithm finite
-    return geometric_mean(np.maximum(ratio, 1e-9))
+    return geometric_mean(np.maximum(drawn_ratio(focal, rule), 1e-9))
 
 
 def _described(item: Entry) -> str:

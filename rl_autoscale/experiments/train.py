@@ -75,8 +75,8 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
 
     Raises:
         SpecError: nothing to train, scenarios of several schemas, fewer fleets than scenarios, a policy to start from
-            of other sizes, or a folder that holds a checkpoint of another configuration (a longer run of the same one
-            is fine).
+            of other sizes or in the folder that a fresh start empties, or a folder that holds a checkpoint of another
+            configuration (a longer run of the same one is fine).
         PolicyFileError: the policy to start from cannot be read, or is of another schema.
     """
     if config.ppo.total_timesteps == 0 and config.start_from is None:
@@ -90,6 +90,8 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
             f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it to one for each"
         )
     first_actor(config, scenarios)
+    if not resume and config.start_from is not None and Path(config.start_from).resolve().is_relative_to(out.resolve()):
+        raise SpecError(f"start_from={config.start_from} lies in {out}, which a fresh start empties; use another --out")
     recorded = out / "config.yaml"
     if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
         return
@@ -148,10 +150,18 @@ def train(
 
 
 def _forget(out: Path) -> None:
-    """Remove what an earlier training left: half of the new one would go on from it, or pass for finished."""
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    for name in ("policy/policy.json", "learning.jsonl"):
-        (out / name).unlink(missing_ok=True)
+    """Remove what an earlier training left: a new one that is cut off early would go on from it, or pass for finished.
+
+    Raises:
+        SpecError: it cannot be removed.
+    """
+    try:
+        for name in ("policy/policy.json", "learning.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        if (out / "checkpoint").exists():
+            shutil.rmtree(out / "checkpoint")
+    except OSError as error:
+        raise SpecError(f"{out}: what is there cannot be removed ({error}); use another --out") from None
 
 
 class _Learned(NamedTuple):

@@ -138,6 +138,17 @@ def test_a_fresh_start_leaves_nothing_of_the_training_before(
     assert len((out / "learning.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_fresh_start_does_not_empty_the_folder_that_it_starts_from(tiny: Scenario, tmp_path: Path) -> None:
+    schema, out = Schema.of(tiny.fleet), tmp_path / "run"
+    zeros = np.zeros((8, len(schema.features)), np.float32), np.zeros(8, np.float32)
+    layers = [zeros, (np.zeros((len(schema.actions), 8), np.float32), np.zeros(len(schema.actions), np.float32))]
+    export_policy(layers, schema, out / "policy", refuse=True, training={})
+    config = TrainConfig(ppo=small(1), start_from=str(out / "policy"))
+    with pytest.raises(SpecError, match=r"lies in .*run, which a fresh start empties; use another --out"):
+        train(config, [tiny], STORE, out, resume=False)
+    assert (out / "policy" / "policy.json").exists()
+
+
 def test_steps_of_the_policy_before_do_not_pass_for_those_asked_for(
     tiny_scenario: Path, tiny: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
