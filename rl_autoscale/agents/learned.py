@@ -324,7 +324,7 @@ class LearnedPolicy(RegisteredPolicy):
             features[self._weight_columns] = price_feature(weight)
         self.last_observation = features
         action = self.run_network(features[None])[0]
-        decision = self._decoder.decode(action, self._encoder.base_replicas(), self._encoder.peak_replicas(), state)
+        decision = self._decoder.decode(action, self._encoder.anchors(), state)
         if self.admission is None:
             return decision
         return replace(decision, admission=np.full_like(decision.admission, self.admission))

@@ -6,7 +6,7 @@ Relative to measured demand, so that 0 already scales sensibly.
 |---|---|---|
 | pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.5 x to 4 x demand: 1.5 octaves each way |
 | pool.floor | but no fewer than the peak of late (envs/observation.py) | 0 to 2 x the peak: 1 + a |
-| pool.batch_cap | half of the engine's max_num_seqs per replica | 1/4 to 1 of it, geometric: 4 ** ((a - 1) / 2) |
+| pool.batch_cap | as many as take 2/3 of their TPOT SLO | 1/4 x to 4 x: 4 ** a; at most max_num_seqs |
 | class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 | class.in_flight | at once 1/8 of what ready replicas take | 1/64 to 1: 64 ** ((a - 1) / 2); above 0.95 no limit |
 
@@ -20,6 +20,10 @@ may not hold, keeps what it has while those wait for replicas to start, and stay
 demand measured yet, what is asked for now is held. The floor is what a policy keeps ready for a burst that comes back
 sooner than a replica starts: no multiple of a demand near zero does.
 
+The batch cap is relative to how many requests a replica may have in flight within their SLOs (fleet/in_flight.py), not
+to the engine's max_num_seqs: of 256 that is 14 where prompts of 2,000 tokens have answers of 28, 128 where prompts of
+1,200 have answers of 210, and 256 where chunks of prompts never stall decoding.
+
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
 With *hysteresis* h a pool keeps what it has while that is between the replicas wanted and ceil((1 + h) x them): it is
@@ -31,6 +35,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from rl_autoscale.envs.observation import Anchors
 from rl_autoscale.envs.schema import POOL_ACTIONS, Schema, held_classes
 from rl_autoscale.fleet.demand import StandIns, due_now, overflow
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
@@ -38,7 +43,7 @@ from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, FleetState, FloatAr
 
 NEUTRAL_HEADROOM = 1.4
 HEADROOM_OCTAVES = 1.5
-BATCH_CAP_FLOOR = 0.25
+BATCH_CAP_OCTAVES = 2.0
 ADMISSION_OCTAVES = 2.0
 OPEN_ADMISSION = 0.95
 IN_FLIGHT_FLOOR = 1 / 64
@@ -65,15 +70,12 @@ class ActionDecoder:
         serving = [spec.pools_passed(c) for c in self._held]
         self._serves = np.array([[p in pools for p in range(len(spec.pools))] for pools in serving], dtype=np.float64)
 
-    def decode(
-        self, action: npt.NDArray[np.floating], base_replicas: FloatArray, peak_replicas: FloatArray, state: FleetState
-    ) -> ScalingDecision:
+    def decode(self, action: npt.NDArray[np.floating], anchors: Anchors, state: FleetState) -> ScalingDecision:
         """Turn actions into absolute targets.
 
         Args:
             action: shape (..., num_actions); values outside [-1, 1] are clipped.
-            base_replicas: `ObservationEncoder.base_replicas`, shape (..., num_pools); NaN while unmeasured.
-            peak_replicas: `ObservationEncoder.peak_replicas`, shape (..., num_pools).
+            anchors: `ObservationEncoder.anchors`.
             state: the observation, for what is asked for now.
         """
         spec = self.spec
@@ -83,23 +85,23 @@ class ActionDecoder:
         per_pool = action[..., :num_pool_actions].reshape(*action.shape[:-1], num_pools, len(POOL_ACTIONS))
         headroom_action, floor_action, cap_action = np.moveaxis(per_pool, -1, 0)
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * headroom_action)
-        base = np.where(base_replicas > 0, base_replicas, 0.0)
-        floor = (1.0 + floor_action) * peak_replicas
+        base = np.where(anchors.replicas > 0, anchors.replicas, 0.0)
+        floor = (1.0 + floor_action) * anchors.peak
         asked = overflow(spec, np.maximum(headroom * base, floor))
         held = np.fmax(state.pools.asked_for, 0.0)
         least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + self.hysteresis))
         wanted = np.clip(held, least, most)
-        unmeasured = np.isnan(base_replicas).all(axis=-1, keepdims=True)
+        unmeasured = np.isnan(anchors.replicas).all(axis=-1, keepdims=True)
         target = np.maximum(np.where(unmeasured, held, wanted), due_now(spec, state))
         target = self._stand_ins.keep(target, state)
-        cap = np.round(spec.batch_limits * BATCH_CAP_FLOOR ** ((1.0 - cap_action) / 2.0))
+        cap = np.round(anchors.in_flight * 2.0 ** (BATCH_CAP_OCTAVES * cap_action))
         refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))
         if not self.refuse:
             admission = np.full_like(refusal, NEVER_REFUSE)
         return ScalingDecision(
             target_replicas=np.clip(target, spec.min_replicas, spec.max_replicas).astype(np.int64),
-            max_batch_size=np.maximum(cap, 1).astype(np.int64),
+            max_batch_size=np.clip(cap, 1, spec.batch_limits).astype(np.int64),
             admission=admission,
             max_in_flight=self._limits(in_flight, state) if self._held else None,
         )

@@ -206,8 +206,8 @@ class FleetMdp:
         """
         if self.state is None:
             raise RuntimeError("step() before reset()")
-        base, peak = self.encoder.base_replicas(), self.encoder.peak_replicas()
-        decision = self._shield.clip(self.decoder.decode(action, base, peak, self.state), self.state)
+        wanted = self.decoder.decode(action, self.encoder.anchors(), self.state)
+        decision = self._shield.clip(wanted, self.state)
         gpu_s_before = self._batch.gpu_s().sum(axis=-1)
         missed_before, put_off_before = self._batch.ledger("missed"), self._put_off_gpu_s()
         self._batch.step(decision)

@@ -36,6 +36,8 @@ because the demand features hold their last value.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,6 +58,23 @@ _MIN_REPLICAS_OF_DEMAND = 0.05
 def price_feature(miss_price: FloatArray | float) -> FloatArray:
     """The feature ``miss_price``, or ``miss_weight`` of weights; any shape."""
     return np.asarray(np.log10(miss_price) / 2.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchors:
+    """What was measured, and actions are relative to (envs/action.py); each of shape (..., num_pools).
+
+    Attributes:
+        replicas: what the headroom action multiplies; NaN before any demand is measured. The 30 s average of demand; of
+            a batch pool what its queue needs to start in half of the time left.
+        peak: what the floor action multiplies. The highest window of late, forgotten over 900 s; of a batch pool the
+            30 s average of demand.
+        in_flight: what the batch cap multiplies, see fleet/in_flight.py; of the 120 s average.
+    """
+
+    replicas: FloatArray
+    peak: FloatArray
+    in_flight: FloatArray
 
 
 class ObservationEncoder:
@@ -113,21 +132,15 @@ class ObservationEncoder:
         """The 30 s average of demand, shape (..., num_pools)."""
         return self.demand.replicas(FAST)
 
-    def base_replicas(self) -> FloatArray:
-        """What the headroom action multiplies, shape (..., num_pools); NaN before any demand is measured.
-
-        The 30 s average of demand; of a batch pool what its queue needs to start in half of the time left.
-        """
+    def anchors(self) -> Anchors:
+        """What actions are relative to after the last `encode`."""
         demand = self.demand_replicas()
         measured = demand.sum(axis=-1, keepdims=True) > 0
-        return np.where(measured, np.where(self._is_batch, self._backlog, demand), np.nan)
-
-    def peak_replicas(self) -> FloatArray:
-        """What the floor action multiplies, shape (..., num_pools).
-
-        The highest window of late, forgotten over 900 s; of a batch pool the 30 s average of demand.
-        """
-        return np.where(self._is_batch, self.demand_replicas(), self._peak_demand)
+        return Anchors(
+            replicas=np.where(measured, np.where(self._is_batch, self._backlog, demand), np.nan),
+            peak=np.where(self._is_batch, demand, self._peak_demand),
+            in_flight=self.demand.in_flight(SLOW),
+        )
 
     def encode(
         self, state: FleetState, miss_price: FloatArray | float, miss_weight: FloatArray | float = 1.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rl_autoscale.fleet.spec import FleetSpec
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised whenever the meaning, order or scaling of any feature or action changes."""
 
 POOL_FEATURES = (

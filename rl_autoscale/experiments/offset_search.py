@@ -42,7 +42,7 @@ FloatArray = npt.NDArray[np.float64]
 
 FIRST_STEPS = {
     "admission": (-0.6, -0.3, 0.3),
-    "batch_cap": (-0.6, 0.6),
+    "batch_cap": (-0.3, 0.3, 0.6),
     "floor": (-0.4, 0.4, 0.8),
     "headroom": (-0.25, 0.25),
 }

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.fleet.answer_lengths import AnswerLengths
+from rl_autoscale.fleet.in_flight import InFlight
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.profile import TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
@@ -177,6 +178,7 @@ class DemandEstimator:
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
         prices_s = np.array([_prices_s(spec.pools[p]) for p in self.work_pool])
         self._prefill_s, self._decode_s = prices_s[:, 0], prices_s[:, 1]
+        self._in_flight = InFlight(spec)
         self.reset()
 
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
@@ -256,6 +258,11 @@ class DemandEstimator:
             due_s = np.cumsum(np.take_along_axis(work_s[..., mine], order, axis=-1), axis=-1)
             needed[..., p] = (due_s / np.take_along_axis(left_s, order, axis=-1)).max(axis=-1, initial=0.0)
         return needed
+
+    def in_flight(self, scale_index: int) -> FloatArray:
+        """Requests that a replica of each pool may have in flight within the SLOs, shape (..., num_pools)."""
+        arrivals, prompts = self._arrivals_per_s[scale_index], self._prompt_tokens_per_s[scale_index]
+        return self._in_flight.per_replica(np.nan_to_num(arrivals), np.nan_to_num(prompts), self.mean_output_tokens)
 
     def classes_asking(self, pool_index: int) -> npt.NDArray[np.bool_]:
         """Which classes count for a pool, shape (num_classes,)."""

@@ -10,7 +10,7 @@ import pytest
 from rl_autoscale.envs.action import NEUTRAL_HEADROOM, ActionDecoder
 from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import FleetMdp
-from rl_autoscale.envs.observation import ObservationEncoder
+from rl_autoscale.envs.observation import Anchors, ObservationEncoder
 from rl_autoscale.envs.schema import POOL_ACTIONS, Schema
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
@@ -29,7 +29,13 @@ def observed(num_steps: int = 4, **changes: object) -> tuple[FleetMdp, FleetStat
 
 
 def decide(mdp: FleetMdp, state: FleetState, action: list[float]) -> ScalingDecision:
-    return mdp.decoder.decode(np.array([action]), mdp.encoder.base_replicas(), mdp.encoder.peak_replicas(), state)
+    return mdp.decoder.decode(np.array([action]), mdp.encoder.anchors(), state)
+
+
+def anchored(replicas: list[float], peak: list[float] | float = 0.0, in_flight: float = 16.0) -> Anchors:
+    """Of one fleet, as if it had been measured."""
+    base = np.array([replicas])
+    return Anchors(base, np.broadcast_to(peak, base.shape), np.full_like(base, in_flight))
 
 
 def test_schema_follows_the_layout_and_nothing_else():
@@ -41,11 +47,12 @@ def test_schema_follows_the_layout_and_nothing_else():
 
 def test_neutral_action_is_headroom_times_demand():
     mdp, state = observed()
-    base = mdp.encoder.base_replicas()
+    anchors = mdp.encoder.anchors()
+    base = anchors.replicas
     decision = decide(mdp, state, [0.0, 0.0, 0.0, 0.0])
-    assert 0.5 * mdp.encoder.peak_replicas()[0, 0] < NEUTRAL_HEADROOM * base[0, 0]
+    assert 0.5 * anchors.peak[0, 0] < NEUTRAL_HEADROOM * base[0, 0]
     assert decision.target_replicas[0, 0] == int(np.ceil(NEUTRAL_HEADROOM * base[0, 0]))
-    assert decision.max_batch_size[0, 0] == 16
+    assert decision.max_batch_size[0, 0] == round(anchors.in_flight[0, 0])
     assert decision.admission[0, 0] == 1.0
 
 
@@ -57,13 +64,13 @@ def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
     both = FleetState(
         np.zeros(1), np.full(1, 5.0), PoolTelemetry.from_matrix(rows[0]), ClassTelemetry.from_matrix(rows[1])
     )
-    demand = np.array([[0.0, 5.0]])
-    decoder, nothing = ActionDecoder(two), np.zeros((1, 2))
+    demand, decoder = [0.0, 5.0], ActionDecoder(two)
+    measured, peaked = anchored(demand), anchored(demand, [0.0, 7.5])
     neutral, most = (np.full((1, decoder.num_actions), value) for value in (0.0, 1.0))
     most[:, [0, len(POOL_ACTIONS)]] = 2.0 / 3.0  # an octave of headroom
-    assert decoder.decode(neutral, demand, nothing, both).target_replicas[0].tolist() == [1, 7]  # 1.4 x 5
-    assert decoder.decode(most, demand, nothing, both).target_replicas[0].tolist() == [6, 8]  # 2.8 x 5, of which 8 fit
-    assert decoder.decode(most, demand, 1.5 * demand, both).target_replicas[0].tolist() == [7, 8]  # twice the peak, 15
+    assert decoder.decode(neutral, measured, both).target_replicas[0].tolist() == [1, 7]  # 1.4 x 5
+    assert decoder.decode(most, measured, both).target_replicas[0].tolist() == [6, 8]  # 2.8 x 5, of which 8 fit
+    assert decoder.decode(most, peaked, both).target_replicas[0].tolist() == [7, 8]  # twice the peak, 15
 
 
 @pytest.mark.parametrize(("action", "admission"), [(1.0, np.inf), (0.5, 2.0), (0.0, 1.0), (-1.0, 0.25)])
@@ -74,19 +81,26 @@ def test_admission_action(action, admission):
     assert decision.max_batch_size[0, 0] == 32
 
 
+@pytest.mark.parametrize(("action", "cap"), [(-1.0, 2), (-0.5, 4), (0.0, 8), (0.5, 16), (1.0, 32), (9.0, 32)])
+def test_batch_cap_is_a_multiple_of_what_may_be_in_flight(action: float, cap: int):
+    mdp, state = observed()
+    raw = np.array([[0.0, 0.0, action, 0.0]])
+    assert mdp.decoder.decode(raw, anchored([1.0], in_flight=8.0), state).max_batch_size[0, 0] == cap
+    some = mdp.decoder.decode(raw, anchored([1.0], in_flight=16.0), state).max_batch_size[0, 0]
+    assert some == min(2 * cap, mdp.spec.batch_limits[0])
+
+
 def test_without_refusal_admission_is_always_open():
     _, state = observed()
-    decision = ActionDecoder(toy_spec(), refuse=False).decode(
-        np.full((1, 4), -1.0), np.ones((1, 1)), np.ones((1, 1)), state
-    )
+    decision = ActionDecoder(toy_spec(), refuse=False).decode(np.full((1, 4), -1.0), anchored([1.0], 1.0), state)
     assert np.isinf(decision.admission).all()
 
 
 def test_actions_are_clipped_and_monotone():
     mdp, state = observed()
-    base = np.array([[3.0]])
+    anchors = anchored([3.0], 3.0)
     targets = [
-        int(mdp.decoder.decode(np.array([[a, -1.0, 0.0, 0.0]]), base, base, state).target_replicas[0, 0])
+        int(mdp.decoder.decode(np.array([[a, -1.0, 0.0, 0.0]]), anchors, state).target_replicas[0, 0])
         for a in (-7.0, -1.0, 0.0, 1.0, 7.0)
     ]
     assert targets == sorted(targets)
@@ -98,7 +112,7 @@ def test_actions_are_clipped_and_monotone():
 def test_floor_is_a_multiple_of_the_peak(action, replicas):
     """Demand is nearly gone, a peak of four replicas is remembered; the fleet's least is one."""
     mdp, state = observed()
-    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0, 0.0]]), np.array([[0.1]]), np.array([[4.0]]), state)
+    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0, 0.0]]), anchored([0.1], 4.0), state)
     assert decision.target_replicas[0, 0] == replicas
 
 
@@ -113,13 +127,13 @@ def blind(state: FleetState) -> FleetState:
 
 def test_missing_telemetry_is_flagged_and_demand_is_held():
     mdp, state = observed()
-    before = mdp.encoder.base_replicas().copy()
+    before = mdp.encoder.anchors().replicas
     features = mdp.encoder.encode(blind(state), 10.0)
     names = mdp.encoder.schema.features
     assert np.isfinite(features).all()
     assert features[0, names.index("pool0.mixed.missing")] == 1.0
     assert features[0, names.index("class0.interactive.missing")] == 1.0
-    assert np.array_equal(mdp.encoder.base_replicas(), before)
+    assert np.array_equal(mdp.encoder.anchors().replicas, before)
     assert before[0, 0] > 0
 
 
@@ -186,7 +200,7 @@ def test_hysteresis_keeps_what_is_a_little_more_than_wanted(asked_for: int, hyst
     asked = replace(state, pools=replace(state.pools, asked_for=np.full_like(state.pools.asked_for, asked_for)))
     decoder = ActionDecoder(mdp.spec, hysteresis=hysteresis)
     neutral = np.zeros((1, decoder.num_actions))
-    decision = decoder.decode(neutral, np.array([[2.0]]), np.array([[0.0]]), asked)
+    decision = decoder.decode(neutral, anchored([2.0]), asked)
     assert decision.target_replicas.tolist() == [[target]]
 
 
@@ -197,14 +211,13 @@ def test_a_pool_beside_keeps_what_it_has_until_the_first_choice_has_started():
     beside = FleetSpec.from_dict({**spec.model_dump(), "pools": [{**pool, "name": "own", "role": "interactive"}, pool]})
     decoder = ActionDecoder(beside)
     action = np.zeros((1, decoder.num_actions))
-    demand, nothing = np.array([[4.0, 0.0]]), np.zeros((1, 2))
     for ready, kept in ((1.0, 5), (4.0, 2), (6.0, 1), (8.0, 1), (np.nan, 5)):
         rows = np.zeros((1, 2, len(fields(PoolTelemetry)))), np.zeros((1, 1, len(fields(ClassTelemetry))))
         pools = replace(
             PoolTelemetry.from_matrix(rows[0]), ready=np.array([[ready, 5.0]]), asked_for=np.array([[1.0, 5.0]])
         )
         state = FleetState(np.zeros(1), np.full(1, 5.0), pools, ClassTelemetry.from_matrix(rows[1]))
-        assert decoder.decode(action, demand, nothing, state).target_replicas[0].tolist() == [6, kept]
+        assert decoder.decode(action, anchored([4.0, 0.0]), state).target_replicas[0].tolist() == [6, kept]
 
 
 def test_for_a_batch_pool_nobody_stands_in():
@@ -212,7 +225,7 @@ def test_for_a_batch_pool_nobody_stands_in():
     decoder = ActionDecoder(spec)
     state = arrivals(spec, (0.0, 1.0), 9.0)
     state = replace(state, pools=replace(state.pools, ready=np.array([[5.0, 0.0]]), asked_for=np.array([[5.0, 0.0]])))
-    decision = decoder.decode(np.zeros((1, decoder.num_actions)), np.array([[0.5, 3.0]]), np.zeros((1, 2)), state)
+    decision = decoder.decode(np.zeros((1, decoder.num_actions)), anchored([0.5, 3.0]), state)
     assert decision.target_replicas[0].tolist() == [1, 4]
 
 
@@ -243,18 +256,18 @@ def arrivals(spec: FleetSpec, rate_per_s: tuple[float, float], queue: float, wai
 def test_a_batch_pool_follows_its_queue_and_its_floor_what_arrives():
     spec = with_batch_pool()
     encoder = ObservationEncoder(spec, (1,))
-    assert np.isnan(encoder.base_replicas()).all()
+    assert np.isnan(encoder.anchors().replicas).all()
     features = encoder.encode(arrivals(spec, (20.0, 300.0), 4000.0, 100.0), 10.0)
     demand, backlog = encoder.demand_replicas(), encoder.demand.backlog_replicas(arrivals(spec, (0, 0), 4000.0, 100.0))
-    assert encoder.base_replicas()[0].tolist() == [demand[0, 0], backlog[0, 1]]
-    assert encoder.peak_replicas()[0].tolist() == [demand[0, 0], demand[0, 1]]
+    assert encoder.anchors().replicas[0].tolist() == [demand[0, 0], backlog[0, 1]]
+    assert encoder.anchors().peak[0].tolist() == [demand[0, 0], demand[0, 1]]
     assert features[0, encoder.schema.features.index("pool1.batch.backlog")] == pytest.approx(
         np.log2(backlog[0, 1] + 1.0) / 3.0
     )
     encoder.encode(arrivals(spec, (20.0, 0.0), np.nan, 100.0), 10.0)
-    assert encoder.base_replicas()[0, 1] == backlog[0, 1]  # an unknown queue is as it was
+    assert encoder.anchors().replicas[0, 1] == backlog[0, 1]  # an unknown queue is as it was
     encoder.encode(arrivals(spec, (20.0, 0.0), 0.0), 10.0)
-    assert encoder.base_replicas()[0, 1] == 0.0
+    assert encoder.anchors().replicas[0, 1] == 0.0
 
 
 def test_only_a_batch_pool_has_a_backlog_among_its_features():
@@ -274,7 +287,7 @@ def test_replicas_for_a_queue_are_rounded_to_the_nearest(backlog: float, replica
     decoder = ActionDecoder(spec)
     neutral = np.zeros((1, decoder.num_actions))
     neutral[:, 1] = neutral[:, len(POOL_ACTIONS) + 1] = -1.0  # no floor
-    decision = decoder.decode(neutral, np.array([[0.1, backlog]]), np.ones((1, 2)), arrivals(spec, (1.0, 1.0), 10.0))
+    decision = decoder.decode(neutral, anchored([0.1, backlog], 1.0), arrivals(spec, (1.0, 1.0), 10.0))
     assert decision.target_replicas[0].tolist() == [1, replicas]
 
 
@@ -287,7 +300,7 @@ def test_one_job_that_waits_gets_a_replica_in_time():
     def replicas(wait_s: float) -> int:
         state = arrivals(spec, (1.0, 0.0), 1.0, wait_s)
         encoder.encode(state, 10.0)
-        decision = decoder.decode(action, encoder.base_replicas(), encoder.peak_replicas(), state)
+        decision = decoder.decode(action, encoder.anchors(), state)
         return int(decision.target_replicas[0, 1])
 
     assert [replicas(wait_s) for wait_s in (0.0, 300.0, 579.0, 580.0, 5000.0)] == [0, 0, 0, 1, 1]
@@ -300,8 +313,8 @@ def test_a_batch_pool_without_a_queue_is_given_up():
     state = arrivals(spec, (0.0, 30.0), 0.0)
     state = replace(state, pools=replace(state.pools, asked_for=np.array([[3.0, 3.0]])))
     action = np.full((1, decoder.num_actions), -1.0)
-    held = decoder.decode(action, encoder.base_replicas(), encoder.peak_replicas(), state)
+    held = decoder.decode(action, encoder.anchors(), state)
     assert held.target_replicas[0].tolist() == [3, 3]
     encoder.encode(state, 10.0)
-    given_up = decoder.decode(action, encoder.base_replicas(), encoder.peak_replicas(), state)
+    given_up = decoder.decode(action, encoder.anchors(), state)
     assert given_up.target_replicas[0].tolist() == [1, 0]

@@ -61,7 +61,7 @@ def test_batch_work_in_flight_is_a_share_of_what_ready_replicas_take(action: flo
     mdp.reset(0)
     assert mdp.state is not None
     actions = np.array([[0.0, 0.0, 0.0, 0.0, 0.0, action]])
-    decision = mdp.decoder.decode(actions, mdp.encoder.base_replicas(), mdp.encoder.peak_replicas(), mdp.state)
+    decision = mdp.decoder.decode(actions, mdp.encoder.anchors(), mdp.state)
     assert Schema.of(shared_spec()).actions[-1] == "class1.batch.in_flight"
     assert decision.in_flight_limits.tolist() == [[NO_LIMIT, limit]]
     assert not any(name.endswith("in_flight") for name in Schema.of(toy_spec()).actions)
