@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def trained(
     )  # fmt: skip
 
     def report(progress: TrainingProgress) -> None:
-        print(f"{key}: {progress.timesteps:,} steps, {progress.steps_per_s:.0f}/s    ", end="\r", flush=True)
+        print(f"{key}: {progress.timesteps:,} steps, {progress.steps_per_s:.0f}/s    ", end="\r", file=sys.stderr)
 
     return policy_layers(train_ppo(mdps, config, report=report).policy)
 

@@ -13,6 +13,7 @@ of each class, a lower one of batch work.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def decide_together(asked: argparse.Namespace) -> None:
     )  # fmt: skip
     rows = run_benchmark(
         config, asked.out, num_processes=asked.processes, trace_folders=asked.traces,
-        progress=lambda what, done, total: print(f"{what}: {done}/{total}", end="\r", flush=True),
+        progress=lambda what, done, total: print(f"{what}: {done}/{total}", end="\r", file=sys.stderr),
     )  # fmt: skip
     findings = analyse(rows, targets=TARGETS)
     print("| decided | " + " | ".join(f"{one.scenario}, {t:.0%}" for one in findings for t in TARGETS) + " |")
