@@ -64,6 +64,7 @@ VARIANTS = {
     "critic without foresight": Variant(foresight=False),
     "no floor under the headroom": Variant(held=(("floor", -1.0),)),
     "no say in the batch cap (what meets the SLOs)": Variant(held=(("batch_cap", 0.0),)),
+    # Four times that: no cap on the scenarios below, one still where prompts are long and answers short.
     "no batch cap": Variant(held=(("batch_cap", 1.0),)),
     "no say in refusal (what should miss is refused)": Variant(held=(("admission", 0.0),)),
     "no refusal": Variant(held=(("admission", 1.0),)),

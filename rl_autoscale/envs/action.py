@@ -21,7 +21,7 @@ demand measured yet, what is asked for now is held. The floor is what a policy k
 sooner than a replica starts: no multiple of a demand near zero does.
 
 The batch cap is relative to how many requests a replica may have in flight within their SLOs (fleet/in_flight.py), not
-to the engine's max_num_seqs: of 256 that is 14 where prompts of 2,000 tokens have answers of 28, 128 where prompts of
+to the engine's max_num_seqs: of 256 that is 14 where prompts of 2,000 tokens have answers of 28, 124 where prompts of
 1,200 have answers of 210, and 256 where chunks of prompts never stall decoding.
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.

@@ -18,6 +18,7 @@ What batch pools need is another question, since their work may wait: how much i
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -178,7 +179,6 @@ class DemandEstimator:
         self._scale_s = np.maximum(time_constants_s, 1e-9).reshape(-1, *(1 for _ in batch_shape), 1)
         prices_s = np.array([_prices_s(spec.pools[p]) for p in self.work_pool])
         self._prefill_s, self._decode_s = prices_s[:, 0], prices_s[:, 1]
-        self._in_flight = InFlight(spec)
         self.reset()
 
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
@@ -259,10 +259,14 @@ class DemandEstimator:
             needed[..., p] = (due_s / np.take_along_axis(left_s, order, axis=-1)).max(axis=-1, initial=0.0)
         return needed
 
+    @cached_property
+    def _law(self) -> InFlight:
+        return InFlight(self.spec)
+
     def in_flight(self, scale_index: int) -> FloatArray:
         """Requests that a replica of each pool may have in flight within the SLOs, shape (..., num_pools)."""
         arrivals, prompts = self._arrivals_per_s[scale_index], self._prompt_tokens_per_s[scale_index]
-        return self._in_flight.per_replica(np.nan_to_num(arrivals), np.nan_to_num(prompts), self.mean_output_tokens)
+        return self._law.per_replica(np.nan_to_num(arrivals), np.nan_to_num(prompts), self.mean_output_tokens)
 
     def classes_asking(self, pool_index: int) -> npt.NDArray[np.bool_]:
         """Which classes count for a pool, shape (num_classes,)."""

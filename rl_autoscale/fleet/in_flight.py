@@ -5,12 +5,12 @@ the place of the finished: n times prompt tokens over output tokens, at most wha
 
     iteration_s(n) = token_time(n + chunks) + n x (what a sequence costs + what its context costs)
 
-in the terms of `LatencyProfile`, and n is the largest whose iteration takes `SLO_SHARE` of the TPOT SLO. Beyond a full
-token budget prompts wait instead, so where a full iteration is shorter than the SLO chunks never stall decoding
-(Sarathi-Serve, arXiv 2403.02310, section 4), and n may be what is decoded beside one.
+in the terms of `LatencyProfile`, and n is the largest (to about 1 %) whose iteration takes `SLO_SHARE` of the TPOT SLO.
+Beyond a full token budget prompts wait instead, so where a full iteration is shorter than the SLO chunks never stall
+decoding (Sarathi-Serve, arXiv 2403.02310, section 4), and n may be what is decoded beside one.
 
 On an A100 with a budget of 2,048 tokens, 256 sequences and a TPOT SLO of 0.1 s n is 14 for prompts of 2,000 tokens with
-answers of 28, and 140 for prompts of 1,200 with answers of 210. Waiting for the first token is not counted: what waits
+answers of 28, and 124 for prompts of 1,200 with answers of 210. Waiting for the first token is not counted: what waits
 does so at the gateway, from where it may still go to a replica that is starting.
 """
 
@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FloatArray
 
 SLO_SHARE = 2.0 / 3.0
-"""Of an SLO that is planned to be taken up: traffic is uneven. Of constant caps on the training traffic of twenty
-scenarios about this share did best, on long prompts with short answers as on the reverse."""
+"""Of an SLO that is planned to be taken up: traffic is uneven. Caps of 1 to 1.5 times what follows are about as good on
+the mean of twenty scenarios' training traffic (docs/results.md)."""
 _HALVINGS = 9
+"""Of the range in which n lies, by ratio: 1 % of it is left where it goes to 256."""
 
 
 class InFlight:
@@ -48,8 +50,7 @@ class InFlight:
         self._budget = np.array([pool.token_budget for pool in pools])
         tables = [pool.hardware.token_time_table_s(int(self._budget.max())) for pool in pools]
         self._token_time_s, self._pool = np.array(tables), np.arange(len(pools))
-        self._seq_s = np.array([pool.hardware.decode_seq_s + pool.hardware.mixed_seq_s for pool in pools])
-        self._context_s = np.array([pool.hardware.decode_context_s + pool.hardware.mixed_context_s for pool in pools])
+        self._seq_s, self._context_s = np.array([_decode_s(pool) for pool in pools]).T
         self._verified = np.array([float(pool.verified_tokens) for pool in pools])
         self._kept = np.array([float(pool.tokens_per_iteration) for pool in pools])
 
@@ -94,3 +95,9 @@ class InFlight:
         first_tokens = SLO_SHARE * mean(arrivals_per_s * self._ttft_slo_s) / np.maximum(prompt * self._prefill_s, 1e-9)
         number = np.where(self._decodes, decoded, first_tokens)
         return np.where(known, np.clip(number, 1.0, self._limits), self._limits)
+
+
+def _decode_s(pool: PoolSpec) -> tuple[float, float]:
+    """Seconds of an iteration per sequence decoded, and per token of its context; a decode pool has no chunks."""
+    gpu = pool.hardware
+    return (gpu.decode_seq_s, gpu.decode_context_s) if pool.role == "decode" else gpu.decode_beside_chunks_s

@@ -158,6 +158,11 @@ class LatencyProfile(Config):
         )
         return total / budget
 
+    @property
+    def decode_beside_chunks_s(self) -> tuple[float, float]:
+        """Seconds of an iteration per sequence decoded beside prompt chunks, and per token of its context."""
+        return self.decode_seq_s + self.mixed_seq_s, self.decode_context_s + self.mixed_context_s
+
     def full_batch_decode_s(
         self, prompt_tokens: float, output_tokens: float, *, verified_tokens: int = 1, kept_tokens: float = 1.0
     ) -> float:
@@ -167,7 +172,7 @@ class LatencyProfile(Config):
         """
         context_tokens = prompt_tokens + output_tokens / 2.0
         linear_s = verified_tokens * self.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
-        seq_s, context_s = self.decode_seq_s + self.mixed_seq_s, self.decode_context_s + self.mixed_context_s
+        seq_s, context_s = self.decode_beside_chunks_s
         return (linear_s + (seq_s + context_s * context_tokens)) / kept_tokens
 
     def decode_s_per_token(

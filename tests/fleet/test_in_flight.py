@@ -39,6 +39,11 @@ def test_an_iteration_of_as_many_takes_its_share_of_the_slo(a_spec: Any, a_pool:
     assert iteration_s(0.97 * n) < SLO_SHARE * 0.1
 
 
+@pytest.mark.parametrize(("prompt", "output", "expected"), [(2000, 28, 14), (1200, 210, 124)])
+def test_what_the_docstrings_say(a_spec: Any, a_pool: Any, prompt: int, output: int, expected: int) -> None:
+    assert round(number(a_spec(a_pool("gpu", max_num_seqs=256)), prompt, output)) == expected
+
+
 def test_longer_prompts_and_shorter_answers_leave_room_for_fewer(a_spec: Any, a_pool: Any) -> None:
     spec = a_spec(a_pool("gpu", max_num_seqs=256))
     assert number(spec, 2000, 28) < number(spec, 2000, 100) < number(spec, 1000, 100) < 256.0
@@ -75,7 +80,12 @@ def test_a_prefill_pool_is_about_first_tokens_and_a_decode_pool_has_no_prompts(a
     spec = a_spec(a_pool("d", "decode", max_num_seqs=1024), a_pool("p", "prefill", max_num_seqs=1024), kv_transfer={})
     decode, prefill = InFlight(spec).per_replica(ONE, 2000.0 * ONE, 200.0 * ONE)
     assert prefill == pytest.approx(SLO_SHARE * 1.0 / (2000.0 * spec.pools[1].hardware.prefill_s_per_token()))
-    assert decode > number(a_spec(a_pool("gpu", max_num_seqs=1024)), 2000, 200)
+    gpu, context = spec.pools[0].hardware, 2000.0 + 100.0
+    assert number(a_spec(a_pool("gpu", max_num_seqs=1024)), 2000, 200) < decode < 1024.0
+    for share, in_time in ((0.98, True), (1.02, False)):
+        batch = int(share * decode)
+        iteration_s = gpu.iteration_s(num_decode=batch, decode_context_tokens=batch * context)
+        assert (iteration_s < SLO_SHARE * 0.1) == in_time
 
 
 def test_drafts_that_are_kept_make_room_and_those_that_are_not_take_it(a_spec: Any, a_pool: Any) -> None:
