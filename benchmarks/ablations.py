@@ -4,7 +4,8 @@
     python benchmarks/ablations.py --timesteps 20000 --seeds 1          # a look
 
 One network for a few scenarios of one pool, trained with everything and with one part left out at a time: an action
-held where it does nothing, features that stay 0, a critic that does not see the traffic to come. Judged without
+held where it does nothing, features that stay 0, a law that does not hold, a critic that does not see the traffic to
+come. Judged without
 exploration by what a fleet's owner pays, GPU time and the price of misses together, at several settings of the dial.
 Seeds are paired: a variant is compared with the whole of its own seed. Resumes where it stopped.
 """
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from rl_autoscale.agents.export import Layer
 from rl_autoscale.agents.ppo import PpoConfig, TrainingProgress, policy_layers, train_ppo
 from rl_autoscale.envs.mdp import EpisodeSetup, FleetMdp, MdpStep
+from rl_autoscale.envs.observation import Anchors, ObservationEncoder
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
@@ -49,11 +51,15 @@ class Variant:
         unseen: features that stay 0, by the ends of their names.
         held: actions and where they are held.
         foresight: whether the critic sees the traffic to come.
+        capped: whether the batch cap is what meets the SLOs, and not the engine's limit.
+        corrected: whether strictness is relative to what refusal was found to be off by.
     """
 
     unseen: tuple[str, ...] = ()
     held: tuple[tuple[str, float], ...] = ()
     foresight: bool = True
+    capped: bool = True
+    corrected: bool = True
 
 
 HISTORY = ("demand_window", "demand_slow", "demand_slowest", "demand_trend", "demand_peak", "demand_spread")
@@ -63,9 +69,8 @@ VARIANTS = {
     WHOLE: Variant(),
     "critic without foresight": Variant(foresight=False),
     "no floor under the headroom": Variant(held=(("floor", -1.0),)),
-    "no say in the batch cap (what meets the SLOs)": Variant(held=(("batch_cap", 0.0),)),
-    # Four times that: no cap on the scenarios below, one still where prompts are long and answers short.
-    "no batch cap": Variant(held=(("batch_cap", 1.0),)),
+    "no batch cap": Variant(capped=False),
+    "no correction of refusal": Variant(unseen=("correction",), corrected=False),
     "no say in refusal (what should miss is refused)": Variant(held=(("admission", 0.0),)),
     "no refusal": Variant(held=(("admission", 1.0),)),
     "demand of the last 30 s only": Variant(unseen=HISTORY),
@@ -74,11 +79,27 @@ VARIANTS = {
 }
 
 
+class AblatedEncoder(ObservationEncoder):
+    """An encoder whose anchors leave laws out; arguments as there."""
+
+    def __init__(self, scenario: Scenario, batch_shape: tuple[int, ...], variant: Variant) -> None:
+        super().__init__(scenario.fleet, batch_shape)
+        self._variant = variant
+
+    def anchors(self) -> Anchors:
+        """As there."""
+        anchors = super().anchors()
+        in_flight = anchors.in_flight if self._variant.capped else np.full_like(anchors.in_flight, np.inf)
+        admission = anchors.admission if self._variant.corrected else np.ones_like(anchors.admission)
+        return replace(anchors, in_flight=in_flight, admission=admission)
+
+
 class AblatedMdp(FleetMdp):
     """A fleet MDP of which a part is out of reach; arguments as there."""
 
     def __init__(self, scenario: Scenario, sampler: Any, variant: Variant, num_fleets: int) -> None:
         super().__init__(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets)
+        self.encoder = AblatedEncoder(scenario, (num_fleets,), variant)
         schema = Schema.of(scenario.fleet)
         self._unseen = [k for k, name in enumerate(schema.features) if name.split(".")[-1] in variant.unseen]
         held = dict(variant.held)

@@ -162,7 +162,8 @@ class LearnedPolicy(RegisteredPolicy):
     NAME: ClassVar[str] = "learned"
     READS: ClassVar[str] = "all of FleetState, through envs/observation.py"
     RULE: ClassVar[str] = (
-        "a network maps features to headroom, floor and batch cap per pool and refusal strictness per class"
+        "a network maps features to headroom and floor per pool, refusal strictness per class and, in fleets of "
+        "several pools or classes, a batch cap per pool"
     )
     SOURCE: ClassVar[str] = (
         "PPO (Schulman et al., arXiv 1707.06347) in Stable-Baselines3, trained by 'rl-autoscale train'"

@@ -15,6 +15,7 @@ from rl_autoscale.agents.clipper import ClipperPolicy
 from rl_autoscale.agents.cocktail import CocktailPolicy
 from rl_autoscale.agents.dynamo import DynamoPolicy
 from rl_autoscale.agents.headroom import HeadroomPolicy
+from rl_autoscale.agents.headroom_backpressure import HeadroomBackpressurePolicy
 from rl_autoscale.agents.headroom_budget import HeadroomBudgetPolicy
 from rl_autoscale.agents.headroom_forecast import HeadroomForecastPolicy
 from rl_autoscale.agents.hpa import HpaPolicy
@@ -35,6 +36,7 @@ from rl_autoscale.fleet.errors import SpecError, UnknownNameError, did_you_mean
 POLICIES: dict[str, type[RegisteredPolicy]] = {
     "static": StaticPolicy,
     "headroom": HeadroomPolicy,
+    "headroom-backpressure": HeadroomBackpressurePolicy,
     "headroom-budget": HeadroomBudgetPolicy,
     "headroom-forecast": HeadroomForecastPolicy,
     "inferline": InferlinePolicy,

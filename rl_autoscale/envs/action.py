@@ -6,8 +6,8 @@ Relative to measured demand, so that 0 already scales sensibly.
 |---|---|---|
 | pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.5 x to 4 x demand: 1.5 octaves each way |
 | pool.floor | but no fewer than the peak of late (envs/observation.py) | 0 to 2 x the peak: 1 + a |
-| pool.batch_cap | as many as take 2/3 of their TPOT SLO | 1/4 x to 4 x: 4 ** a; at most max_num_seqs |
-| class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
+| pool.batch_cap | as many as take 3/4 of their TPOT SLO | 1/4 x to 4 x: 4 ** a; at most max_num_seqs |
+| class.admission | refuse what should miss its SLOs | strictness 2 ** (2 a); above 0.95 nothing is refused |
 | class.in_flight | at once 1/8 of what ready replicas take | 1/64 to 1: 64 ** ((a - 1) / 2); above 0.95 no limit |
 
 A batch pool's work may wait, so its headroom multiplies what its queue needs to start in half of the time left
@@ -21,8 +21,11 @@ demand measured yet, what is asked for now is held. The floor is what a policy k
 sooner than a replica starts: no multiple of a demand near zero does.
 
 The batch cap is relative to how many requests a replica may have in flight within their SLOs (fleet/in_flight.py), not
-to the engine's max_num_seqs: of 256 that is 14 where prompts of 2,000 tokens have answers of 28, 124 where prompts of
-1,200 have answers of 210, and 256 where chunks of prompts never stall decoding.
+to the engine's max_num_seqs: of 256 that is 16 where prompts of 2,000 tokens have answers of 28, 143 where prompts of
+1,200 have answers of 210, and 256 where chunks of prompts never stall decoding. Where one pool serves one class it is
+that and no action: the law says all there is to say there, and a policy with a say in it did worse (docs/results.md).
+
+Strictness is relative to what refusal was found to be off by of late (fleet/strictness.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
@@ -36,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.envs.observation import Anchors
-from rl_autoscale.envs.schema import POOL_ACTIONS, Schema, held_classes
+from rl_autoscale.envs.schema import Schema, held_classes, pool_actions
 from rl_autoscale.fleet.demand import StandIns, due_now, overflow
 from rl_autoscale.fleet.spec import FleetSpec, IntArray
 from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, FleetState, FloatArray, ScalingDecision
@@ -64,6 +67,7 @@ class ActionDecoder:
         self.hysteresis = hysteresis
         self.refuse = refuse
         self.num_actions = len(Schema.of(spec).actions)
+        self._pool_actions = pool_actions(spec)
         self._held = held_classes(spec)
         self._stand_ins = StandIns(spec)
         self._unrounded = np.where([pool.role == "batch" for pool in spec.pools], 0.5, 1e-9)
@@ -81,12 +85,12 @@ class ActionDecoder:
         spec = self.spec
         num_pools = len(spec.pools)
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-        num_pool_actions = num_pools * len(POOL_ACTIONS)
-        per_pool = action[..., :num_pool_actions].reshape(*action.shape[:-1], num_pools, len(POOL_ACTIONS))
-        headroom_action, floor_action, cap_action = np.moveaxis(per_pool, -1, 0)
-        headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * headroom_action)
+        num_pool_actions = num_pools * len(self._pool_actions)
+        per_pool = action[..., :num_pool_actions].reshape(*action.shape[:-1], num_pools, len(self._pool_actions))
+        of_pools = dict(zip(self._pool_actions, np.moveaxis(per_pool, -1, 0), strict=True))
+        headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * of_pools["headroom"])
         base = np.where(anchors.replicas > 0, anchors.replicas, 0.0)
-        floor = (1.0 + floor_action) * anchors.peak
+        floor = (1.0 + of_pools["floor"]) * anchors.peak
         asked = overflow(spec, np.maximum(headroom * base, floor))
         held = np.fmax(state.pools.asked_for, 0.0)
         least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + self.hysteresis))
@@ -94,9 +98,10 @@ class ActionDecoder:
         unmeasured = np.isnan(anchors.replicas).all(axis=-1, keepdims=True)
         target = np.maximum(np.where(unmeasured, held, wanted), due_now(spec, state))
         target = self._stand_ins.keep(target, state)
-        cap = np.round(anchors.in_flight * 2.0 ** (BATCH_CAP_OCTAVES * cap_action))
+        cap = np.round(anchors.in_flight * 2.0 ** (BATCH_CAP_OCTAVES * of_pools.get("batch_cap", 0.0)))
         refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
-        admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, 2.0 ** (ADMISSION_OCTAVES * refusal))
+        strictness = anchors.admission * 2.0 ** (ADMISSION_OCTAVES * refusal)
+        admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, strictness)
         if not self.refuse:
             admission = np.full_like(refusal, NEVER_REFUSE)
         return ScalingDecision(

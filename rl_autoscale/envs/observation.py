@@ -27,8 +27,9 @@ because the demand features hold their last value.
 | queue_wait, oldest_wait | gateway queue over finish rate; its head's wait | TTFT SLO |
 | ttft_mean, ttft_p95, tpot_p95 | in the window | their SLO |
 | unmet, refused, dropped | shares of the window's finished / arrived / arrived | 0..1 |
-| admission | strictness in force | log2 over 3 |
+| admission | strictness in force over what it was measured by (`Anchors.admission`) | log2 over 3 |
 | share | the class's part of the arrivals | 0..1 |
+| correction | of one class in one pool: by how much refusal was found too lax (fleet/strictness.py) | octaves, half |
 | miss_weight | of several classes: what a miss of this one costs over the dearest | log10, over 2 |
 | miss_price | what an SLO miss costs, see envs/reward.py | log10, over 2 |
 | startup | mean start-up over control interval | log2 over 5 |
@@ -45,6 +46,7 @@ from rl_autoscale.envs.schema import BATCH_POOL_FEATURES, POOL_FEATURES, Schema
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
+from rl_autoscale.fleet.strictness import StrictnessCorrection
 
 LIMIT = 5.0
 DEMAND_TIME_CONSTANTS_S = (30.0, 120.0, 600.0, 0.0)
@@ -62,19 +64,21 @@ def price_feature(miss_price: FloatArray | float) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Anchors:
-    """What was measured, and actions are relative to (envs/action.py); each of shape (..., num_pools).
+    """What was measured, and actions are relative to (envs/action.py); of shape (..., num_pools) unless said.
 
     Attributes:
         replicas: what the headroom action multiplies; NaN before any demand is measured. The 30 s average of demand; of
             a batch pool what its queue needs to start in half of the time left.
         peak: what the floor action multiplies. The highest window of late, forgotten over 900 s; of a batch pool the
             30 s average of demand.
-        in_flight: what the batch cap multiplies, see fleet/in_flight.py; of the 120 s average.
+        in_flight: the batch cap, see fleet/in_flight.py; of the 120 s average.
+        admission: what the admission action multiplies, see fleet/strictness.py; shape (..., num_classes).
     """
 
     replicas: FloatArray
     peak: FloatArray
     in_flight: FloatArray
+    admission: FloatArray
 
 
 class ObservationEncoder:
@@ -89,6 +93,7 @@ class ObservationEncoder:
         self.spec = spec
         self.schema = Schema.of(spec)
         self.demand = DemandEstimator(spec, DEMAND_TIME_CONSTANTS_S, batch_shape)
+        self.strictness = StrictnessCorrection(spec, batch_shape)
         pools, classes = range(len(spec.pools)), range(len(spec.classes))
         served = [[c for c in classes if p in spec.pools_serving(c)] or list(classes) for p in pools]
         self._tpot_slo_s = np.array([min(spec.classes[c].tpot_slo_s for c in served[p]) for p in pools])
@@ -110,6 +115,7 @@ class ObservationEncoder:
     def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
         """Forget, for all fleets or those selected by a boolean array of the batch shape."""
         self.demand.reset(which)
+        self.strictness.reset(which)
         chosen = ... if which is None else which
         self._last_target[chosen] = np.nan
         self._since_change_s[chosen] = 0.0
@@ -121,6 +127,7 @@ class ObservationEncoder:
     def adopt(self, other: ObservationEncoder, which: npt.NDArray[np.bool_]) -> None:
         """Take over the memory of an encoder of fewer fleets for the selected ones."""
         self.demand.adopt(other.demand, which)
+        self.strictness.adopt(other.strictness, which)
         self._last_target[which] = other._last_target
         self._since_change_s[which] = other._since_change_s
         self._last_demand[which] = other._last_demand
@@ -140,6 +147,7 @@ class ObservationEncoder:
             replicas=np.where(measured, np.where(self._is_batch, self._backlog, demand), np.nan),
             peak=np.where(self._is_batch, demand, self._peak_demand),
             in_flight=self.demand.in_flight(SLOW),
+            admission=2.0**-self.strictness.octaves,
         )
 
     def encode(
@@ -156,11 +164,13 @@ class ObservationEncoder:
             float32, shape (..., len(schema.features)).
         """
         self.demand.update(state)
+        in_force = self.strictness.octaves
+        self.strictness.update(state)
         if self._is_batch.any():
             backlog = self.demand.backlog_replicas(state)
             self._backlog = np.where(np.isnan(backlog), self._backlog, backlog)
         pool = np.stack(self._pool_features(state), axis=-1)
-        cls = np.stack(self._class_features(state, miss_weight), axis=-1)
+        cls = np.stack(self._class_features(state, miss_weight, in_force), axis=-1)
         lead = pool.shape[:-2]
         price = np.broadcast_to(price_feature(miss_price), lead)
         startup = np.broadcast_to(np.log2(self._startup_s.max() / self.spec.control_interval_s) / 5.0, lead)
@@ -229,11 +239,14 @@ class ObservationEncoder:
         self._last_target = np.where(known, target, self._last_target)
         return np.minimum(self._since_change_s / (2.0 * self._startup_s), 1.0)
 
-    def _class_features(self, state: FleetState, miss_weight: FloatArray | float) -> list[FloatArray]:
+    def _class_features(
+        self, state: FleetState, miss_weight: FloatArray | float, in_force: FloatArray
+    ) -> list[FloatArray]:
+        """Features by class; ``in_force`` is the correction, in octaves, with which the last decision was made."""
         classes = state.classes
         arrivals = np.maximum(classes.arrivals_per_s, 1e-9)
         finished = np.maximum(classes.finished_per_s, 0.1)
-        admission = np.clip(classes.admission, 1.0 / 8.0, 8.0)
+        admission = np.clip(classes.admission * 2.0**in_force, 1.0 / 8.0, 8.0)
         total = np.nansum(classes.arrivals_per_s, axis=-1, keepdims=True)
         features = [
             classes.queue_length / finished / self._class_ttft_slo_s,
@@ -252,4 +265,6 @@ class ObservationEncoder:
         ]
         if len(self.spec.classes) > 1:
             features.append(np.broadcast_to(price_feature(miss_weight), classes.arrivals_per_s.shape))
+        if self.spec.is_simple:
+            features.append(0.5 * self.strictness.octaves)
         return features

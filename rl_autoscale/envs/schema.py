@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rl_autoscale.fleet.spec import FleetSpec
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raised whenever the meaning, order or scaling of any feature or action changes."""
 
 POOL_FEATURES = (
@@ -60,8 +60,13 @@ CLASS_FEATURES = (
 )
 SHARED_FLEET_CLASS_FEATURES = ("miss_weight",)
 """Features that a class has only beside others: alone it has nothing to be weighed against."""
+SIMPLE_FLEET_CLASS_FEATURES = ("correction",)
+"""Features of a class that has one pool to itself: elsewhere its refusal is not corrected (fleet/strictness.py)."""
 GLOBAL_FEATURES = ("miss_price", "startup")
-POOL_ACTIONS = ("headroom", "floor", "batch_cap")
+POOL_ACTIONS = ("headroom", "floor")
+COMPOUND_FLEET_POOL_ACTIONS = ("batch_cap",)
+"""Actions that a pool has besides in a fleet of several pools or classes. What a law says of the mean request
+(fleet/in_flight.py) is all there is to know where one pool serves one class: a say in it costs a policy there."""
 CLASS_ACTIONS = ("admission",)
 SHARED_FLEET_BATCH_ACTIONS = ("in_flight",)
 """Actions of a batch class beside others."""
@@ -86,9 +91,10 @@ class Schema:
             for feature in POOL_FEATURES + (BATCH_POOL_FEATURES if pool.role == "batch" else ())
         ]
         of_class = CLASS_FEATURES + (SHARED_FLEET_CLASS_FEATURES if len(classes) > 1 else ())
+        of_class += SIMPLE_FLEET_CLASS_FEATURES if spec.is_simple else ()
         features += [f"{item}.{name}" for item in classes for name in of_class]
         features += GLOBAL_FEATURES
-        actions = [f"{pool}.{name}" for pool in pools for name in POOL_ACTIONS]
+        actions = [f"{pool}.{name}" for pool in pools for name in pool_actions(spec)]
         actions += [f"{item}.{name}" for item in classes for name in CLASS_ACTIONS]
         actions += [f"{classes[c]}.{name}" for c in held_classes(spec) for name in SHARED_FLEET_BATCH_ACTIONS]
         return Schema(tuple(features), tuple(actions), (*pools, *classes))
@@ -98,6 +104,11 @@ class Schema:
         """Sixteen hex digits that change with the version, any name or any order."""
         content = json.dumps([SCHEMA_VERSION, self.features, self.actions])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def pool_actions(spec: FleetSpec) -> tuple[str, ...]:
+    """The actions of each pool, in order."""
+    return POOL_ACTIONS + (() if spec.is_simple else COMPOUND_FLEET_POOL_ACTIONS)
 
 
 def held_classes(spec: FleetSpec) -> list[int]:

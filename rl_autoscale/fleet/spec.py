@@ -247,6 +247,11 @@ class FleetSpec(Config):
         """Class names in order; every (num_classes,) array follows it."""
         return tuple(service_class.name for service_class in self.classes)
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether one pool serves one class, so that nothing that becomes of a request is due to another."""
+        return len(self.pools) == 1 and len(self.classes) == 1
+
     @cached_property
     def gpus_per_replica(self) -> IntArray:
         """Shape (num_pools,)."""

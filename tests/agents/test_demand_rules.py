@@ -21,7 +21,10 @@ def two_kinds(make_spec) -> FleetSpec:
     return FleetSpec.from_dict({**spec.model_dump(), "pools": [slow, fast]})
 
 
-@pytest.mark.parametrize("name", ["headroom", "headroom-budget", "headroom-forecast", "inferline"])
+DEMAND_RULES = ["headroom", "headroom-backpressure", "headroom-budget", "headroom-forecast", "inferline"]
+
+
+@pytest.mark.parametrize("name", DEMAND_RULES)
 def test_the_next_pool_grows_when_the_cheapest_is_full(name, two_kinds, make_state):
     def target_at(rate_per_s: float) -> list[int]:
         policy = make_policy(name)

@@ -11,7 +11,7 @@ from rl_autoscale.envs.action import NEUTRAL_HEADROOM, ActionDecoder
 from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import Anchors, ObservationEncoder
-from rl_autoscale.envs.schema import POOL_ACTIONS, Schema
+from rl_autoscale.envs.schema import Schema, pool_actions
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 from tests.envs.toy import SHIELD, sampler, toy_spec
@@ -28,14 +28,30 @@ def observed(num_steps: int = 4, **changes: object) -> tuple[FleetMdp, FleetStat
     return mdp, mdp.state
 
 
+def observed_in(spec: FleetSpec) -> FleetState:
+    mdp = FleetMdp(spec, SHIELD, sampler())
+    mdp.reset(0)
+    assert mdp.state is not None
+    return mdp.state
+
+
 def decide(mdp: FleetMdp, state: FleetState, action: list[float]) -> ScalingDecision:
     return mdp.decoder.decode(np.array([action]), mdp.encoder.anchors(), state)
 
 
-def anchored(replicas: list[float], peak: list[float] | float = 0.0, in_flight: float = 16.0) -> Anchors:
+def anchored(
+    replicas: list[float], peak: list[float] | float = 0.0, in_flight: float = 16.0, admission: float = 1.0
+) -> Anchors:
     """Of one fleet, as if it had been measured."""
     base = np.array([replicas])
-    return Anchors(base, np.broadcast_to(peak, base.shape), np.full_like(base, in_flight))
+    return Anchors(base, np.broadcast_to(peak, base.shape), np.full_like(base, in_flight), np.full((1, 1), admission))
+
+
+def side_by_side() -> FleetSpec:
+    """Two pools for one class, the second of which is cheaper."""
+    spec = toy_spec()
+    pools = [{**spec.pools[0].model_dump(), "name": name, "price_usd_per_gpu_hour": usd} for name, usd in PRICES]
+    return FleetSpec.from_dict({**spec.model_dump(), "pools": pools})
 
 
 def test_schema_follows_the_layout_and_nothing_else():
@@ -49,7 +65,7 @@ def test_neutral_action_is_headroom_times_demand():
     mdp, state = observed()
     anchors = mdp.encoder.anchors()
     base = anchors.replicas
-    decision = decide(mdp, state, [0.0, 0.0, 0.0, 0.0])
+    decision = decide(mdp, state, [0.0, 0.0, 0.0])
     assert 0.5 * anchors.peak[0, 0] < NEUTRAL_HEADROOM * base[0, 0]
     assert decision.target_replicas[0, 0] == int(np.ceil(NEUTRAL_HEADROOM * base[0, 0]))
     assert decision.max_batch_size[0, 0] == round(anchors.in_flight[0, 0])
@@ -57,9 +73,7 @@ def test_neutral_action_is_headroom_times_demand():
 
 
 def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
-    spec = toy_spec()
-    pools = [{**spec.pools[0].model_dump(), "name": name, "price_usd_per_gpu_hour": usd} for name, usd in PRICES]
-    two = FleetSpec.from_dict({**spec.model_dump(), "pools": pools})
+    two = side_by_side()
     rows = np.zeros((1, 2, len(fields(PoolTelemetry)))), np.zeros((1, 1, len(fields(ClassTelemetry))))
     both = FleetState(
         np.zeros(1), np.full(1, 5.0), PoolTelemetry.from_matrix(rows[0]), ClassTelemetry.from_matrix(rows[1])
@@ -67,7 +81,7 @@ def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
     demand, decoder = [0.0, 5.0], ActionDecoder(two)
     measured, peaked = anchored(demand), anchored(demand, [0.0, 7.5])
     neutral, most = (np.full((1, decoder.num_actions), value) for value in (0.0, 1.0))
-    most[:, [0, len(POOL_ACTIONS)]] = 2.0 / 3.0  # an octave of headroom
+    most[:, [0, len(pool_actions(two))]] = 2.0 / 3.0  # an octave of headroom
     assert decoder.decode(neutral, measured, both).target_replicas[0].tolist() == [1, 7]  # 1.4 x 5
     assert decoder.decode(most, measured, both).target_replicas[0].tolist() == [6, 8]  # 2.8 x 5, of which 8 fit
     assert decoder.decode(most, peaked, both).target_replicas[0].tolist() == [7, 8]  # twice the peak, 15
@@ -76,23 +90,34 @@ def test_headroom_that_a_pool_may_not_hold_goes_to_the_one_beside_it():
 @pytest.mark.parametrize(("action", "admission"), [(1.0, np.inf), (0.5, 2.0), (0.0, 1.0), (-1.0, 0.25)])
 def test_admission_action(action, admission):
     mdp, state = observed()
-    decision = decide(mdp, state, [0.0, 0.0, 1.0, action])
+    decision = decide(mdp, state, [0.0, 0.0, action])
     assert decision.admission[0, 0] == pytest.approx(admission)
-    assert decision.max_batch_size[0, 0] == 32
+    corrected = mdp.decoder.decode(np.array([[0.0, 0.0, action]]), anchored([1.0], admission=0.5), state)
+    assert corrected.admission[0, 0] == pytest.approx(0.5 * admission)
 
 
 @pytest.mark.parametrize(("action", "cap"), [(-1.0, 2), (-0.5, 4), (0.0, 8), (0.5, 16), (1.0, 32), (9.0, 32)])
 def test_batch_cap_is_a_multiple_of_what_may_be_in_flight(action: float, cap: int):
+    spec = side_by_side()
+    decoder, state = ActionDecoder(spec), observed_in(spec)
+    raw = np.zeros((1, decoder.num_actions))
+    raw[:, [2, 5]] = action
+    for in_flight, most in ((8.0, cap), (16.0, min(2 * cap, 32))):
+        decision = decoder.decode(raw, anchored([1.0, 1.0], in_flight=in_flight), state)
+        assert decision.max_batch_size[0].tolist() == [most, most]
+
+
+def test_where_one_pool_serves_one_class_the_batch_cap_is_the_law():
     mdp, state = observed()
-    raw = np.array([[0.0, 0.0, action, 0.0]])
-    assert mdp.decoder.decode(raw, anchored([1.0], in_flight=8.0), state).max_batch_size[0, 0] == cap
-    some = mdp.decoder.decode(raw, anchored([1.0], in_flight=16.0), state).max_batch_size[0, 0]
-    assert some == min(2 * cap, mdp.spec.batch_limits[0])
+    assert not [name for name in mdp.encoder.schema.actions if name.endswith("batch_cap")]
+    for in_flight, cap in ((0.3, 1), (8.4, 8), (99.0, 32)):
+        decision = mdp.decoder.decode(np.ones((1, 3)), anchored([1.0], in_flight=in_flight), state)
+        assert decision.max_batch_size[0, 0] == cap
 
 
 def test_without_refusal_admission_is_always_open():
     _, state = observed()
-    decision = ActionDecoder(toy_spec(), refuse=False).decode(np.full((1, 4), -1.0), anchored([1.0], 1.0), state)
+    decision = ActionDecoder(toy_spec(), refuse=False).decode(np.full((1, 3), -1.0), anchored([1.0], 1.0), state)
     assert np.isinf(decision.admission).all()
 
 
@@ -100,7 +125,7 @@ def test_actions_are_clipped_and_monotone():
     mdp, state = observed()
     anchors = anchored([3.0], 3.0)
     targets = [
-        int(mdp.decoder.decode(np.array([[a, -1.0, 0.0, 0.0]]), anchors, state).target_replicas[0, 0])
+        int(mdp.decoder.decode(np.array([[a, -1.0, 0.0]]), anchors, state).target_replicas[0, 0])
         for a in (-7.0, -1.0, 0.0, 1.0, 7.0)
     ]
     assert targets == sorted(targets)
@@ -112,7 +137,7 @@ def test_actions_are_clipped_and_monotone():
 def test_floor_is_a_multiple_of_the_peak(action, replicas):
     """Demand is nearly gone, a peak of four replicas is remembered; the fleet's least is one."""
     mdp, state = observed()
-    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0, 0.0]]), anchored([0.1], 4.0), state)
+    decision = mdp.decoder.decode(np.array([[0.0, action, 0.0]]), anchored([0.1], 4.0), state)
     assert decision.target_replicas[0, 0] == replicas
 
 
@@ -286,7 +311,7 @@ def test_replicas_for_a_queue_are_rounded_to_the_nearest(backlog: float, replica
     spec = with_batch_pool()
     decoder = ActionDecoder(spec)
     neutral = np.zeros((1, decoder.num_actions))
-    neutral[:, 1] = neutral[:, len(POOL_ACTIONS) + 1] = -1.0  # no floor
+    neutral[:, 1] = neutral[:, len(pool_actions(spec)) + 1] = -1.0  # no floor
     decision = decoder.decode(neutral, anchored([0.1, backlog], 1.0), arrivals(spec, (1.0, 1.0), 10.0))
     assert decision.target_replicas[0].tolist() == [1, replicas]
 
@@ -318,3 +343,25 @@ def test_a_batch_pool_without_a_queue_is_given_up():
     encoder.encode(state, 10.0)
     given_up = decoder.decode(action, encoder.anchors(), state)
     assert given_up.target_replicas[0].tolist() == [1, 0]
+
+
+def test_what_refusal_was_off_by_is_seen_and_divided_out():
+    """Strictness as the policy said it is what it sees, whatever its correction was when it said so."""
+    mdp, state = observed()
+    names = mdp.encoder.schema.features
+    classes = replace(
+        state.classes,
+        arrivals_per_s=np.full((1, 1), 50.0), finished_per_s=np.full((1, 1), 40.0), met_per_s=np.full((1, 1), 30.0),
+        refused_per_s=np.zeros((1, 1)), admission=np.ones((1, 1)), age_s=np.zeros((1, 1)),
+    )  # fmt: skip
+    mdp.encoder.reset()
+    features = mdp.encoder.encode(replace(state, classes=classes), 10.0)
+    corrected = mdp.encoder.strictness.octaves[0, 0]
+    assert corrected > 0.0
+    assert features[0, names.index("class0.interactive.admission")] == 0.0
+    assert features[0, names.index("class0.interactive.correction")] == pytest.approx(0.5 * corrected)
+    assert mdp.encoder.anchors().admission[0, 0] == pytest.approx(2.0**-corrected)
+    decided = decide(mdp, state, [0.0, 0.0, 0.3])
+    again = replace(classes, admission=decided.admission, met_per_s=classes.finished_per_s)
+    features = mdp.encoder.encode(replace(state, classes=again), 10.0)
+    assert features[0, names.index("class0.interactive.admission")] == pytest.approx(2.0 * 0.3 / 3.0)

@@ -1,0 +1,49 @@
+"""Headroom with the learned policy's backpressure: the same replicas, another batch cap, and a refusal that learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rl_autoscale.agents.headroom import HeadroomPolicy
+from rl_autoscale.agents.headroom_backpressure import HeadroomBackpressurePolicy
+from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.state import NEVER_REFUSE
+
+LOAD = {
+    "arrivals_per_s": 5.0, "arrived_prompt_tokens_per_s": 10_000.0, "mean_output_tokens": 28.0, "finished_per_s": 4.0,
+    "met_per_s": 4.0, "admission": 1.0,
+}  # fmt: skip
+
+
+def decisions(policy, spec, make_state, num_steps: int = 30, **signals):
+    policy.reset(spec)
+    return [policy.decide(make_state(spec, time_s=10.0 * step, **(LOAD | signals))) for step in range(1, num_steps + 1)]
+
+
+def test_replicas_are_those_of_headroom(make_spec, make_state):
+    spec = make_spec("mixed")
+    plain, ours = (
+        decisions(rule(headroom=2.0), spec, make_state) for rule in (HeadroomPolicy, HeadroomBackpressurePolicy)
+    )
+    assert [int(d.target_replicas[0]) for d in ours] == [int(d.target_replicas[0]) for d in plain]
+
+
+def test_the_batch_cap_is_what_meets_the_slos_and_at_most_the_knob(make_spec, make_state):
+    spec = make_spec("mixed")
+    demand = DemandEstimator(spec, (30.0, 120.0))
+    for step in range(1, 31):
+        demand.update(make_state(spec, time_s=10.0 * step, **LOAD))
+    law = round(float(demand.in_flight(1)[0]))
+    assert 1 < law < spec.batch_limits[0]
+    assert decisions(HeadroomBackpressurePolicy(), spec, make_state)[-1].max_batch_size[0] == law
+    assert decisions(HeadroomBackpressurePolicy(batch_cap=law - 1), spec, make_state)[-1].max_batch_size[0] == law - 1
+
+
+@pytest.mark.parametrize(("seen", "stricter"), [({"met_per_s": 3.0}, True), ({"refused_per_s": 1.0}, False)])
+def test_refusal_learns_from_what_became_of_it(make_spec, make_state, seen, stricter):
+    last = decisions(HeadroomBackpressurePolicy(admission=1.0), make_spec("mixed"), make_state, **seen)[-1]
+    assert (last.admission[0] < 1.0) == stricter
+    assert last.admission[0] != 1.0
+    never = decisions(HeadroomBackpressurePolicy(), make_spec("mixed"), make_state, **seen, admission=np.inf)[-1]
+    assert never.admission[0] == NEVER_REFUSE
