@@ -5,9 +5,8 @@
 
 One network for a few scenarios of one pool, trained with everything and with one part left out at a time: an action
 held where it does nothing, features that stay 0, a law that does not hold, a critic that does not see the traffic to
-come. Judged without
-exploration by what a fleet's owner pays, GPU time and the price of misses together, at several settings of the dial.
-Seeds are paired: a variant is compared with the whole of its own seed. Resumes where it stopped.
+come. Judged without exploration by what a fleet's owner pays, GPU time and the price of misses together, at several
+settings of the dial. Seeds are paired: a variant is compared with the whole of its own seed. Resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Anchors:
             a batch pool what its queue needs to start in half of the time left.
         peak: what the floor action multiplies. The highest window of late, forgotten over 900 s; of a batch pool the
             30 s average of demand.
-        in_flight: the batch cap, see fleet/in_flight.py; of the 120 s average.
+        in_flight: the batch cap, or what its action multiplies, see fleet/in_flight.py; of the 120 s average.
         admission: what the admission action multiplies, see fleet/strictness.py; shape (..., num_classes).
     """
 

@@ -1,4 +1,4 @@
-"""How many requests a replica may have in flight while their tokens keep to the SLO: a learned policy's batch cap.
+"""How many requests a replica may have in flight while their tokens keep to the SLO: what a batch cap should be.
 
 With n requests in flight an iteration decodes one token of each and computes chunks of the prompts of those that take
 the place of the finished: n times prompt tokens over output tokens, at most what the token budget leaves. So it takes
