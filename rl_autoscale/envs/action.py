@@ -7,7 +7,7 @@ Relative to measured demand, so that 0 already scales sensibly.
 | pool.headroom | replicas = 1.4 x demand (30 s average), rounded up | 0.5 x to 4 x demand: 1.5 octaves each way |
 | pool.floor | but no fewer than the peak of late (envs/observation.py) | 0 to 2 x the peak: 1 + a |
 | pool.batch_cap | as many as take 3/4 of their TPOT SLO | 1/4 x to 4 x: 4 ** a; at most max_num_seqs |
-| class.admission | refuse what should miss its SLOs | strictness 2 ** (2 a); above 0.95 nothing is refused |
+| class.admission | refuse what should miss its TTFT SLO | strictness 2 ** (2 a); above 0.95 nothing is refused |
 | class.in_flight | at once 1/8 of what ready replicas take | 1/64 to 1: 64 ** ((a - 1) / 2); above 0.95 no limit |
 
 A batch pool's work may wait, so its headroom multiplies what its queue needs to start in half of the time left
@@ -25,7 +25,8 @@ to the engine's max_num_seqs: of 256 that is 16 where prompts of 2,000 tokens ha
 1,200 have answers of 210, and 256 where chunks of prompts never stall decoding. Where one pool serves one class it is
 that and no action: the law says all there is to say there, and a policy with a say in it did worse (docs/results.md).
 
-Strictness is relative to what refusal was found to be off by of late (fleet/strictness.py).
+Where one pool serves one class strictness is relative, too, to what refusal was found to be off by of late
+(fleet/strictness.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 

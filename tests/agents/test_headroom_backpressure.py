@@ -8,7 +8,14 @@ import pytest
 from rl_autoscale.agents.headroom import HeadroomPolicy
 from rl_autoscale.agents.headroom_backpressure import HeadroomBackpressurePolicy
 from rl_autoscale.fleet.demand import DemandEstimator
+from rl_autoscale.fleet.protocols import run_control_loop
+from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE
+from rl_autoscale.fleet.strictness import StrictnessCorrection
+from rl_autoscale.sim.fleet import SimFleet
+from rl_autoscale.workload.length_spec import resolve_lengths
+from rl_autoscale.workload.lengths import sample_lengths
+from rl_autoscale.workload.trace import Workload
 
 LOAD = {
     "arrivals_per_s": 5.0, "arrived_prompt_tokens_per_s": 10_000.0, "mean_output_tokens": 28.0, "finished_per_s": 4.0,
@@ -47,3 +54,29 @@ def test_refusal_learns_from_what_became_of_it(make_spec, make_state, seen, stri
     assert last.admission[0] != 1.0
     never = decisions(HeadroomBackpressurePolicy(), make_spec("mixed"), make_state, **seen, admission=np.inf)[-1]
     assert never.admission[0] == NEVER_REFUSE
+
+
+def loaded(speed: float) -> tuple[int, int]:
+    """Requests refused, and served late, by one well-filled replica that takes ``speed`` times the profile's time."""
+    rng = np.random.default_rng(0)
+    number = 6000
+    prompt, output = sample_lengths(rng, resolve_lengths("azure_conv"), number)
+    arrivals = np.sort(rng.uniform(0.0, 900.0 * speed, number))
+    workload = Workload(arrivals, prompt, output, np.zeros(number, dtype=np.int16), ("chat",), 900.0 * speed)
+    pool = {"name": "gpu", "profile": "llama-3.1-8b_a100_tp1", "min_replicas": 1, "max_replicas": 1}
+    chat = {"name": "chat", "kind": "interactive", "ttft_slo_s": 1.0, "tpot_slo_s": 0.1}
+    fleet = SimFleet(FleetSpec.from_dict({"pools": [pool], "classes": [chat]}), workload, speed=speed)
+    run_control_loop(fleet, HeadroomBackpressurePolicy(admission=1.0))
+    result = fleet.result()
+    late = result.outcomes["finished"] - round(result.slo_attainment * number)
+    return result.outcomes["refused"], late
+
+
+def test_where_iterations_take_longer_than_the_profile_says_fewer_come_late(monkeypatch):
+    """Half as long again, which nobody tells the estimate of the wait; where it is right, little is to mend."""
+    right, slow = loaded(1.0), loaded(1.5)
+    monkeypatch.setattr(StrictnessCorrection, "update", lambda self, state: None)
+    right_blind, slow_blind = loaded(1.0), loaded(1.5)
+    assert slow[1] < 0.5 * slow_blind[1]
+    assert sum(slow) < 0.8 * sum(slow_blind)
+    assert sum(right) == pytest.approx(sum(right_blind), abs=10)
