@@ -30,8 +30,8 @@ TIME_CONSTANT_S = 120.0
 """In which requests that missed are forgotten."""
 NEGLIGIBLE = 0.005
 """Share of the arrivals that may miss before it says much."""
-LAXEST, STRICTEST = -1.0, 2.0
-"""Octaves."""
+LAXEST, STRICTEST = -1.0, 1.0
+"""Octaves. Some answers of two or three tokens are late whatever is refused: there it would go on for ever."""
 
 
 class StrictnessCorrection:
