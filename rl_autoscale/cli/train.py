@@ -87,7 +87,8 @@ def command(
     start_from: Annotated[
         str | None,
         typer.Option(
-            help="Train an exported policy on: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis."
+            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices and hysteresis; "
+            "115,200 steps with larger rollouts and a small search of offsets, unless told otherwise."
         ),
     ] = None,
     ray: Annotated[
@@ -111,7 +112,7 @@ def command(
 
         rl-autoscale train --scenario bursty --seeds 5 --out runs/five
 
-        rl-autoscale train --scenario mine.yaml --start-from runs/bursty/policy --out runs/mine
+        rl-autoscale train --scenario mine.yaml --start-from pretrained/single-pool --out runs/mine
 
         WANDB_MODE=offline rl-autoscale train --scenario chiron --track wandb
     """

@@ -23,7 +23,14 @@ from rl_autoscale.experiments.offset_search import OffsetSearchConfig
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.seeds import finished_seed
 from rl_autoscale.experiments.train import _Measured, check_training, train
-from rl_autoscale.experiments.train_config import TrainConfig, train_on, with_layers_to_start_from
+from rl_autoscale.experiments.train_config import (
+    ADAPTING_FAULTS,
+    ADAPTING_PPO,
+    ADAPTING_SEARCH,
+    TrainConfig,
+    train_on,
+    with_layers_to_start_from,
+)
 from rl_autoscale.experiments.tuning import trained_hours
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
 from rl_autoscale.workload.store import TraceStore
@@ -87,13 +94,18 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
         (rng.normal(0.0, 0.1, (b, a)).astype(np.float32), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes)
     ]
     export_policy(layers, schema, policy, refuse=False, training={}, miss_price_range=(3.0, 300.0), hysteresis=0.1)
-    config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3)), str(policy))
+    config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3, num_fleets=5)), str(policy))
+    adapting = {**ADAPTING_PPO, "seed": 3, "num_fleets": 5, "hidden_sizes": (8,), "refuse": False, "hysteresis": 0.1}
     assert config == TrainConfig(
         num_workloads=7,
         miss_price=(3.0, 300.0),
         start_from=str(policy),
-        ppo=PpoConfig(seed=3, hidden_sizes=(8,), refuse=False, hysteresis=0.1),
+        ppo=PpoConfig.model_validate(adapting),
+        faults=ADAPTING_FAULTS,
+        offset_search=ADAPTING_SEARCH,
     )
+    search = OffsetSearchConfig(rounds=3)
+    assert train_on(TrainConfig(offset_search=search), str(policy)).offset_search == search
     check_training(config, [tiny], tmp_path / "out")
     adopted = with_layers_to_start_from(TrainConfig(start_from=str(policy)))
     assert adopted.ppo.hidden_sizes == (8,)
