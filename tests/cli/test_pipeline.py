@@ -68,7 +68,7 @@ def test_a_second_call_goes_on_where_the_first_stopped(run: Run, tiny_scenario: 
     assert (trained / "policy/policy.onnx").read_bytes() != before
 
 
-def test_a_trained_policy_is_trained_on(run: Run, tiny_scenario: Path, trained: Path) -> None:
+def test_a_trained_policy_is_adapted(run: Run, tiny_scenario: Path, trained: Path) -> None:
     before = (trained / "policy/policy.onnx").read_bytes()
     command = ("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "none", "--out", "on")
     code, out, err = run(*command, "--start-from", trained / "policy")
@@ -76,7 +76,8 @@ def test_a_trained_policy_is_trained_on(run: Run, tiny_scenario: Path, trained: 
     assert "policy in on/policy" in out
     assert (trained / "policy/policy.onnx").read_bytes() == before
     assert "start_from: " in Path("on/config.yaml").read_text()
-    assert json.loads(Path("on/policy/policy.json").read_text())["training"]["timesteps"] == 2 * 2048
+    timesteps = json.loads(Path("on/policy/policy.json").read_text())["training"]["timesteps"]
+    assert timesteps == 2048 + 40 * 96  # before, and one rollout of the size for adapting
 
 
 def test_seeds_lie_beside_each_other_and_are_not_trained_twice(run: Run, tiny_scenario: Path) -> None:
