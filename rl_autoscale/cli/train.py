@@ -87,8 +87,8 @@ def command(
     start_from: Annotated[
         str | None,
         typer.Option(
-            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices and hysteresis; "
-            "115,200 steps with larger rollouts and a small search of offsets, unless told otherwise."
+            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis; "
+            "few steps, large rollouts and a small search of offsets unless told otherwise."
         ),
     ] = None,
     ray: Annotated[

@@ -61,8 +61,8 @@ ADAPTING_PPO: Mapping[str, float] = {
     "entropy_coefficient": 5e-4,
     "initial_log_std": -1.9,
 }
-"""How a policy is adapted to the traffic of one fleet, where nothing else is said: 320 simulated hours, a minute or two
-of one core. Rollouts are as large as in the training of those that ship: a smaller one sees too few bursts."""
+"""How a policy is adapted to the traffic of one fleet, where nothing else is said: 320 simulated hours, minutes of one
+core. Rollouts are as large as in the training of `single-pool`: a smaller one sees too few bursts."""
 ADAPTING_FAULTS = FaultConfig(missing=0.003, frozen=0.003)
 ADAPTING_SEARCH = OffsetSearchConfig(rounds=1, episodes=4)
 
