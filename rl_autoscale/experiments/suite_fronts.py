@@ -13,6 +13,7 @@ from rl_autoscale.experiments.statistics import (
     Estimate,
     FloatArray,
     IntArray,
+    Sweep,
     drawn_ratio,
     estimate_of,
     resampled_hours,
@@ -36,6 +37,10 @@ class FrontRatio:
             relative to its best rule.
         num_scenarios: how many count at each target: those on which both get there.
         only_rule: on how many only the rule gets there.
+        rule_unseen: the ratio on each seed of traffic against the rule that is cheapest on the *other* seeds, both
+            knobs in hindsight still; geometric mean over seeds on which both get there. What it differs from
+            ``ratio`` by is the luck of a rule that is chosen where it is measured.
+        num_unseen: on how many seeds, over all scenarios.
     """
 
     name: str
@@ -45,11 +50,16 @@ class FrontRatio:
     gap_closed: tuple[float, ...]
     num_scenarios: tuple[int, ...]
     only_rule: tuple[int, ...]
+    rule_unseen: tuple[float, ...]
+    num_unseen: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Hours:
-    """On one scenario, shapes (num_targets,) and (num_resamples, num_targets); NaN where not reached."""
+    """On one scenario, shapes (num_targets,) and (num_resamples, num_targets); NaN where not reached.
+
+    ``unseen`` has shape (num_seeds, num_targets): see `FrontRatio.rule_unseen`.
+    """
 
     scenario: str
     focal: FloatArray
@@ -58,6 +68,7 @@ class _Hours:
     names: tuple[str, ...]
     focal_drawn: FloatArray
     rule_drawn: FloatArray
+    unseen: FloatArray
 
 
 def front_ratios(
@@ -108,7 +119,21 @@ def _hours(one: Findings, policy: str, refusal: Refusal, drawn: IntArray) -> _Ho
         names=names,
         focal_drawn=np.nan_to_num(resampled_hours(focal.sweep, wanted, drawn), nan=np.inf),
         rule_drawn=np.min(drawn_hours, axis=0),
+        unseen=_against_rule_unseen(focal.sweep, [item.sweep for item in rules], wanted),
     )
+
+
+def _against_rule_unseen(focal: Sweep, rules: Sequence[Sweep], targets: FloatArray) -> FloatArray:
+    """Hours of the focal policy on each seed over those of the rule that is cheapest on the others."""
+    seeds = np.arange(focal.num_seeds)
+    if len(seeds) < 2:
+        return np.full((len(seeds), len(targets)), np.nan)
+    others = np.array([np.delete(seeds, seed) for seed in seeds])
+    elsewhere = np.nan_to_num([resampled_hours(rule, targets, others) for rule in rules], nan=np.inf)
+    here = np.array([resampled_hours(rule, targets, seeds[:, None]) for rule in rules])
+    chosen = np.take_along_axis(here, elsewhere.argmin(axis=0)[None], axis=0)[0]
+    known = np.isfinite(elsewhere.min(axis=0))
+    return np.asarray(np.where(known, resampled_hours(focal, targets, seeds[:, None]) / chosen, np.nan))
 
 
 def _ratio(
@@ -117,7 +142,8 @@ def _ratio(
     """One line of a table: the members' ratios and gaps, averaged."""
     focal, rule, oracle = (np.array([getattr(item, part) for item in members]) for part in ("focal", "rule", "oracle"))
     both = np.isfinite(focal) & np.isfinite(rule)
-    ratios, gaps = [], []
+    unseen = np.array([item.unseen for item in members])
+    ratios, gaps, unseen_ratios = [], [], []
     for k in range(focal.shape[1]):
         use = np.flatnonzero(both[:, k])
         value = float(geometric_mean(focal[use, k] / rule[use, k])) if len(use) else float("nan")
@@ -126,11 +152,20 @@ def _ratio(
         gained = float((1.0 - focal[known, k] / rule[known, k]).sum())
         possible = float((1.0 - oracle[known, k] / rule[known, k]).sum())
         gaps.append(gained / possible if possible > 0 else float("nan"))
+        unseen_ratios.append(_mean_over_scenarios(unseen[:, :, k]))
     return FrontRatio(
         *(name, refusal, best, tuple(ratios), tuple(gaps)),
         num_scenarios=tuple(both.sum(axis=0).tolist()),
         only_rule=tuple((np.isnan(focal) & np.isfinite(rule)).sum(axis=0).tolist()),
+        rule_unseen=tuple(unseen_ratios),
+        num_unseen=tuple(np.isfinite(unseen).sum(axis=(0, 1)).tolist()),
     )
+
+
+def _mean_over_scenarios(ratios: FloatArray) -> float:
+    """Of shape (num_scenarios, num_seeds): geometric mean over the seeds that count, then over scenarios."""
+    means = [geometric_mean(row[np.isfinite(row)]) for row in ratios if np.isfinite(row).any()]
+    return float(geometric_mean(np.array(means))) if means else float("nan")
 
 
 def _drawn_ratio(members: Sequence[_Hours], k: int) -> FloatArray:
