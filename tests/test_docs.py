@@ -131,9 +131,19 @@ def test_research_commands_run_one_after_the_other(
         run(shrunk(line, tiny_scenario), capsys)
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)", prose, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("link_page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(link_page: Path) -> None:
     text = link_page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-        if "://" not in target:
-            assert (link_page.parent / target).exists(), f"{link_page.name}: {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
+        if "://" in target:
+            continue
+        page = link_page.parent / target if target else link_page
+        assert page.exists(), f"{link_page.name}: {target}"
+        assert not anchor or anchor in anchors(page), f"{link_page.name}: {target}#{anchor}"
