@@ -74,7 +74,13 @@ def command(
         list[str] | None,
         typer.Option(help="A shipped scenario's name or a path ending in .yaml; may be repeated: one policy for all."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML with scenarios, ppo, miss_price, faults.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML with scenarios, ppo, miss_price, faults; or a policy's folder or pretrained/NAME: as its card "
+            "says that it was trained."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     timesteps: Annotated[
         int | None,
@@ -84,11 +90,18 @@ def command(
     seeds: Annotated[
         int, typer.Option(min=1, help="Train so many seeds, from --seed on, into OUT/seed-K; draws learning curves.")
     ] = 1,
+    mean: Annotated[
+        bool,
+        typer.Option(
+            "--mean", help="With --seeds: search offsets not for each seed but for the mean of all, in OUT/mean."
+        ),
+    ] = False,
     start_from: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis; "
-            "few steps, large rollouts and a small search of offsets unless told otherwise."
+            "few steps, large rollouts and a small search of offsets unless told otherwise. May be repeated: from "
+            "the mean of several."
         ),
     ] = None,
     ray: Annotated[
@@ -110,7 +123,9 @@ def command(
 
         rl-autoscale train --scenario bursty --scenario azure-code --scenario diurnal --out runs/three
 
-        rl-autoscale train --scenario bursty --seeds 5 --out runs/five
+        rl-autoscale train --scenario bursty --seeds 5 --mean --out runs/five
+
+        rl-autoscale train --config pretrained/single-pool --out runs/again
 
         rl-autoscale train --scenario mine.yaml --start-from pretrained/single-pool --out runs/mine
 
@@ -120,10 +135,10 @@ def command(
     from rl_autoscale.envs.scenario import load_scenario
     from rl_autoscale.experiments.tracking import make_tracker
     from rl_autoscale.experiments.train import check_training, train
-    from rl_autoscale.experiments.train_config import TrainConfig, train_on, with_layers_to_start_from
+    from rl_autoscale.experiments.train_config import TrainConfig, read_training, train_on, with_layers_to_start_from
     from rl_autoscale.workload.store import TraceStore
 
-    chosen = TrainConfig.from_yaml(config) if config is not None else TrainConfig()
+    chosen = read_training(config) if config is not None else TrainConfig()
     changes: dict[str, int] = {
         key: value
         for key, value in (("total_timesteps", timesteps), ("seed", seed), ("num_threads", threads))
@@ -132,12 +147,16 @@ def command(
     chosen = chosen.model_copy(
         update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
-    chosen = with_layers_to_start_from(chosen) if start_from is None else train_on(chosen, start_from)
+    chosen = train_on(chosen, start_from) if start_from else with_layers_to_start_from(chosen)
     resolved = [load_scenario(name) for name in chosen.scenarios]
     if ray is not None and seeds == 1:
         raise SpecError("--ray trains several seeds at once; say how many with --seeds")
+    if mean and seeds == 1:
+        raise SpecError("--mean is of several seeds; say how many with --seeds")
     if seeds > 1:
-        _train_seeds(chosen, resolved, out, seeds, track, traces or [], ray=ray, fresh=fresh, as_json=as_json)
+        _train_seeds(
+            *(chosen, resolved, out, seeds, track, traces or []), mean=mean, ray=ray, fresh=fresh, as_json=as_json
+        )
         return
     check_training(chosen, resolved, out, resume=not fresh)  # before the tracker makes the folder
     store = TraceStore(traces or [])
@@ -162,15 +181,17 @@ def _train_seeds(
     track: str,
     traces: list[Path],
     *,
+    mean: bool,
     ray: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
-    """Train every seed, then draw their learning curves."""
+    """Train every seed, draw their learning curves, and export their mean if it is wanted."""
     from rl_autoscale.experiments.learning_curves import curve_table, write_curves
+    from rl_autoscale.experiments.offset_search import OffsetSearchConfig
     from rl_autoscale.experiments.ray_workers import RayCluster
     from rl_autoscale.experiments.report import rich_table
-    from rl_autoscale.experiments.seeds import train_seeds, train_seeds_on_ray
+    from rl_autoscale.experiments.seeds import average_seeds, train_seeds, train_seeds_on_ray
     from rl_autoscale.experiments.tracking import make_tracker
     from rl_autoscale.workload.store import TraceStore
 
@@ -184,21 +205,29 @@ def _train_seeds(
             yield tracker, bar
 
     store = TraceStore(traces)
+    single = config.model_copy(update={"offset_search": OffsetSearchConfig(rounds=0)}) if mean else config
     if ray is None:
-        results = train_seeds(config, scenarios, store, out, num_seeds, resume=not fresh, watch=watch)
+        results = train_seeds(single, scenarios, store, out, num_seeds, resume=not fresh, watch=watch)
     else:
         with RayCluster(ray) as cluster:
             results = train_seeds_on_ray(
-                *(cluster, config, scenarios, store, out, num_seeds),
+                *(cluster, single, scenarios, store, out, num_seeds),
                 resume=not fresh,
                 done=lambda seed: stderr.print(f"seed {seed} is trained"),
             )
     for note in sorted({note for result in results.values() for note in result.notes}):
         stderr.print(f"note: {note}")
+    averaged = None
+    if mean:
+        with TrainingBar(0, "the mean of the seeds") as bar:
+            averaged = average_seeds(config, scenarios, store, out, results, resume=not fresh, report=bar)
     curves, paths = write_curves(out)
     if as_json:
         trained = {str(seed): str(result.policy_folder) for seed, result in results.items()}
-        print(json.dumps({"policies": trained, "curves": [str(path) for path in paths]}))
+        known = {"mean": str(averaged.policy_folder)} if averaged is not None else {}
+        print(json.dumps({"policies": trained, **known, "curves": [str(path) for path in paths]}))
         return
     Console().print(rich_table(curve_table(curves)))
     print(f"trained {num_seeds} seeds; policies in {out}/seed-*/policy, learning curves in {paths[0]}")
+    if averaged is not None:
+        print(f"their mean is in {averaged.policy_folder}")

@@ -1,13 +1,14 @@
 """Several seeds of one training, each in a sub-folder of its own: one run says what happened, five what to expect.
 
 <out>/seed-K/         a training with ``ppo.seed`` K, as `train` leaves it; finished ones are not run again
+<out>/mean/           the mean of their policies, where it was asked for
 <out>/learning.png    learning curves with intervals over seeds
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rl_autoscale.experiments.train import (
     finished_policy,
     train,
 )
-from rl_autoscale.experiments.train_config import TrainConfig, timesteps_before
+from rl_autoscale.experiments.train_config import TrainConfig, averaging, timesteps_before
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -93,6 +94,33 @@ def train_seeds(
                 known = train(one, scenarios, store, folder, resume=resume, tracker=tracker, report=report)
         results[seed] = known
     return results
+
+
+def average_seeds(
+    config: TrainConfig,
+    scenarios: Sequence[Scenario],
+    store: TraceStore,
+    out: Path,
+    results: Mapping[int, TrainingResult],
+    *,
+    resume: bool = True,
+    report: TrainingReport | None = None,
+) -> TrainingResult:
+    """The mean of the seeds' policies, its offsets searched and its dial measured as those of a trained policy.
+
+    Args:
+        config: of the training, with the search that the mean is to have.
+        scenarios: the resolved ``config.scenarios``.
+        store: where their traces come from.
+        out: the seeds' folders lie here, and what is exported in ``mean``.
+        results: of the seeds.
+        resume: keep what is finished.
+        report: told what is done.
+    """
+    averaged = averaging(config, [str(result.policy_folder) for result in results.values()])
+    folder = out / "mean"
+    known = finished_seed(averaged, folder) if resume else None
+    return known or train(averaged, scenarios, store, folder, resume=resume, report=report)
 
 
 def train_seeds_on_ray(

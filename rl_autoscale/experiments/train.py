@@ -41,6 +41,7 @@ from rl_autoscale.experiments.train_config import (
     FaultConfig,
     TrainConfig,
     first_actor,
+    origins,
     search_timesteps_before,
     timesteps_before,
 )
@@ -79,7 +80,7 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
             configuration (a longer run of the same one is fine).
         PolicyFileError: the policy to start from cannot be read, or is of another schema.
     """
-    if config.ppo.total_timesteps == 0 and config.start_from is None:
+    if config.ppo.total_timesteps == 0 and not config.start_from:
         raise SpecError("total_timesteps=0 trains nothing; give more steps, or a policy to start_from")
     layouts = {", ".join(Schema.of(item.fleet).layout) for item in scenarios}
     if len(layouts) > 1:
@@ -90,8 +91,9 @@ def check_training(config: TrainConfig, scenarios: Sequence[Scenario], out: Path
             f"num_fleets={config.ppo.num_fleets} is too few for {len(scenarios)} scenarios; raise it to one for each"
         )
     first_actor(config, scenarios)
-    if not resume and config.start_from is not None and Path(config.start_from).resolve().is_relative_to(out.resolve()):
-        raise SpecError(f"start_from={config.start_from} lies in {out}, which a fresh start empties; use another --out")
+    for name in () if resume else config.start_from:
+        if Path(name).resolve().is_relative_to(out.resolve()):
+            raise SpecError(f"start_from={name} lies in {out}, which a fresh start empties; use another --out")
     recorded = out / "config.yaml"
     if not resume or not recorded.exists() or not (out / "checkpoint" / "checkpoint.json").exists():
         return
@@ -268,6 +270,7 @@ def _describe(config: TrainConfig, scenarios: Sequence[Scenario]) -> dict[str, A
         "algorithm": "PPO, stable-baselines3",
         "config": config.model_dump(mode="json"),
         "search_timesteps_before": search_timesteps_before(config),
+        "started_from": origins(config),
     }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from rl_autoscale.agents.export import Layer, read_actor
+from rl_autoscale.agents.export import Layer, mean_network, read_actor
 from rl_autoscale.agents.learned import check_schema, read_card, read_network
 from rl_autoscale.agents.ppo import PpoConfig
+from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
@@ -36,9 +38,16 @@ class TrainConfig(Config):
     num_workloads: PositiveInt = Field(default=96, description="different traffic draws")
     faults: FaultConfig = FaultConfig()
     offset_search: OffsetSearchConfig = OffsetSearchConfig()
-    start_from: str | None = Field(
-        default=None, description="an exported policy to train on: a folder, or pretrained/NAME"
+    start_from: tuple[str, ...] = Field(
+        default=(), description="an exported policy to train on, a folder or pretrained/NAME; of several, their mean"
     )
+
+    @field_validator("start_from", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -46,6 +55,28 @@ class TrainConfig(Config):
         if not 0 < low <= high:
             raise ValueError(f"miss_price={[low, high]} must be [low, high] with 0 < low <= high")
         return self
+
+
+def read_training(path: Path) -> TrainConfig:
+    """A training's configuration: a YAML file, or what the card of a policy says that it was trained with.
+
+    Args:
+        path: the file, a policy's folder, or ``pretrained/NAME``. Of a mean: its first seed's, its own search.
+
+    Raises:
+        SpecError: no such file, or it does not hold a training's configuration.
+        PolicyFileError: no such policy, or its card does not say.
+    """
+    folder = policy_folder(path)
+    if not (folder / "policy.json").exists():
+        return TrainConfig.from_yaml(folder)
+    training = read_card(folder)["training"]
+    if "config" not in training:
+        raise PolicyFileError(f"{path}: its card does not say how it was trained; write a --config file")
+    config, seeds = TrainConfig.from_dict(training["config"]), training.get("started_from", [])
+    if config.ppo.total_timesteps > 0 or len(seeds) < 2:
+        return config
+    return TrainConfig.from_dict(seeds[0]["config"]).model_copy(update={"offset_search": config.offset_search})
 
 
 ADAPTING_PPO: Mapping[str, float] = {
@@ -68,64 +99,123 @@ ADAPTING_SEARCH = OffsetSearchConfig(rounds=1, episodes=4)
 
 
 def timesteps_before(config: TrainConfig) -> int:
-    """Timesteps of the policy that the training starts from, by its card."""
-    return 0 if config.start_from is None else int(read_card(Path(config.start_from))["training"].get("timesteps", 0))
+    """Timesteps of the policies that the training starts from, by their cards."""
+    return sum(int(read_card(Path(name))["training"].get("timesteps", 0)) for name in config.start_from)
 
 
 def search_timesteps_before(config: TrainConfig) -> int:
-    """Timesteps that the searches of offsets took of which that policy came."""
-    return 0 if config.start_from is None else search_timesteps(read_card(Path(config.start_from))["training"])
+    """Timesteps that the searches of offsets took of which those policies came."""
+    return sum(search_timesteps(read_card(Path(name))["training"]) for name in config.start_from)
 
 
-def train_on(config: TrainConfig, policy: str) -> TrainConfig:
-    """A configuration that starts from an exported policy and keeps its layers, prices, refusal and hysteresis.
+def origins(config: TrainConfig) -> list[dict[str, Any]]:
+    """What a card says of the policies that the training starts from: network, timesteps and configuration of each."""
+    cards = [read_card(Path(name)) for name in config.start_from]
+    return [
+        {
+            "onnx_sha256": card["onnx_sha256"],
+            "timesteps": card["training"].get("timesteps", 0),
+            "config": card["training"].get("config"),
+        }
+        for card in cards
+    ]
+
+
+def train_on(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
+    """A configuration that starts from exported policies and keeps their layers, prices, refusal and hysteresis.
 
     What it does not say otherwise is as for adapting: `ADAPTING_PPO`, `ADAPTING_FAULTS`, `ADAPTING_SEARCH`.
+
+    Raises:
+        SpecError: of several policies, one is of another kind.
+        PolicyFileError: one cannot be read.
     """
-    card = read_card(Path(policy))
-    low, high = card["miss_price_range"]
+    kind = _kind_of(policies)
     adapting = {name: value for name, value in ADAPTING_PPO.items() if name not in config.ppo.model_fields_set}
-    kept = {
-        "hidden_sizes": _sizes_in(policy),
-        "refuse": bool(card["refuse"]),
-        "hysteresis": float(card.get("hysteresis", 0.0)),
-    }
+    kept = {"hidden_sizes": _sizes_in(policies), "refuse": kind["refuse"], "hysteresis": kind["hysteresis"]}
     unsaid = {"faults": ADAPTING_FAULTS, "offset_search": ADAPTING_SEARCH}
     changes = {name: value for name, value in unsaid.items() if name not in config.model_fields_set}
     ppo = config.ppo.model_copy(update=adapting | kept)
-    return config.model_copy(update={**changes, "start_from": policy, "miss_price": (low, high), "ppo": ppo})
+    started = {"start_from": tuple(policies), "miss_price": kind["miss_price_range"], "ppo": ppo}
+    return config.model_copy(update=changes | started)
+
+
+def averaging(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
+    """A configuration that only searches and measures the mean of policies which the given one trained."""
+    ppo = config.ppo.model_copy(update={"total_timesteps": 0, "hidden_sizes": _sizes_in(policies)})
+    return config.model_copy(update={"start_from": tuple(policies), "ppo": ppo})
 
 
 def with_layers_to_start_from(config: TrainConfig) -> TrainConfig:
-    """A configuration with the hidden layers of the policy that it starts from, unless it says which it wants."""
-    if config.start_from is None or "hidden_sizes" in config.ppo.model_fields_set:
+    """A configuration with the hidden layers of what it starts from, unless it says which it wants."""
+    if not config.start_from or "hidden_sizes" in config.ppo.model_fields_set:
         return config
     ppo = config.ppo.model_copy(update={"hidden_sizes": _sizes_in(config.start_from)})
     return config.model_copy(update={"ppo": ppo})
 
 
-def _sizes_in(policy: str) -> tuple[int, ...]:
-    folder = Path(policy)
-    return _hidden_sizes(read_actor(read_network(folder, read_card(folder))[1]))
-
-
-def _hidden_sizes(layers: list[Layer]) -> tuple[int, ...]:
-    return tuple(len(bias) for _, bias in layers[:-1])
-
-
 def first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Layer] | None:
-    """The layers of the policy that the training starts from."""
-    if config.start_from is None:
+    """The layers that the training starts from: the policy's, or the mean of several."""
+    if not config.start_from:
         return None
-    path, schema = Path(config.start_from), Schema.of(scenarios[0].fleet)
-    card = read_card(path)
-    check_schema(card, schema, f"start_from={config.start_from}")
-    layers = read_actor(read_network(path, card)[1])
-    if (layers[0][0].shape[1], len(layers[-1][1])) != (len(schema.features), len(schema.actions)):
-        raise PolicyFileError(f"start_from={config.start_from}: its network does not match its card; export it again")
-    if (sizes := _hidden_sizes(layers)) != config.ppo.hidden_sizes:
+    _kind_of(config.start_from)
+    schema = Schema.of(scenarios[0].fleet)
+    networks = []
+    for name in config.start_from:
+        check_schema(read_card(Path(name)), schema, f"start_from={name}")
+        layers = _layers_of(name)
+        if (layers[0][0].shape[1], len(layers[-1][1])) != (len(schema.features), len(schema.actions)):
+            raise PolicyFileError(f"start_from={name}: its network does not match its card; export it again")
+        networks.append(layers)
+    if (sizes := _hidden_sizes(networks)) != config.ppo.hidden_sizes:
         raise SpecError(
-            f"start_from={config.start_from}: its hidden_sizes are {list(sizes)}, ppo.hidden_sizes "
+            f"start_from={', '.join(config.start_from)}: hidden_sizes are {list(sizes)}, ppo.hidden_sizes "
             f"{list(config.ppo.hidden_sizes)}; they must be the same"
         )
-    return layers
+    return mean_network(networks)
+
+
+def _kind_of(policies: Sequence[str]) -> dict[str, Any]:
+    """Prices, refusal and hysteresis of policies; a mean of several means something only where these are the same."""
+    kinds = []
+    for name in policies:
+        card = read_card(Path(name))
+        kinds.append(
+            {
+                "miss_price_range": tuple(card["miss_price_range"]),
+                "refuse": bool(card["refuse"]),
+                "hysteresis": float(card.get("hysteresis", 0.0)),
+            }
+        )
+    for name, kind in zip(policies, kinds, strict=True):
+        if kind != kinds[0]:
+            raise SpecError(
+                f"start_from: {name} has {_written(kind)}, {policies[0]} {_written(kinds[0])}; "
+                "a mean needs policies that were trained alike"
+            )
+    return kinds[0]
+
+
+def _written(kind: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in kind.items())
+
+
+def _sizes_in(policies: Sequence[str]) -> tuple[int, ...]:
+    return _hidden_sizes([_layers_of(name) for name in policies])
+
+
+def _layers_of(policy: str) -> list[Layer]:
+    folder = Path(policy)
+    return read_actor(read_network(folder, read_card(folder))[1])
+
+
+def _hidden_sizes(networks: Sequence[list[Layer]]) -> tuple[int, ...]:
+    """Hidden sizes of the mean of networks.
+
+    Raises:
+        SpecError: they are not equally deep.
+    """
+    depths = [len(layers) - 1 for layers in networks]
+    if len(set(depths)) > 1:
+        raise SpecError(f"start_from: networks with {depths} hidden layers have no mean; give equally deep ones")
+    return tuple(sum(len(layers[k][1]) for layers in networks) for k in range(depths[0]))

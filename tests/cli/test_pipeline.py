@@ -75,7 +75,7 @@ def test_a_trained_policy_is_adapted(run: Run, tiny_scenario: Path, trained: Pat
     assert code == 0, err
     assert "policy in on/policy" in out
     assert (trained / "policy/policy.onnx").read_bytes() == before
-    assert "start_from: " in Path("on/config.yaml").read_text()
+    assert yaml.safe_load(Path("on/config.yaml").read_text())["start_from"] == [str(trained / "policy")]
     timesteps = json.loads(Path("on/policy/policy.json").read_text())["training"]["timesteps"]
     assert timesteps == 2048 + 40 * 96  # before, and one rollout of the size for adapting
 
@@ -95,6 +95,30 @@ def test_seeds_lie_beside_each_other_and_are_not_trained_twice(run: Run, tiny_sc
     assert Path("five/seed-0/learning.jsonl").read_text() == before
     code, out, err = run("report", "five")
     assert (code, "seed-2" in out) == (0, True), err
+
+
+def test_a_policy_is_trained_again_as_its_card_says(run: Run, tiny_scenario: Path, trained: Path) -> None:
+    code, _, err = run("train", "--config", trained / "policy", "--track", "none", "--out", "again")
+    assert code == 0, err
+    assert Path("again/policy/policy.onnx").read_bytes() == (trained / "policy/policy.onnx").read_bytes()
+
+
+def test_the_mean_of_seeds_is_searched_and_trained_again_as_its_card_says(run: Run, tiny_scenario: Path) -> None:
+    command = ("train", "--scenario", tiny_scenario, "--timesteps", 2048, "--track", "none")
+    code, _, err = run(*command, "--mean")
+    assert code == 2
+    assert "--mean is of several seeds; say how many with --seeds" in err
+    code, out, err = run(*command, "--seeds", 2, "--mean", "--out", "two")
+    assert code == 0, err
+    assert "their mean is in two/mean/policy" in out
+    cards = [json.loads(Path(f"two/{name}/policy/policy.json").read_text()) for name in ("seed-0", "seed-1", "mean")]
+    training = cards[-1]["training"]
+    assert [origin["onnx_sha256"] for origin in training["started_from"]] == [card["onnx_sha256"] for card in cards[:2]]
+    assert training["timesteps"] == 2 * 2048
+    assert ["offset_search" in card["training"] for card in cards] == [False, False, True]
+    code, _, err = run("train", "--config", "two/mean/policy", "--seeds", 2, "--mean", "--track", "none", "--out", "on")
+    assert code == 0, err
+    assert Path("on/mean/policy/policy.onnx").read_bytes() == Path("two/mean/policy/policy.onnx").read_bytes()
 
 
 def test_wandb_offline_logs_a_training(

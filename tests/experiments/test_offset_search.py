@@ -156,7 +156,7 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     alone = with_layers_to_start_from(
         TrainConfig(
             scenarios=(str(tiny_scenario),), ppo=asked, num_workloads=2, offset_search=search,
-            start_from=str(trained.policy_folder), miss_price=(2.0, 20.0),
+            start_from=(str(trained.policy_folder),), miss_price=(2.0, 20.0),
         )
     )  # fmt: skip
     assert alone.ppo.hidden_sizes == (14, 14)  # wider by a unit per gap between two prices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 pytest.importorskip("stable_baselines3")
 
-from rl_autoscale.agents.export import Layer, export_policy
+from rl_autoscale.agents.export import Layer, export_policy, forward
 from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
@@ -28,6 +29,8 @@ from rl_autoscale.experiments.train_config import (
     ADAPTING_PPO,
     ADAPTING_SEARCH,
     TrainConfig,
+    first_actor,
+    timesteps_before,
     train_on,
     with_layers_to_start_from,
 )
@@ -94,29 +97,68 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
         (rng.normal(0.0, 0.1, (b, a)).astype(np.float32), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes)
     ]
     export_policy(layers, schema, policy, refuse=False, training={}, miss_price_range=(3.0, 300.0), hysteresis=0.1)
-    config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3, num_fleets=5)), str(policy))
+    config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3, num_fleets=5)), [str(policy)])
     adapting = {**ADAPTING_PPO, "seed": 3, "num_fleets": 5, "hidden_sizes": (8,), "refuse": False, "hysteresis": 0.1}
     assert config == TrainConfig(
         num_workloads=7,
         miss_price=(3.0, 300.0),
-        start_from=str(policy),
+        start_from=(str(policy),),
         ppo=PpoConfig.model_validate(adapting),
         faults=ADAPTING_FAULTS,
         offset_search=ADAPTING_SEARCH,
     )
     search = OffsetSearchConfig(rounds=3)
-    assert train_on(TrainConfig(offset_search=search), str(policy)).offset_search == search
+    assert train_on(TrainConfig(offset_search=search), [str(policy)]).offset_search == search
     check_training(config, [tiny], tmp_path / "out")
-    adopted = with_layers_to_start_from(TrainConfig(start_from=str(policy)))
+    adopted = with_layers_to_start_from(TrainConfig(start_from=(str(policy),)))
     assert adopted.ppo.hidden_sizes == (8,)
     check_training(adopted, [tiny], tmp_path / "out")
-    said = TrainConfig(start_from=str(policy), ppo=PpoConfig(hidden_sizes=(64, 64)))
+    said = TrainConfig(start_from=(str(policy),), ppo=PpoConfig(hidden_sizes=(64, 64)))
     assert with_layers_to_start_from(said) == said
     with pytest.raises(SpecError, match=r"hidden_sizes are \[8\], ppo.hidden_sizes \[64, 64\]"):
-        check_training(TrainConfig(start_from=str(policy)), [tiny], tmp_path / "out")
+        check_training(TrainConfig(start_from=(str(policy),)), [tiny], tmp_path / "out")
     with pytest.raises(PolicyFileError, match=r"start_from=.*: trained for schema .* pools and classes"):
         check_training(config, [load_scenario("chiron")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def export_random(folder: Path, tiny: Scenario, seed: int, hidden: tuple[int, ...], **card: Any) -> list[Layer]:
+    schema, rng = Schema.of(tiny.fleet), np.random.default_rng(seed)
+    sizes = (len(schema.features), *hidden, len(schema.actions))
+    layers = [
+        (rng.normal(0.0, 0.2, (b, a)).astype(np.float32), rng.normal(0.0, 0.1, b).astype(np.float32))
+        for a, b in itertools.pairwise(sizes)
+    ]
+    export_policy(layers, schema, folder, refuse=True, **{"training": {"timesteps": 1000 * seed}, **card})
+    return layers
+
+
+def test_several_policies_to_start_from_are_their_mean(tiny: Scenario, tmp_path: Path) -> None:
+    folders = [str(tmp_path / str(seed)) for seed in (1, 2, 3)]
+    networks = [
+        export_random(Path(folder), tiny, seed, hidden)
+        for folder, seed, hidden in zip(folders, (1, 2, 3), ((8, 6), (8, 6), (5, 4)), strict=True)
+    ]
+    config = train_on(TrainConfig(ppo=PpoConfig(total_timesteps=0)), folders)
+    assert config.ppo.hidden_sizes == (21, 16)
+    assert timesteps_before(config) == 6000
+    actor = first_actor(config, [tiny])
+    assert actor is not None
+    observation = np.random.default_rng(0).normal(size=(64, len(Schema.of(tiny.fleet).features))).astype(np.float32)
+    each = np.array([forward(layers, observation) for layers in networks])
+    inside = (np.abs(each) < 1.0).all(axis=0)
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(forward(actor, observation)[inside], each.mean(axis=0)[inside], atol=1e-6)
+
+
+def test_a_mean_of_policies_of_different_kinds_is_refused(tiny: Scenario, tmp_path: Path) -> None:
+    for name, hidden, card in (("a", (8,), {}), ("b", (8,), {"hysteresis": 0.1}), ("c", (8, 8), {})):
+        export_random(tmp_path / name, tiny, 1, hidden, **card)
+    first, other, deep = (str(tmp_path / name) for name in "abc")
+    with pytest.raises(SpecError, match=r"b has .*hysteresis=0.1, .*a .*hysteresis=0.0; a mean needs policies that"):
+        train_on(TrainConfig(), [first, other])
+    with pytest.raises(SpecError, match=r"networks with \[1, 2\] hidden layers have no mean"):
+        train_on(TrainConfig(), [first, deep])
 
 
 def small(seed: int, **changes: object) -> PpoConfig:
@@ -155,7 +197,7 @@ def test_a_fresh_start_does_not_empty_the_folder_that_it_starts_from(tiny: Scena
     zeros = np.zeros((8, len(schema.features)), np.float32), np.zeros(8, np.float32)
     layers = [zeros, (np.zeros((len(schema.actions), 8), np.float32), np.zeros(len(schema.actions), np.float32))]
     export_policy(layers, schema, out / "policy", refuse=True, training={})
-    config = TrainConfig(ppo=small(1), start_from=str(out / "policy"))
+    config = TrainConfig(ppo=small(1), start_from=(str(out / "policy"),))
     with pytest.raises(SpecError, match=r"lies in .*run, which a fresh start empties; use another --out"):
         train(config, [tiny], STORE, out, resume=False)
     assert (out / "policy" / "policy.json").exists()
@@ -171,12 +213,15 @@ def test_steps_of_the_policy_before_do_not_pass_for_those_asked_for(
     known = {"timesteps": 1_000_000, "offset_search": {"timesteps": 5000}}
     export_policy(layers, schema, policy, refuse=True, training=known)
     config = TrainConfig(
-        scenarios=(str(tiny_scenario),), ppo=small(1), num_workloads=2, start_from=str(policy),
+        scenarios=(str(tiny_scenario),), ppo=small(1), num_workloads=2, start_from=(str(policy),),
         offset_search=OffsetSearchConfig(rounds=0),
     )  # fmt: skip
     trained = train(config, [tiny], STORE, tmp_path / "run")
     card = read_card(trained.policy_folder)["training"]
     assert card["timesteps"] == 1_000_000 + trained.timesteps
+    assert card["started_from"] == [
+        {"onnx_sha256": read_card(policy)["onnx_sha256"], "timesteps": 1_000_000, "config": None}
+    ]
     assert trained_hours({"training": card}, 3600.0) == 1_005_000 + trained.timesteps
     assert finished_seed(config, tmp_path / "run") == trained
     longer = config.model_copy(update={"ppo": config.ppo.model_copy(update={"total_timesteps": 10_000})})
