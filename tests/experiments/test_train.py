@@ -15,6 +15,7 @@ pytest.importorskip("stable_baselines3")
 from rl_autoscale.agents.export import Layer, export_policy, forward
 from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.ppo import PpoConfig
+from rl_autoscale.agents.pretrained import pretrained_names
 from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
@@ -30,6 +31,7 @@ from rl_autoscale.experiments.train_config import (
     ADAPTING_SEARCH,
     TrainConfig,
     first_actor,
+    read_training,
     timesteps_before,
     train_on,
     with_layers_to_start_from,
@@ -159,6 +161,12 @@ def test_a_mean_of_policies_of_different_kinds_is_refused(tiny: Scenario, tmp_pa
         train_on(TrainConfig(), [first, other])
     with pytest.raises(SpecError, match=r"networks with \[1, 2\] hidden layers have no mean"):
         train_on(TrainConfig(), [first, deep])
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_the_card_of_every_shipped_policy_says_how_to_train_it(name: str) -> None:
+    config = read_training(Path(f"pretrained/{name}"))
+    assert config.ppo.total_timesteps > 0 or config.start_from
 
 
 def small(seed: int, **changes: object) -> PpoConfig:
