@@ -205,13 +205,13 @@ def _train_seeds(
             yield tracker, bar
 
     store = TraceStore(traces)
-    single = config.model_copy(update={"offset_search": OffsetSearchConfig(rounds=0)}) if mean else config
+    each = config.model_copy(update={"offset_search": OffsetSearchConfig(rounds=0)}) if mean else config
     if ray is None:
-        results = train_seeds(single, scenarios, store, out, num_seeds, resume=not fresh, watch=watch)
+        results = train_seeds(each, scenarios, store, out, num_seeds, resume=not fresh, watch=watch)
     else:
         with RayCluster(ray) as cluster:
             results = train_seeds_on_ray(
-                *(cluster, single, scenarios, store, out, num_seeds),
+                *(cluster, each, scenarios, store, out, num_seeds),
                 resume=not fresh,
                 done=lambda seed: stderr.print(f"seed {seed} is trained"),
             )
