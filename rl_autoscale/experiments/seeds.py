@@ -24,7 +24,7 @@ from rl_autoscale.experiments.train import (
     finished_policy,
     train,
 )
-from rl_autoscale.experiments.train_config import TrainConfig, averaging, timesteps_before
+from rl_autoscale.experiments.train_config import TrainConfig, averaging, origins, timesteps_before
 from rl_autoscale.fleet.errors import RlAutoscaleError, SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -114,13 +114,15 @@ def average_seeds(
         store: where their traces come from.
         out: the seeds' folders lie here, and what is exported in ``mean``.
         results: of the seeds.
-        resume: keep what is finished.
+        resume: keep what is finished, unless a seed has another policy since.
         report: told what is done.
     """
     averaged = averaging(config, [str(result.policy_folder) for result in results.values()])
     folder = out / "mean"
     known = finished_seed(averaged, folder) if resume else None
-    return known or train(averaged, scenarios, store, folder, resume=resume, report=report)
+    if known is not None and read_card(known.policy_folder)["training"]["started_from"] == origins(averaged):
+        return known
+    return train(averaged, scenarios, store, folder, resume=False, report=report)
 
 
 def train_seeds_on_ray(

@@ -61,7 +61,8 @@ def read_training(path: Path) -> TrainConfig:
     """A training's configuration: a YAML file, or what the card of a policy says that it was trained with.
 
     Args:
-        path: the file, a policy's folder, or ``pretrained/NAME``. Of a mean: its first seed's, its own search.
+        path: the file, a policy's folder, or ``pretrained/NAME``. Of a mean of seeds: what they were trained with,
+            and the search of the mean.
 
     Raises:
         SpecError: no such file, or it does not hold a training's configuration.
@@ -73,10 +74,15 @@ def read_training(path: Path) -> TrainConfig:
     training = read_card(folder)["training"]
     if "config" not in training:
         raise PolicyFileError(f"{path}: its card does not say how it was trained; write a --config file")
-    config, seeds = TrainConfig.from_dict(training["config"]), training.get("started_from", [])
-    if config.ppo.total_timesteps > 0 or len(seeds) < 2:
+    config = TrainConfig.from_dict(training["config"])
+    seeds = [origin["config"] for origin in training.get("started_from", [])]
+    if config.ppo.total_timesteps > 0 or len(seeds) < 2 or None in seeds:
         return config
-    return TrainConfig.from_dict(seeds[0]["config"]).model_copy(update={"offset_search": config.offset_search})
+    trained = [TrainConfig.from_dict(seed) for seed in seeds]
+    alike = {
+        one.model_copy(update={"ppo": one.ppo.model_copy(update={"seed": 0})}).model_dump_json() for one in trained
+    }
+    return trained[0].model_copy(update={"offset_search": config.offset_search}) if len(alike) == 1 else config
 
 
 ADAPTING_PPO: Mapping[str, float] = {

@@ -118,7 +118,17 @@ def test_the_mean_of_seeds_is_searched_and_trained_again_as_its_card_says(run: R
     assert ["offset_search" in card["training"] for card in cards] == [False, False, True]
     code, _, err = run("train", "--config", "two/mean/policy", "--seeds", 2, "--mean", "--track", "none", "--out", "on")
     assert code == 0, err
-    assert Path("on/mean/policy/policy.onnx").read_bytes() == Path("two/mean/policy/policy.onnx").read_bytes()
+    before = Path("two/mean/policy/policy.onnx").read_bytes()
+    assert Path("on/mean/policy/policy.onnx").read_bytes() == before
+    longer = (*command, "--seeds", 2, "--mean", "--out", "two", "--timesteps", 4096)
+    code, _, err = run(*longer)
+    assert code == 0, err
+    after = Path("two/mean/policy/policy.onnx").read_bytes()
+    assert after != before  # of the seeds as they are now
+    written = Path("two/mean/policy/policy.json").stat().st_mtime_ns
+    code, _, err = run(*longer)
+    assert code == 0, err
+    assert Path("two/mean/policy/policy.json").stat().st_mtime_ns == written  # finished: nothing to do
 
 
 def test_wandb_offline_logs_a_training(
