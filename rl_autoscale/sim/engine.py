@@ -11,6 +11,7 @@ import hashlib
 import math
 from pathlib import Path
 
+from rl_autoscale.fleet.array_at import array_at
 from rl_autoscale.fleet.by_reference import by_reference
 from rl_autoscale.fleet.jit import cached_njit, hot, njit
 from rl_autoscale.sim.batch import batch_remove
@@ -22,7 +23,23 @@ from rl_autoscale.sim.estimate import count_seen
 from rl_autoscale.sim.eviction import complete_evictions
 from rl_autoscale.sim.gaps import prompt_token
 from rl_autoscale.sim.gateway import arrive, dispatch_queued, forward_declined
-from rl_autoscale.sim.layout import DRAINING, NO_SLOT, NONE, PREFILL, STARTING, UNFINISHED, World
+from rl_autoscale.sim.layout import (
+    DRAINING,
+    HASH_ID,
+    NO_SLOT,
+    NONE,
+    PREFILL,
+    PROMPT,
+    REQUEST,
+    ROUTE_U,
+    SENT_TO,
+    STARTING,
+    TABLE,
+    TOKEN_S,
+    TRACE,
+    UNFINISHED,
+    World,
+)
 from rl_autoscale.sim.lifecycle import accrue, change_replica, reconcile, retire, start_replica
 from rl_autoscale.sim.migration import give, look, migrate, next_look
 from rl_autoscale.sim.ordered import heap_remove, tree_argmin
@@ -244,8 +261,8 @@ def cut_off(w, now_s):
 def world_of(batch, e):
     """One fleet of a batch, as views."""
     return World(
-        batch.trace[e],
-        batch.req[e],
+        array_at(batch.trace[e, 0], batch.trace[e, 1], TRACE),
+        array_at(batch.req[e, 0], batch.req[e, 1], REQUEST),
         batch.rep[e],
         batch.pool[e],
         batch.cls[e],
@@ -259,7 +276,7 @@ def world_of(batch, e):
         batch.class_pools,
         batch.class_order,
         batch.draws[e],
-        batch.route_u[e],
+        array_at(batch.route_u[e, 0], batch.route_u[e, 1], ROUTE_U),
         batch.ttft_hist[e],
         batch.tpot_hist[e],
         batch.last_pool[e],
@@ -270,14 +287,14 @@ def world_of(batch, e):
         batch.worker[e],
         batch.gap_edges,
         batch.gap_hist[e],
-        batch.token_s[e],
+        array_at(batch.token_s[e, 0], batch.token_s[e, 1], TOKEN_S),
         batch.joined[e],
         batch.candidates[e],
         batch.kv[e],
-        batch.prompt[e],
-        batch.hash_ids[e],
-        batch.table[e],
-        batch.sent_to[e],
+        array_at(batch.prompt[e, 0], batch.prompt[e, 1], PROMPT),
+        array_at(batch.hash_ids[e, 0], batch.hash_ids[e, 1], HASH_ID),
+        array_at(batch.table[e, 0], batch.table[e, 1], TABLE),
+        array_at(batch.sent_to[e, 0], batch.sent_to[e, 1], SENT_TO),
         batch.periods_s,
         batch.kept_tokens,
         batch.plan_prompt[e],
@@ -304,7 +321,7 @@ KERNEL_FILES = (
     "freeness.py", "router.py", "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py",
     "postprocess.py", "gateway.py", "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
-FLEET_FILES = ("jit.py", "one_library.py", "by_reference.py", "admission.py", "histogram.py")
+FLEET_FILES = ("jit.py", "one_library.py", "by_reference.py", "array_at.py", "admission.py", "histogram.py")
 
 
 def _source_digest() -> str:
@@ -322,7 +339,7 @@ def _compile_entry(source_digest: str):
         """Work on the fleets with the indices ``which``, one after the other.
 
         Args:
-            batch: World with a leading fleet dimension.
+            batch: World with a leading fleet dimension; of arrays per request, where each fleet's is.
             which: shape (n,), int64.
             operation: INITIALISE a loaded episode; STEP: apply the decision, run to ``until_s`` and take the snapshot
                 ``age_s`` before it; RUN to ``until_s`` without a decision; CUT_OFF: close the books.

@@ -18,7 +18,7 @@ from rl_autoscale.fleet.state import (
 from rl_autoscale.sim import engine
 from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_replica_times, draw_routing
 from rl_autoscale.sim.layout import NO_ROOM, SCHEDULER_CODES, VLLM_PRIORITY, FloatArray, IntArray, RecordArray
-from rl_autoscale.sim.memory import allocate, template, with_prefixes, with_room
+from rl_autoscale.sim.memory import Rooms, allocate, give_prefixes, template
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
 from rl_autoscale.workload.trace import Workload
 
@@ -52,6 +52,7 @@ class FleetBatch:
         self._reads_hashes = spec.router == "prefix_affinity" or any(pool.prefix_caching for pool in spec.pools)
         self._counts_gaps = gap_edges_s is not None
         self._world = allocate(spec, num_fleets, gap_edges_s)
+        self._rooms = Rooms(self._world, num_fleets)
         self._template = template(spec, self._counts_gaps)
         self._now_s = np.zeros(num_fleets)
 
@@ -80,12 +81,16 @@ class FleetBatch:
             initial_replicas: ready at time 0, shape (num_pools,); default the spec's.
 
         Raises:
-            SpecError: class names differ, or a request can never fit.
+            SpecError: class names differ, a request can never fit, or there is no memory for so much traffic.
         """
         spec = self.spec
         check_workload(spec, workload)
-        world = self._world = with_room(self._world, spec, workload.num_requests, self._counts_gaps)
-        rows = world.trace[e, : workload.num_requests]
+        world, number = self._world, workload.num_requests
+        routed = number if spec.router == "power_of_two" else 0
+        timed = number if self._counts_gaps else 0
+        room = self._rooms.give(e, trace=number, req=number, route_u=routed, token_s=timed)
+        room["route_u"][:] = draw_routing(seed, routed)
+        rows = room["trace"]
         rows["arrival_s"] = workload.arrival_s
         rows["prompt_tokens"] = workload.prompt_tokens
         rows["output_tokens"] = workload.output_tokens
@@ -96,12 +101,12 @@ class FleetBatch:
         world.cls[e] = self._template.cls
         world.cls["admission"][e] = admission
         world.fleet[e] = self._template.fleet
-        world.fleet["num_requests"][e] = workload.num_requests
+        world.fleet["num_requests"][e] = number
         for name in ("candidates", "plan_prompt", "plan_count", "plan_time", "plan_context", "plan_chosen"):
             getattr(world, name)[e] = 0
         world.fleet["speed"][e] = speed
         if self._reads_hashes:
-            world = self._world = with_prefixes(world, e, workload)
+            give_prefixes(self._rooms, world, e, workload)
         world.rep["generation"][e] = 0
         world.event_tree[e] = np.inf
         world.route_tree[e] = NO_ROOM
@@ -110,8 +115,6 @@ class FleetBatch:
         world.gap_hist[e] = 0
         for p, pool in enumerate(spec.pools):
             world.draws[e, p] = draw_replica_times(pool, seed, startup_scale)
-        if spec.router == "power_of_two":
-            world.route_u[e, : workload.num_requests] = draw_routing(seed, workload.num_requests)
         world.last_pool[e] = world.pool[e]
         world.last_cls[e] = world.cls[e]
         self._call(engine.INITIALISE, np.array([e]), self._idle_decision, self._now_s)
@@ -189,7 +192,7 @@ class FleetBatch:
 
     def requests(self, e: int = 0) -> RecordArray:
         """The REQUEST records of one fleet that have arrived (a view)."""
-        return np.asarray(self._world.req[e, : int(self._world.fleet["next_arrival"][e, 0])])
+        return self._rooms.array(e, "req", int(self._world.fleet["next_arrival"][e, 0]))
 
     def pools(self, e: int = 0) -> RecordArray:
         """The POOL records of one fleet (a view)."""

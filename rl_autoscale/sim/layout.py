@@ -416,8 +416,28 @@ TTFT_EDGES_S = np.array(TTFT_BOUNDS_S)
 TPOT_EDGES_S = np.array(TPOT_BOUNDS_S)
 
 
+ROUTE_U = TOKEN_S = np.dtype(np.float64)
+HASH_ID = SENT_TO = np.dtype(np.int64)
+TABLE = np.dtype(np.int32)
+PER_REQUEST = {
+    "trace": TRACE,
+    "req": REQUEST,
+    "route_u": ROUTE_U,
+    "token_s": TOKEN_S,
+    "prompt": PROMPT,
+    "hash_ids": HASH_ID,
+    "table": TABLE,
+    "sent_to": SENT_TO,
+}
+"""Element types of a World's arrays that are as long as the traffic."""
+
+
 class World(NamedTuple):
-    """All arrays of one fleet; with a leading dimension, of a batch of fleets."""
+    """All arrays of one fleet; with a leading dimension, of a batch of fleets.
+
+    What is as long as the traffic (`PER_REQUEST`) each fleet of a batch has in an array of its own: of these, a batch
+    holds address and number of elements, shape (num_fleets, 2) int64.
+    """
 
     trace: Any  # (num_requests,) TRACE, sorted by arrival
     req: Any  # (num_requests,) REQUEST; rows of requests that have not arrived hold anything

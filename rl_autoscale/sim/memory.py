@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.sim.episode import NUM_DRAWS
@@ -16,12 +17,10 @@ from rl_autoscale.sim.layout import (
     KV_BLOCK,
     NO_ROOM,
     NONE,
+    PER_REQUEST,
     POOL,
-    PROMPT,
     REPLICA,
-    REQUEST,
     TPOT_EDGES_S,
-    TRACE,
     TTFT_EDGES_S,
     FloatArray,
     IntArray,
@@ -41,6 +40,9 @@ from rl_autoscale.sim.records import (
 )
 from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, plan_labels
 from rl_autoscale.workload.trace import Workload
+
+SPARE = 1.25
+"""How many times as long as needed an array is kept for the next episode."""
 
 
 class Sizes(NamedTuple):
@@ -80,7 +82,7 @@ def template(spec: FleetSpec, counts_gaps: bool) -> Template:
 
 
 def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> World:
-    """Arrays for so many fleets of a spec, with room for one request each."""
+    """Arrays for so many fleets of a spec; what is as long as the traffic, `Rooms` gives."""
     size = sizes(spec)
     num_slots, num_pools, num_classes = sum(size.slots), len(spec.pools), len(spec.classes)
     class_pools = np.full((num_classes + 1, num_pools), NONE, dtype=np.int64)
@@ -91,8 +93,6 @@ def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> Wo
     most_joined = 1 if gap_edges_s is None else largest_batch
     most_cached_blocks = max(pool.num_kv_blocks if pool.prefix_caching else 1 for pool in spec.pools)
     world = World(
-        trace=np.zeros((fleets, 1), dtype=TRACE),
-        req=np.zeros((fleets, 1), dtype=REQUEST),
         rep=np.zeros((fleets, num_slots), dtype=REPLICA),
         pool=np.zeros((fleets, num_pools), dtype=POOL),
         cls=np.zeros((fleets, num_classes), dtype=CLASS),
@@ -106,7 +106,6 @@ def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> Wo
         class_pools=class_pools,
         class_order=np.argsort([item.priority for item in spec.classes], kind="stable").astype(np.int64),
         draws=np.zeros((fleets, num_pools, 4, NUM_DRAWS)),
-        route_u=np.zeros((fleets, 1)),
         ttft_hist=np.zeros((fleets, num_classes, len(TTFT_EDGES_S) + 1), dtype=np.int64),
         tpot_hist=np.zeros((fleets, num_classes, len(TPOT_EDGES_S) + 1), dtype=np.int64),
         last_pool=np.zeros((fleets, num_pools), dtype=POOL),
@@ -117,14 +116,10 @@ def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> Wo
         worker=np.zeros((fleets, max(size.workers, 1)), dtype=np.int32),
         gap_edges=edges_s,
         gap_hist=np.zeros((fleets, num_pools, len(edges_s) + 1), dtype=np.int64),
-        token_s=np.zeros((fleets, 1)),
         joined=np.zeros((fleets, num_slots, most_joined), dtype=np.int32),
         candidates=np.zeros((fleets, most_candidates(spec)), dtype=CANDIDATE),
         kv=np.zeros((fleets, num_slots, most_cached_blocks), dtype=KV_BLOCK),
-        prompt=np.zeros((fleets, 1), dtype=PROMPT),
-        hash_ids=np.zeros((fleets, 1), dtype=np.int64),
-        table=np.zeros((fleets, 1), dtype=np.int32),
-        sent_to=np.full((fleets, 1), NONE, dtype=np.int64),
+        **{name: np.zeros((fleets, 2), dtype=np.int64) for name in PER_REQUEST},
         **_plan_arrays(spec, fleets),
     )
     for p, (base, slots) in enumerate(zip(size.bases, size.slots, strict=True)):
@@ -147,46 +142,57 @@ def _plan_arrays(spec: FleetSpec, fleets: int) -> dict[str, Any]:
     }
 
 
-def _wider(array: Any, size: int) -> Any:
-    """The array with at least so many columns; what is there stays."""
-    if array.shape[1] >= size:
-        return array
-    wider = np.zeros((array.shape[0], size), dtype=array.dtype)
-    wider[:, : array.shape[1]] = array
-    return wider
+class Rooms:
+    """Every fleet's arrays that are as long as its traffic (`PER_REQUEST`), and in the World where they are.
+
+    A fleet's last no longer than its episode needs them: fleets whose traffic differs tenfold are trained together.
+    """
+
+    def __init__(self, world: World, fleets: int) -> None:
+        self._world = world
+        self._arrays: list[dict[str, RecordArray]] = [{} for _ in range(fleets)]
+
+    def array(self, e: int, name: str, number: int) -> RecordArray:
+        """The first elements of a fleet's array of that name, as many as it was given or fewer."""
+        return self._arrays[e][name][:number]
+
+    def give(self, e: int, **numbers: int) -> dict[str, RecordArray]:
+        """A fleet's arrays of these names with so many elements (one if none); what they hold is anything.
+
+        Raises:
+            SpecError: there is not so much memory; the fleet keeps the arrays it had.
+        """
+        mine = self._arrays[e]
+        sizes = {name: max(number, 1) for name, number in numbers.items()}
+        fits = {name: name in mine and size <= len(mine[name]) <= SPARE * size for name, size in sizes.items()}
+        mine |= {name: self._allocate(name, size) for name, size in sizes.items() if not fits[name]}
+        for name, size in sizes.items():
+            getattr(self._world, name)[e] = mine[name].ctypes.data, size
+        return {name: mine[name][:number] for name, number in numbers.items()}
+
+    def _allocate(self, name: str, size: int) -> RecordArray:
+        try:
+            return np.zeros(size, dtype=PER_REQUEST[name])
+        except MemoryError:
+            held = sum(array.nbytes for mine in self._arrays for array in mine.values())
+            raise SpecError(
+                f"no memory for an episode of {size:,} requests beside {held / 2**30:.1f} GiB that the simulation's "
+                f"{len(self._arrays)} fleets hold: run fewer fleets together (num_fleets in training), shorter "
+                "episodes, or less traffic"
+            ) from None
 
 
-def with_room(world: World, spec: FleetSpec, num_requests: int, counts_gaps: bool) -> World:
-    """With room for so many requests per fleet."""
-    capacity = world.req.shape[1]
-    if num_requests <= capacity:
-        return world
-    size = max(num_requests, capacity + capacity // 2)
-    return world._replace(
-        req=_wider(world.req, size),
-        trace=_wider(world.trace, size),
-        route_u=_wider(world.route_u, size if spec.router == "power_of_two" else 1),
-        token_s=_wider(world.token_s, size if counts_gaps else 1),
-    )
-
-
-def with_prefixes(world: World, e: int, workload: Workload) -> World:
+def give_prefixes(rooms: Rooms, world: World, e: int, workload: Workload) -> None:
     """Give the kernels the prompts' hashes, and every request of fleet ``e`` room for its block table."""
     blocks = prefix_blocks(workload)
-    number = workload.num_requests
     tokens = workload.prompt_tokens.astype(np.int64) + workload.output_tokens
     table_offsets = np.concatenate([[0], np.cumsum(-(-tokens // BLOCK_SIZE_TOKENS))])
-    world = world._replace(
-        prompt=_wider(world.prompt, number),
-        hash_ids=_wider(world.hash_ids, len(blocks.hash_ids)),
-        table=_wider(world.table, int(table_offsets[-1])),
-        sent_to=_wider(world.sent_to, len(blocks.hash_ids)),
-    )
-    world.hash_ids[e, : len(blocks.hash_ids)] = blocks.hash_ids
-    world.prompt["hash_start"][e, :number] = blocks.hash_offsets[:-1]
-    world.prompt["table_start"][e, :number] = table_offsets[:-1]
-    world.prompt["num_hashes"][e, :number] = np.diff(blocks.hash_offsets)
-    world.sent_to[e] = NONE
-    world.prompt["num_shared"][e, :number] = blocks.num_shared
+    number, num_hashes = workload.num_requests, len(blocks.hash_ids)
+    room = rooms.give(e, prompt=number, hash_ids=num_hashes, sent_to=num_hashes, table=int(table_offsets[-1]))
+    room["prompt"]["hash_start"] = blocks.hash_offsets[:-1]
+    room["prompt"]["table_start"] = table_offsets[:-1]
+    room["prompt"]["num_hashes"] = np.diff(blocks.hash_offsets)
+    room["prompt"]["num_shared"] = blocks.num_shared
+    room["hash_ids"][:] = blocks.hash_ids
+    room["sent_to"][:] = NONE
     world.fleet["blocks_per_hash"][e] = blocks.blocks_per_hash
-    return world

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rl_autoscale.fleet.state import ScalingDecision
 from rl_autoscale.sim.fleet import FleetBatch, SimFleet
-from rl_autoscale.sim.layout import DRAINING, OFF, READY, SLEEPING, Outcome
+from rl_autoscale.sim.layout import DRAINING, OFF, PER_REQUEST, READY, SLEEPING, Outcome
 
 pytestmark = pytest.mark.usefixtures("exact_draws")
 
@@ -55,13 +55,12 @@ def run(case: Any, *, drain_limit_s: float = 12.0) -> SimFleet:
 
 
 def world_bytes(batch: FleetBatch, e: int = 0) -> dict[str, bytes]:
-    """All memory of one fleet; request rows only as far as requests have arrived."""
+    """All memory of one fleet, wherever it lies; request rows only as far as requests have arrived."""
     world = batch._world
     shared = ("class_pools", "class_order", "gap_edges", "periods_s", "kept_tokens")
     parts = {name: array if name in shared else array[e] for name, array in world._asdict().items()}
-    num_requests = int(world.fleet["num_requests"][e, 0])
-    parts["req"], parts["trace"] = batch.requests(e), parts["trace"][:num_requests]
-    parts["route_u"] = parts["route_u"][:num_requests]
+    parts |= {name: batch._rooms.array(e, name, int(parts[name][1])) for name in PER_REQUEST if parts[name][1]}
+    parts["req"] = batch.requests(e)
     return {name: _bytes(array) for name, array in parts.items()}
 
 
@@ -233,7 +232,7 @@ def head_has_no_room(fleet: SimFleet, r: int) -> bool:
     """Whether what another stage has not taken yet leaves no sequence or no KV blocks for the waiting queue's head."""
     world = fleet.batch._world
     replica, pool = world.rep[0, r], world.pool[0, world.rep[0, r]["pool"]]
-    head = world.req[0, replica["wait_head"]]
+    head = fleet.batch.requests()[replica["wait_head"]]
     if replica["num_held"] + replica["num_parked"] == 0:
         return False
     tokens = head["prompt_tokens"] + head["generated_tokens"]
