@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rl_autoscale.cli.report import FILE_WIDTH
+from rl_autoscale.cli.report import FILE_WIDTH, show_benchmark
 from rl_autoscale.fleet.errors import SpecError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def command(
         str | None, typer.Option(help="Run on a Ray cluster instead: auto, HOST:PORT, or local for this machine.")
     ] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    track: Annotated[str, typer.Option(help="wandb or tensorboard: show the report there too.")] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Compare policies: GPU-hours at equal SLO attainment, every knob swept, common random numbers.
@@ -106,7 +107,9 @@ def command(
     from rl_autoscale.experiments.report import rich_table, write_report
     from rl_autoscale.experiments.report_data import as_data
     from rl_autoscale.experiments.tables import all_tables
+    from rl_autoscale.experiments.tracking import check_tracker
 
+    check_tracker(track)
     if config is not None and suite is not None:
         raise SpecError("--config and --suite both name a whole benchmark; give one")
     if learned and suite is None:
@@ -142,6 +145,7 @@ def command(
         processes = jobs or os.cpu_count() or 1
         run_benchmark(chosen, out, num_processes=processes, ray=cluster, trace_folders=folders, progress=bar)
     report = write_report(out, trace_folders=folders)
+    show_benchmark(track, out, report)
     if as_json:
         typer.echo(json.dumps(as_data(report.findings), indent=2))
         return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rl_autoscale.fleet.errors import SpecError
+
+if TYPE_CHECKING:
+    from rl_autoscale.experiments.report import Report
 
 FILE_WIDTH = 160
 """Columns of tables that go into a file or a pipe."""
@@ -22,6 +25,7 @@ def command(
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Benchmark",
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
+    track: Annotated[str, typer.Option(help="wandb or tensorboard: show it there too (docs/tracking.md).")] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Write report.html with its figures, report.md, tables.csv and tables.json beside a benchmark's results.
@@ -34,19 +38,24 @@ def command(
         rl-autoscale report runs/benchmark --timeline headroom,chiron-robust
 
         rl-autoscale report runs/five
+
+        WANDB_MODE=offline rl-autoscale report runs/benchmark --track wandb
     """
     from rl_autoscale.experiments.learning_curves import curve_folders
     from rl_autoscale.experiments.report import rich_table, write_report
     from rl_autoscale.experiments.report_data import as_data
     from rl_autoscale.experiments.tables import all_tables
+    from rl_autoscale.experiments.tracking import check_tracker
 
+    check_tracker(track)
     if curve_folders(folder):
-        _report_training(folder, as_json=as_json)
+        _report_training(folder, track, as_json=as_json)
         return
     pair = None if timeline is None else tuple(timeline.split(","))
     if pair is not None and len(pair) != 2:
         raise SpecError(f"--timeline '{timeline}' must name two policies, for example headroom,chiron-robust")
     report = write_report(folder, trace_folders=traces or [], timeline=pair, title=title)
+    show_benchmark(track, folder, report)
     if as_json:
         typer.echo(json.dumps(as_data(report.findings), indent=2))
         return
@@ -63,12 +72,28 @@ def command(
         console.print(f"wrote {path}", highlight=False)
 
 
-def _report_training(folder: Path, *, as_json: bool) -> None:
+def show_benchmark(track: str, folder: Path, report: Report) -> None:
+    """Show a benchmark in a tracker, under the folder's name."""
+    from rl_autoscale.experiments.showings import benchmark_job, benchmark_showing
+    from rl_autoscale.experiments.tracking import make_tracker
+
+    if track == "none":
+        return
+    with make_tracker(track, folder, benchmark_job(folder, report)) as tracker:
+        tracker.show(benchmark_showing(folder, report))
+
+
+def _report_training(folder: Path, track: str, *, as_json: bool) -> None:
     from rl_autoscale.experiments.learning_curves import curve_table, write_curves
     from rl_autoscale.experiments.report import rich_table
     from rl_autoscale.experiments.report_data import plain
+    from rl_autoscale.experiments.showings import training_showing
+    from rl_autoscale.experiments.tracking import Job, make_tracker
 
     curves, paths = write_curves(folder)
+    if track != "none":
+        with make_tracker(track, folder, Job("train", group=folder.name)) as tracker:
+            tracker.show(training_showing(folder))
     table = curve_table(curves)
     if as_json:
         typer.echo(json.dumps(plain(table), indent=2))

@@ -109,7 +109,7 @@ def command(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that simulate.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore a checkpoint in the folder.")] = False,
-    track: Annotated[str, typer.Option(help="tensorboard, wandb or none.")] = "tensorboard",
+    track: Annotated[str, typer.Option(help="tensorboard, wandb (docs/tracking.md) or none.")] = "tensorboard",
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -133,6 +133,7 @@ def command(
     """
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
+    from rl_autoscale.experiments.showings import policy_showing, training_job
     from rl_autoscale.experiments.tracking import make_tracker
     from rl_autoscale.experiments.train import check_training, train
     from rl_autoscale.experiments.train_config import TrainConfig, read_training, train_on, with_layers_to_start_from
@@ -161,10 +162,11 @@ def command(
     check_training(chosen, resolved, out, resume=not fresh)  # before the tracker makes the folder
     store = TraceStore(traces or [])
     with (
-        make_tracker(track, out, chosen.model_dump(mode="json")) as tracker,
+        make_tracker(track, out, training_job(chosen)) as tracker,
         TrainingBar(chosen.ppo.total_timesteps) as bar,
     ):
         result = train(chosen, resolved, store, out, resume=not fresh, tracker=tracker, report=bar)
+        tracker.show(policy_showing(result.policy_folder))
     for note in result.notes:
         stderr.print(f"note: {note}")
     if as_json:
@@ -192,6 +194,7 @@ def _train_seeds(
     from rl_autoscale.experiments.ray_workers import RayCluster
     from rl_autoscale.experiments.report import rich_table
     from rl_autoscale.experiments.seeds import average_seeds, train_seeds, train_seeds_on_ray
+    from rl_autoscale.experiments.showings import policy_showing, training_job
     from rl_autoscale.experiments.tracking import make_tracker
     from rl_autoscale.workload.store import TraceStore
 
@@ -199,10 +202,11 @@ def _train_seeds(
     def watch(seed: int, folder: Path, one: TrainConfig) -> Iterator[Any]:
         title = f"training PPO, seed {seed}"
         with (
-            make_tracker(track, folder, one.model_dump(mode="json")) as tracker,
+            make_tracker(track, folder, training_job(one, folder)) as tracker,
             TrainingBar(one.ppo.total_timesteps, title) as bar,
         ):
             yield tracker, bar
+            tracker.show(policy_showing(folder / "policy"))
 
     store = TraceStore(traces)
     each = config.model_copy(update={"offset_search": OffsetSearchConfig(rounds=0)}) if mean else config

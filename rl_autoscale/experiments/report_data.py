@@ -55,16 +55,26 @@ def as_data(findings: Sequence[Findings]) -> list[dict[str, Any]]:
     ]
 
 
+HOURS_COLUMNS = ("scenario", "policy", "refusal", "attainment", "gpu_hours", "low", "high", "num_seeds")
+
+
+def hours_rows(findings: Sequence[Findings]) -> list[tuple[str | float, ...]]:
+    """GPU-hours at equal attainment, one row per scenario, policy, refusal and target; infinite where not reached."""
+    return [
+        (one.scenario, item.policy, item.refusal, target, e.value, e.low, e.high, len(one.seeds))
+        for one in findings
+        for item in one.entries
+        for target, e in zip(one.targets, item.hours, strict=True)
+    ]
+
+
 def render_csv(findings: Sequence[Findings]) -> str:
-    """GPU-hours at equal attainment, one line per scenario, policy, refusal and target."""
+    """`hours_rows` as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("scenario", "policy", "refusal", "attainment", "gpu_hours", "low", "high", "num_seeds"))
-    for one in findings:
-        for item in one.entries:
-            for target, estimate in zip(one.targets, item.hours, strict=True):
-                values = (f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high))
-                writer.writerow((one.scenario, item.policy, item.refusal, target, *values, len(one.seeds)))
+    writer.writerow(HOURS_COLUMNS)
+    for *labels, target, value, low, high, num_seeds in hours_rows(findings):
+        writer.writerow((*labels, target, *(f"{number:.6g}" for number in (value, low, high)), num_seeds))
     return text.getvalue()
 
 

@@ -143,6 +143,13 @@ def test_wandb_offline_logs_a_training(
     assert list(Path("w").rglob("*.wandb"))
 
 
+def test_an_unknown_tracker_is_told_before_any_work(run: Run, tiny_scenario: Path) -> None:
+    code, _, err = run("benchmark", "--scenario", tiny_scenario, "--policies", "hpa", "--track", "wandbb", "--out", "u")
+    assert code == 2
+    assert "did you mean 'wandb'" in err
+    assert not Path("u").exists()
+
+
 def test_benchmark_then_report(run: Run, tiny_scenario: Path, trained: Path) -> None:
     policies = f"headroom,chiron-robust,{trained / 'policy'}"
     code, out, err = run(
@@ -152,8 +159,9 @@ def test_benchmark_then_report(run: Run, tiny_scenario: Path, trained: Path) -> 
     assert code == 0, err
     assert "wrote b/report.html" in out.replace("\n", "")
     (Path("b") / "report.html").unlink()
-    code, out, err = run("report", "b")
+    code, out, err = run("report", "b", "--track", "tensorboard")
     assert code == 0, err
+    assert list(Path("b/tensorboard").iterdir())
     assert "<html" in (Path("b") / "report.html").read_text(encoding="utf-8")
     assert {"front-tiny.png", "timeline-tiny.png"} <= {path.name for path in Path("b").iterdir()}
 
