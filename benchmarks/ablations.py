@@ -5,8 +5,10 @@
 
 One network for a few scenarios of one pool, trained with everything and with one part left out at a time: an action
 held where it does nothing, features that stay 0, a law that does not hold, a critic that does not see the traffic to
-come. Judged without exploration by what a fleet's owner pays, GPU time and the price of misses together, at several
-settings of the dial. Seeds are paired: a variant is compared with the whole of its own seed. Resumes where it stopped.
+come, a beginning elsewhere than at the rule. And with something added: quantiles of the demand to come, forecast by a
+network that was taught them first, or the demand to come itself, which nobody can know: no forecast is worth more.
+Judged without exploration by what a fleet's owner pays, GPU time and the price of misses together, at several settings
+of the dial. Seeds are paired: a variant is compared with the whole of its own seed. Resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ import gc
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rl_autoscale.agents.export import Layer
 from rl_autoscale.agents.ppo import PpoConfig, TrainingProgress, policy_layers, train_ppo
+from rl_autoscale.envs.foresight import HORIZONS_S
 from rl_autoscale.envs.mdp import EpisodeSetup, FleetMdp, MdpStep
-from rl_autoscale.envs.observation import Anchors, ObservationEncoder
+from rl_autoscale.envs.observation import LIMIT, Anchors, ObservationEncoder
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
@@ -52,6 +57,8 @@ class Variant:
         foresight: whether the critic sees the traffic to come.
         capped: whether the batch cap is what meets the SLOs, and not the engine's limit.
         corrected: whether strictness is relative to what refusal was found to be off by.
+        moved: actions and by how much they are off at the beginning, where an action of zeros is the demand rule.
+        added: features that are appended: nothing, ``forecast`` or ``truth`` of the demand to come.
     """
 
     unseen: tuple[str, ...] = ()
@@ -59,6 +66,8 @@ class Variant:
     foresight: bool = True
     capped: bool = True
     corrected: bool = True
+    moved: tuple[tuple[str, float], ...] = ()
+    added: Literal["", "forecast", "truth"] = ""
 
 
 HISTORY = ("demand_window", "demand_slow", "demand_slowest", "demand_trend", "demand_peak", "demand_spread")
@@ -75,7 +84,19 @@ VARIANTS = {
     "demand of the last 30 s only": Variant(unseen=HISTORY),
     "starts under way unseen": Variant(unseen=STARTS),
     "latencies and misses unseen": Variant(unseen=LATENCIES),
+    "no start at the rule": Variant(moved=(("headroom", 0.6), ("floor", 0.6), ("admission", 0.6))),
+    "added: quantiles of a forecast": Variant(added="forecast"),
+    "added: the demand to come": Variant(added="truth"),
 }
+
+NUM_HORIZONS = len(HORIZONS_S)
+QUANTILES = (0.1, 0.5, 0.9)
+NUM_ADDED = {"": 0, "forecast": NUM_HORIZONS * len(QUANTILES), "truth": NUM_HORIZONS}
+FORECAST_STEPS, FORECAST_PASSES, FORECAST_BATCH = 1200, 12, 1024
+"""Control steps of every fleet that a forecast is learned from, passes over them, and rows of a minibatch."""
+
+Forecast = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Observations (n, num_features) to quantiles (n, NUM_HORIZONS * len(QUANTILES))."""
 
 
 class AblatedEncoder(ObservationEncoder):
@@ -84,6 +105,8 @@ class AblatedEncoder(ObservationEncoder):
     def __init__(self, scenario: Scenario, batch_shape: tuple[int, ...], variant: Variant) -> None:
         super().__init__(scenario.fleet, batch_shape)
         self._variant = variant
+        names = tuple(f"added.{k}" for k in range(NUM_ADDED[variant.added]))
+        self.schema = replace(self.schema, features=(*self.schema.features, *names))
 
     def anchors(self) -> Anchors:
         """As there."""
@@ -94,39 +117,111 @@ class AblatedEncoder(ObservationEncoder):
 
 
 class AblatedMdp(FleetMdp):
-    """A fleet MDP of which a part is out of reach; arguments as there."""
+    """A fleet MDP of which a part is out of reach, or to which one is added; arguments as there."""
 
-    def __init__(self, scenario: Scenario, sampler: Any, variant: Variant, num_fleets: int) -> None:
+    def __init__(
+        self, scenario: Scenario, sampler: Any, variant: Variant, num_fleets: int, forecast: Forecast | None = None
+    ) -> None:
         super().__init__(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets)
+        self._added, self._forecast = variant.added, forecast
         self.encoder = AblatedEncoder(scenario, (num_fleets,), variant)
         schema = Schema.of(scenario.fleet)
         self._unseen = [k for k, name in enumerate(schema.features) if name.split(".")[-1] in variant.unseen]
         held = dict(variant.held)
         known = {name.split(".")[-1] for name in (*schema.features, *schema.actions)}
-        if unknown := {*variant.unseen, *dict(variant.held)} - known:
+        if unknown := {*variant.unseen, *held, *dict(variant.moved)} - known:
             raise SpecError(f"nothing is called {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
         self._held = {k: held[end] for k, name in enumerate(schema.actions) if (end := name.split(".")[-1]) in held}
+        moved = dict(variant.moved)
+        self._moved = np.array([moved.get(name.split(".")[-1], 0.0) for name in schema.actions], dtype=np.float32)
 
     def reset(self, seed: int) -> npt.NDArray[np.float32]:
         """As there."""
-        return self._seen(super().reset(seed))
+        return self._seen(super().reset(seed), slice(None))
 
     def reset_fleets(self, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """As there."""
-        return self._seen(super().reset_fleets(which))
+        return self._seen(super().reset_fleets(which), which)
 
     def step(self, action: npt.NDArray[np.floating]) -> MdpStep:
         """As there."""
-        action = np.array(action)
+        action = np.clip(action + self._moved, -1.0, 1.0)
         for k, value in self._held.items():
             action[:, k] = value
         step = super().step(action)
-        return replace(step, observation=self._seen(step.observation))
+        return replace(step, observation=self._seen(step.observation, slice(None)))
 
-    def _seen(self, observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def to_come(self, which: Any = slice(None)) -> npt.NDArray[np.float32]:
+        """True demand up to each horizon over the demand now, log2, of the one pool: (num_fleets, NUM_HORIZONS)."""
+        return self.foresight()[which, :NUM_HORIZONS]
+
+    def _seen(self, observation: npt.NDArray[np.float32], which: Any) -> npt.NDArray[np.float32]:
         observation = observation.copy()
         observation[:, self._unseen] = 0.0
+        if self._added == "truth":
+            return np.concatenate([observation, self.to_come(which)], axis=-1)
+        if self._added == "forecast" and self._forecast is not None:
+            return np.concatenate([observation, self._forecast(observation)], axis=-1)
         return observation
+
+
+def learned_forecast(key: str, scenarios: list[Scenario], store: TraceStore, seed: int) -> Forecast:
+    """Quantiles of the demand to come, taught on training traffic under the demand rule by the pinball loss.
+
+    Prints what it is worth on validation traffic: its loss over that of knowing only how demand changes on the whole.
+    """
+    seen, target = _watched(scenarios, store, seed, validation=False)
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(seen.shape[1], 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(),
+        torch.nn.Linear(64, NUM_ADDED["forecast"]),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(FORECAST_PASSES):
+        for rows in torch.randperm(len(seen)).split(FORECAST_BATCH):
+            optimiser.zero_grad()
+            pinball(net(seen[rows]), target[rows]).backward()
+            optimiser.step()
+    net.eval()
+    fresh, truth = _watched(scenarios, store, seed, validation=True)
+    constant = torch.quantile(target, torch.tensor(QUANTILES), dim=0).T.reshape(1, -1).expand(len(fresh), -1)
+    with torch.no_grad():
+        worth = [float(pinball(net(fresh), truth, k) / pinball(constant, truth, k)) for k in range(NUM_HORIZONS)]
+    told = ", ".join(f"{horizon_s:g} s {ratio:.2f}" for horizon_s, ratio in zip(HORIZONS_S, worth, strict=True))
+    print(f"{key}: pinball loss on validation traffic over that of constant quantiles: {told}", file=sys.stderr)
+
+    def forecast(observation: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.no_grad():
+            return np.clip(net(torch.from_numpy(observation)).numpy(), -LIMIT, LIMIT)
+
+    return forecast
+
+
+def pinball(predicted: torch.Tensor, target: torch.Tensor, horizon: int | None = None) -> torch.Tensor:
+    """Mean pinball loss of quantiles (n, NUM_HORIZONS * len(QUANTILES)) of a target (n, NUM_HORIZONS)."""
+    error = target[..., None] - predicted.reshape(len(target), NUM_HORIZONS, len(QUANTILES))
+    shares = torch.tensor(QUANTILES)
+    loss = torch.maximum(shares * error, (shares - 1.0) * error)
+    return loss.mean() if horizon is None else loss[:, horizon].mean()
+
+
+def _watched(
+    scenarios: list[Scenario], store: TraceStore, seed: int, *, validation: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Observations under the demand rule and the demand that came."""
+    seen, target = [], []
+    for item in scenarios:
+        sampler = ScenarioSampler(item, store, MISS_PRICE, 64, validation=validation)
+        mdp = AblatedMdp(item, sampler, Variant(), 8)
+        observation = mdp.reset(seed)
+        for _ in range(FORECAST_STEPS // 8 if validation else FORECAST_STEPS):
+            seen.append(observation)
+            target.append(mdp.to_come())
+            step = mdp.step(np.zeros((8, mdp.decoder.num_actions), np.float32))
+            observation = step.observation
+            if step.truncated.any():
+                observation[step.truncated] = mdp.reset_fleets(step.truncated)
+    return torch.from_numpy(np.concatenate(seen)), torch.from_numpy(np.concatenate(target))
 
 
 def main() -> None:
@@ -154,9 +249,11 @@ def main() -> None:
         for name in names:
             key = f"{name}, seed {seed}"
             if key not in data["bills"]:
-                layers = trained(key, VARIANTS[name], scenarios, store, asked.timesteps, seed)
+                variant = VARIANTS[name]
+                forecast = learned_forecast(key, scenarios, store, seed) if variant.added == "forecast" else None
+                layers = trained(key, variant, scenarios, store, asked.timesteps, seed, forecast)
                 data["bills"][key] = [
-                    judged(layers, VARIANTS[name], item, store, price, asked.episodes)
+                    judged(layers, variant, item, store, price, asked.episodes, forecast)
                     for item in scenarios
                     for price in PRICES
                 ]
@@ -166,11 +263,19 @@ def main() -> None:
 
 
 def trained(
-    key: str, variant: Variant, scenarios: list[Scenario], store: TraceStore, timesteps: int, seed: int
+    key: str,
+    variant: Variant,
+    scenarios: list[Scenario],
+    store: TraceStore,
+    timesteps: int,
+    seed: int,
+    forecast: Forecast | None,
 ) -> list[Layer]:
     """The actor of one training."""
     share = NUM_FLEETS // len(scenarios)
-    mdps = [AblatedMdp(item, ScenarioSampler(item, store, MISS_PRICE, 64), variant, share) for item in scenarios]
+    mdps = [
+        AblatedMdp(item, ScenarioSampler(item, store, MISS_PRICE, 64), variant, share, forecast) for item in scenarios
+    ]
     config = PpoConfig(
         total_timesteps=timesteps, num_fleets=share * len(scenarios), rollout_steps=96, minibatch_size=512,
         num_epochs=8, entropy_coefficient=0.0005, gamma=0.98, gae_lambda=0.94, seed=seed,
@@ -184,7 +289,13 @@ def trained(
 
 
 def judged(
-    layers: list[Layer], variant: Variant, scenario: Scenario, store: TraceStore, price: float, episodes: int
+    layers: list[Layer],
+    variant: Variant,
+    scenario: Scenario,
+    store: TraceStore,
+    price: float,
+    episodes: int,
+    forecast: Forecast | None,
 ) -> dict[str, float]:
     """Means over episodes of validation traffic: cost over ideal, attainment, and the bill of both at this price."""
     sampler = ScenarioSampler(scenario, store, num_workloads=episodes, validation=True)
@@ -192,7 +303,7 @@ def judged(
     def at_price(seed: int) -> EpisodeSetup:
         return replace(sampler(seed), miss_price=price)
 
-    books = play(layers, AblatedMdp(scenario, at_price, variant, episodes), seed=0)
+    books = play(layers, AblatedMdp(scenario, at_price, variant, episodes, forecast), seed=0)
     cost = float(np.nanmean([book["cost_over_ideal"] for book in books]))
     attainment = float(np.nanmean([book["slo_attainment"] for book in books]))
     return {"cost": cost, "attainment": attainment, "bill": cost + price * (1.0 - attainment)}
@@ -201,7 +312,7 @@ def judged(
 def table(bills: dict[str, list[dict[str, float]]], names: list[str], seeds: int) -> str:
     """How much more a variant pays than the whole, and what it delivers; means over scenarios and prices."""
     lines = [
-        "| left out | bill, mean (each seed) | GPU time over ideal | attainment |",
+        "| left out, or added | bill, mean (each seed) | GPU time over ideal | attainment |",
         "|---|---:|---:|---:|",
     ]
     for name in names:

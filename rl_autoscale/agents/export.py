@@ -100,7 +100,7 @@ def mean_network(networks: Sequence[list[Layer]]) -> list[Layer]:
     """One network whose action, before it is clipped, is the mean of several networks' actions.
 
     Their hidden layers side by side, with no weights from one network to another. Policies of several seeds err in
-    different ways, and their mean errs less (docs/results.md).
+    different ways, and their mean errs less (docs/learner.md).
 
     Args:
         networks: of the same depth, inputs and outputs; hidden sizes may differ.

@@ -23,7 +23,7 @@ sooner than a replica starts: no multiple of a demand near zero does.
 The batch cap is relative to how many requests a replica may have in flight within their SLOs (fleet/in_flight.py), not
 to the engine's max_num_seqs: of 256 that is 16 where prompts of 2,000 tokens have answers of 28, 143 where prompts of
 1,200 have answers of 210, and 256 where chunks of prompts never stall decoding. Where one pool serves one class it is
-that and no action: the law says all there is to say there, and a policy with a say in it did worse (docs/results.md).
+that and no action: the law says all there is to say there, and a policy with a say in it did worse (docs/learner.md).
 
 Where one pool serves one class strictness is relative, too, to what refusal was found to be off by of late
 (fleet/strictness.py).

@@ -1,7 +1,7 @@
 """After PPO: what is left to win by moving single actions at single prices, found by direct search.
 
 A policy trained for six million steps was found to hold too little where misses are dear, and too much where they are
-cheap (docs/results.md). How an action should depend on the price is slow for PPO to learn: the price is one feature
+cheap (docs/learner.md). How an action should depend on the price is slow for PPO to learn: the price is one feature
 among fifty, and what a reserve is worth shows in rare bursts only.
 
 It is cheap to see directly. Here the policy is played as it is deployed, on training traffic, twice with common

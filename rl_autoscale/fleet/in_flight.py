@@ -24,7 +24,7 @@ from rl_autoscale.fleet.state import FloatArray
 
 SLO_SHARE = 0.75
 """Of an SLO that is planned to be taken up: traffic is uneven. Caps of 0.8 to 1.3 times what follows are about as good
-on the mean of twenty scenarios' training traffic (docs/results.md)."""
+on the mean of twenty scenarios' training traffic (docs/learner.md)."""
 _HALVINGS = 9
 """Of the range in which n lies, by ratio: 1 % of it is left where it goes to 256."""
 

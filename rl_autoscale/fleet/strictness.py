@@ -9,7 +9,7 @@ hopeful, and where none is late while some are refused it was too careful. So wi
 
 and admission is ``2 ** -octaves`` times what a policy says. It is a feedback, and needs no model: in balance about a
 quarter of those that miss are late, near which the bill was lowest for replicas a quarter slower and faster than their
-profile, for long prompts with short answers, and for a first token due in 0.6 to 30 s (docs/results.md).
+profile, for long prompts with short answers, and for a first token due in 0.6 to 30 s (docs/learner.md).
 
 Beside other classes a request may be late through them, and behind one of several pools through that pool alone: there
 it does nothing.
