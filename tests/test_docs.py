@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from rl_autoscale.cli import root
+from rl_autoscale.envs.scenario import shipped_scenario_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
@@ -147,3 +149,12 @@ def test_links_lead_somewhere(link_page: Path) -> None:
         page = link_page.parent / target if target else link_page
         assert page.exists(), f"{link_page.name}: {target}"
         assert not anchor or anchor in anchors(page), f"{link_page.name}: {target}#{anchor}"
+
+
+def test_the_picture_of_the_fronts_is_drawn_from_a_table_of_every_scenario(tmp_path: Path) -> None:
+    code = runpy.run_path(str(REPOSITORY / "benchmarks" / "draw_fronts.py"))
+    changes = code["read_changes"]((REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8"))
+    assert set(changes) == set(shipped_scenario_names()) - {"model-swapping"}  # it has no network
+    assert all(len(row) == 4 for row in changes.values())
+    code["draw"](changes, tmp_path / "fronts.png")
+    assert (tmp_path / "fronts.png").stat().st_size > 10_000

@@ -64,6 +64,17 @@ class RegisteredPolicy(ABC):
     def decide(self, state: FleetState) -> ScalingDecision:
         """Answer one observation of one fleet (no leading dimensions)."""
 
+    def turn(self, knobs: Mapping[str, object]) -> None:
+        """Go on with another setting of the dial, without forgetting what was seen.
+
+        Args:
+            knobs: all of the policy's, as when it was made; only those of its dial may differ.
+
+        Raises:
+            SpecError: this policy has no dial, another knob differs too, or a value is not allowed; nothing is changed.
+        """
+        raise SpecError(f"policy '{self.NAME}' has no dial that turns while it runs; restart for other knobs")
+
     @classmethod
     def knob_names(cls) -> tuple[str, ...]:
         """The keyword arguments the policy takes."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from rl_autoscale.agents.base import Knob
 from rl_autoscale.agents.error_budget import ErrorBudget, check_attainment
 from rl_autoscale.agents.headroom import HeadroomPolicy
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
 
@@ -41,6 +43,18 @@ class HeadroomBudgetPolicy(HeadroomPolicy):
         super().__post_init__()
         check_attainment(self.NAME, self.attainment)
         self._budget = ErrorBudget(self.attainment, _GAIN, math.log(_LARGEST_FACTOR))
+
+    def turn(self, knobs: Mapping[str, object]) -> None:
+        """Another attainment; the averages of demand stay, the error budget begins anew.
+
+        Raises:
+            SpecError: another knob differs too, or a value is not allowed.
+        """
+        turned = HeadroomBudgetPolicy(**knobs)  # type: ignore[arg-type]  # checks them as at the start
+        kept = [item.name for item in fields(self) if item.init and item.name != "attainment"]
+        if changed := [name for name in kept if getattr(self, name) != getattr(turned, name)]:
+            raise SpecError(f"policy '{self.NAME}': {', '.join(changed)} cannot change while it runs; restart for that")
+        self.attainment, self._budget = turned.attainment, turned._budget
 
     def decide(self, state: FleetState) -> ScalingDecision:
         """Turn the headroom, then scale as `headroom` does."""

@@ -205,6 +205,7 @@ class LearnedPolicy(RegisteredPolicy):
         self.miss_weight = _checked_weights(miss_weight)
         self._forecasts = bool(forecast and self.card.get("dial") and self.card.get("miss_forecast"))
         self._dials: Dials | None = None
+        self._spec: FleetSpec | None = None
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
         self.last_observation: npt.NDArray[np.float32] | None = None
@@ -229,6 +230,27 @@ class LearnedPolicy(RegisteredPolicy):
             return float(self.admission)
         return 1.0 if self.card["refuse"] else NEVER_REFUSE
 
+    def turn(self, knobs: Mapping[str, object]) -> None:
+        """Another price, attainment or weights; the averages of demand stay, the error budget begins anew.
+
+        Raises:
+            SpecError: another knob differs too, or a value is not allowed.
+        """
+        others = {name: value for name, value in knobs.items() if name != "path"}
+        turned = LearnedPolicy(self._path, **others)  # type: ignore[arg-type]  # checks them as at the start
+        kept = ("admission", "hysteresis", "_forecasts")
+        if changed := [name.strip("_") for name in kept if getattr(self, name) != getattr(turned, name)]:
+            raise SpecError(f"policy 'learned': {', '.join(changed)} cannot change while it runs; restart for that")
+        before = self.miss_price, self.attainment, self.miss_weight
+        self.miss_price, self.attainment, self.miss_weight = turned.miss_price, turned.attainment, turned.miss_weight
+        if self._spec is None:
+            return
+        try:
+            self._set_dial(self._spec)
+        except SpecError:
+            self.miss_price, self.attainment, self.miss_weight = before
+            raise
+
     def reset(self, spec: FleetSpec) -> None:
         """Prepare for a fleet.
 
@@ -242,14 +264,20 @@ class LearnedPolicy(RegisteredPolicy):
         self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]), hysteresis=self.hysteresis)
         self._price_column = schema.features.index("miss_price")
         self._weight_columns = [k for k, name in enumerate(schema.features) if name.endswith(".miss_weight")]
+        self._set_dial(spec)
+        self._spec = spec
+
+    def _set_dial(self, spec: FleetSpec) -> None:
+        """The weights of classes, and what finds the price where an attainment is asked for."""
         names = [item.name for item in spec.classes]
         self._check_names("miss_weight", self.miss_weight, names)
         if self.miss_weight and max(self.miss_weight.get(name, 1.0) for name in names) < 1.0:
             raise SpecError(
                 "policy 'learned': miss_weight leaves no class at 1; weights are over that of the dearest class"
             )
-        self._weight = np.array([self.miss_weight.get(name, 1.0) for name in names])
+        weight = np.array([self.miss_weight.get(name, 1.0) for name in names])
         if self.attainment is None:
+            self._weight, self._dials = weight, None
             return
         asked: float | list[float]
         if isinstance(self.attainment, Mapping):
@@ -262,9 +290,9 @@ class LearnedPolicy(RegisteredPolicy):
         else:
             asked = float(self.attainment)
         low, high = self.card["miss_price_range"]
-        self._dials = Dials(
-            self.card.get("dial", ()), asked, schema.layout[len(spec.pools) :], (low, high), self.miss_price
-        )
+        layout = Schema.of(spec).layout[len(spec.pools) :]
+        self._dials = Dials(self.card.get("dial", ()), asked, layout, (low, high), self.miss_price)
+        self._weight = weight
 
     def _check_names(self, knob: str, given: Mapping[str, float], names: Sequence[str]) -> None:
         if unknown := [name for name in given if name not in names]:

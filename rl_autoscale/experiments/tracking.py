@@ -239,7 +239,8 @@ def check_tracker(kind: str) -> None:
     """
     if kind not in TRACKERS:
         raise UnknownNameError("tracker", kind, TRACKERS)
-    if kind != "none" and importlib.util.find_spec(kind) is None:
+    spec = importlib.util.find_spec(kind) if kind != "none" else None
+    if kind != "none" and (spec is None or spec.origin is None):  # without: a folder that has the library's name
         raise MissingExtraError(f"{SERVICES[kind]} tracking", "train")
 
 

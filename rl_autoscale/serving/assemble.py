@@ -21,15 +21,23 @@ from rl_autoscale.serving.backends.kubernetes import KubernetesBackend, Kubernet
 from rl_autoscale.serving.backends.local import LocalBackend
 from rl_autoscale.serving.backends.prometheus import DesiredReplicasCollector
 from rl_autoscale.serving.backends.rayserve import RayServeBackend
-from rl_autoscale.serving.config import BackendChoice, ControlConfig, PolicyChoice, TelemetryConfig, read_mode
+from rl_autoscale.serving.config import (
+    BackendChoice,
+    ControlConfig,
+    PolicyChoice,
+    TelemetryConfig,
+    read_choice,
+    read_mode,
+)
 from rl_autoscale.serving.controller import Controller
 from rl_autoscale.serving.controller_metrics import ControllerMetrics
 from rl_autoscale.serving.decision_log import DecisionLog
+from rl_autoscale.serving.dial import Dial
 from rl_autoscale.serving.gateway.config import read_secret
 from rl_autoscale.serving.gateway_client import HttpGateway
 from rl_autoscale.serving.live_fleet import LiveFleet
 from rl_autoscale.serving.metric_names import engine_names
-from rl_autoscale.serving.modes import ENVIRONMENT, Mode, ModeInFile, ModeSwitch
+from rl_autoscale.serving.modes import ENVIRONMENT, Mode, ModeSwitch, Reread
 from rl_autoscale.serving.protocols import Backend, BackendError, Clock
 from rl_autoscale.serving.sources import DirectSource, MetricsSource, PrometheusSource
 from rl_autoscale.serving.status_server import History, StatusServer, describe
@@ -43,11 +51,10 @@ def build_policy(choice: PolicyChoice, spec: FleetSpec) -> RegisteredPolicy:
     Raises:
         RlAutoscaleError: no such policy, a damaged file, or one that was trained for another schema.
     """
-    knobs: dict[str, Any] = {name: value for name, value in choice.knobs.items() if value is not None}
-    folder = Path(choice.name)
-    policy = (
-        make_policy("learned", path=folder, **knobs) if _is_path(choice.name) else make_policy(choice.name, **knobs)
-    )
+    if _is_path(choice.name):
+        policy = make_policy("learned", path=Path(choice.name), **choice.given)
+    else:
+        policy = make_policy(choice.name, **choice.given)
     policy.reset(spec)
     return policy
 
@@ -129,7 +136,7 @@ def assemble(config: ControlConfig, clock: Clock, *, mode: Mode | None = None, p
 def _assemble(config: ControlConfig, clock: Clock, mode: Mode | None, path: Path | None, built: ExitStack) -> Assembly:
     policy, error = _try_policy(config)
     fallback = build_fallback(config, policy)
-    reread = ModeInFile(path, read_mode) if path is not None else None
+    reread = Reread(path, read_mode) if path is not None else None
     modes = ModeSwitch(
         mode or config.mode, kill_file=config.kill_file, reread=reread, environment=os.environ.get(ENVIRONMENT)
     )
@@ -172,6 +179,7 @@ def _assemble(config: ControlConfig, clock: Clock, mode: Mode | None, path: Path
         shared_pools=published,
         policy_error=error,
         listeners=[metrics, remember],
+        dial=Dial(config.policy, Reread(path, read_choice)) if path is not None else None,
     )
     return Assembly(controller, fleet, modes, metrics, status, error, keda)
 

@@ -30,6 +30,11 @@ class PolicyChoice(Config):
         default_factory=dict, description="its keyword arguments; some take a value by class or pool"
     )
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The knobs that have a value; the others are the policy's to choose."""
+        return {name: value for name, value in self.knobs.items() if value is not None}
+
 
 class TelemetryConfig(Config):
     """Where replica metrics come from, and when they are too old."""
@@ -147,6 +152,13 @@ class ControlConfig(Config):
     def from_file(cls, path: Path) -> ControlConfig:
         """Read a controller's YAML; ``fleet`` may name another file. Raises SpecError."""
         return cls.from_dict(read_with_fleet(path), where=str(path))
+
+
+def read_choice(path: Path) -> PolicyChoice:
+    """Only the policy of a configuration file, its knobs included; raises SpecError."""
+    data: Any = read_yaml(path)
+    written = data.get("policy", {}) if isinstance(data, dict) else {}
+    return PolicyChoice.from_dict(written, where=f"{path}: policy")
 
 
 def read_mode(path: Path) -> Mode:

@@ -30,6 +30,7 @@ from rl_autoscale.fleet.shield import Shield
 from rl_autoscale.fleet.spec import IntArray, ShieldSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
 from rl_autoscale.serving.budget import Caller, OutOfTimeError, ThreadCaller
+from rl_autoscale.serving.dial import Dial
 from rl_autoscale.serving.live_fleet import TelemetryReport
 from rl_autoscale.serving.modes import Mode, ModeSwitch
 from rl_autoscale.serving.protocols import BackendError, Clock
@@ -89,6 +90,7 @@ class Controller:
         policy_error: why ``policy`` is None.
         listeners: called with every record: log, metrics, status page.
         caller: runs the policy under its time budget.
+        dial: asked each step whether the policy is to go on with other knobs; None for never.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Controller:
         policy_error: str = "",
         listeners: Sequence[Listener] = (),
         caller: Caller | None = None,
+        dial: Dial | None = None,
     ) -> None:
         self._fleet, self._policy, self._fallback = fleet, policy, fallback
         self._limits, self._safety, self._modes, self._clock = limits, safety, modes, clock
@@ -114,6 +117,7 @@ class Controller:
         self._shared = frozenset(shared_pools)
         self._listeners = list(listeners)
         self._caller = caller or ThreadCaller()
+        self._dial = dial
         spec = self.spec = fleet.spec
         self._shield = Shield(spec, shield)
         self._fallback.reset(spec)
@@ -148,6 +152,8 @@ class Controller:
         state, report = self._fleet.observe(), self._fleet.report
         mode, mode_reason = self._modes.current()
         reasons: list[str] = []
+        if self._dial is not None and self._policy is not None:
+            reasons += self._dial.turn(self._policy)
         self._standing = current = self._current(state, self._standing)
         self._notice_gap(state, current, started_s, reasons)
         verdict = judge(state, report, self.spec, self._limits.stale_after_s, self._limits.min_coverage)

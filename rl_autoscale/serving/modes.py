@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 from rl_autoscale.fleet.errors import SpecError
 
 Mode = Literal["paused", "shadow", "active"]
+Written = TypeVar("Written")
 MODES: tuple[Mode, ...] = get_args(Mode)
 ENVIRONMENT = "RL_AUTOSCALE_MODE"
 
@@ -79,30 +80,30 @@ class ModeSwitch:
         return allowed[why], why
 
 
-class ModeInFile:
-    """Reads the key ``mode`` of a configuration file again whenever the file has changed.
+class Reread(Generic[Written]):
+    """Reads something of a configuration file again whenever the file has changed.
 
     Args:
         path: of the file.
-        read: gives the mode a file asks for; whatever it raises leaves the last answer in force.
+        read: gives what a file asks for; whatever it raises leaves the last answer in force.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], Mode]) -> None:
+    def __init__(self, path: Path, read: Callable[[Path], Written]) -> None:
         self._path = path
         self._read = read
         self._seen_ns = self._changed_ns()
-        self._mode: Mode | None = None
+        self._written: Written | None = None
 
-    def __call__(self) -> Mode | None:
+    def __call__(self) -> Written | None:
         """None until the file was changed."""
         changed_ns = self._changed_ns()
         if changed_ns is not None and changed_ns != self._seen_ns:
             self._seen_ns = changed_ns
             try:
-                self._mode = self._read(self._path)
+                self._written = self._read(self._path)
             except SpecError:
-                return self._mode
-        return self._mode
+                return self._written
+        return self._written
 
     def _changed_ns(self) -> int | None:
         try:

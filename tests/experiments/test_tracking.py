@@ -49,6 +49,15 @@ def test_a_missing_library_names_the_extra(
         make_tracker(kind, tmp_path)
 
 
+def test_a_folder_of_runs_is_not_taken_for_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()  # as WANDB_DIR=. leaves it
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(MissingExtraError):
+        check_tracker("wandb")
+
+
 def test_unknown_tracker_suggests(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'wandb'"):
         make_tracker("wandbb", tmp_path)

@@ -55,6 +55,7 @@ class Stage:
         envelope=None,
         caller=None,
         kill_file=None,
+        dial=None,
         **safety,
     ) -> None:
         self.world = world or World(world_spec(pool={"initial_replicas": 4}), rate_per_s=4.0)
@@ -76,6 +77,7 @@ class Stage:
             envelope=envelope,
             listeners=[self.records.append],
             caller=caller or (lambda function, limit_s: function()),
+            dial=dial,
         )
 
     def steps(self, count):

@@ -9,7 +9,7 @@ import pytest
 from live_world import World, world_spec
 
 from rl_autoscale.fleet.spec import ShieldSpec
-from rl_autoscale.serving.modes import ModeInFile, ModeSwitch
+from rl_autoscale.serving.modes import ModeSwitch, Reread
 from rl_autoscale.serving.protocols import BackendError
 
 # -- modes -------------------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_environment_and_file_can_lower_the_mode_but_not_raise_it(tmp_path):
     assert ModeSwitch("shadow", environment="active").current()[0] == "shadow"
     path = tmp_path / "fleet.yaml"
     path.write_text("active")
-    reread = ModeInFile(path, lambda file: file.read_text())
+    reread = Reread(path, lambda file: file.read_text())
     modes = ModeSwitch("active", reread=reread)
     assert modes.current()[0] == "active"
     path.write_text("paused")
