@@ -1,14 +1,15 @@
 """What each part of the learner is worth: the same training without it, on validation traffic.
 
-    python benchmarks/ablations.py                                      # an hour and a half of one core
+    python benchmarks/ablations.py                                      # two hours of one core
     python benchmarks/ablations.py --timesteps 20000 --seeds 1          # a look
 
 One network for a few scenarios of one pool, trained with everything and with one part left out at a time: an action
 held where it does nothing, features that stay 0, a law that does not hold, a critic that does not see the traffic to
-come, a beginning elsewhere than at the rule. And with something added: quantiles of the demand to come, forecast by a
-network that was taught them first, or the demand to come itself, which nobody can know: no forecast is worth more.
-Judged without exploration by what a fleet's owner pays, GPU time and the price of misses together, at several settings
-of the dial. Seeds are paired: a variant is compared with the whole of its own seed. Resumes where it stopped.
+come, fleets that are exactly as their profile says, a beginning elsewhere than at the rule. And with something added:
+quantiles of the demand to come, forecast by a network that was taught them first, or the demand to come itself, which
+nobody can know: no forecast is worth more. Judged without exploration by what a fleet's owner pays, GPU time and the
+price of misses together, at several settings of the dial. Seeds are paired: a variant is compared with the whole of its
+own seed. Resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Variant:
         capped: whether the batch cap is what meets the SLOs, and not the engine's limit.
         corrected: whether strictness is relative to what refusal was found to be off by.
         moved: actions and by how much they are off at the beginning, where an action of zeros is the demand rule.
+        randomised: whether iterations and start-ups in training differ from what the profile and the spec say.
         added: features that are appended: nothing, ``forecast`` or ``truth`` of the demand to come.
     """
 
@@ -67,6 +69,7 @@ class Variant:
     capped: bool = True
     corrected: bool = True
     moved: tuple[tuple[str, float], ...] = ()
+    randomised: bool = True
     added: Literal["", "forecast", "truth"] = ""
 
 
@@ -84,6 +87,7 @@ VARIANTS = {
     "demand of the last 30 s only": Variant(unseen=HISTORY),
     "starts under way unseen": Variant(unseen=STARTS),
     "latencies and misses unseen": Variant(unseen=LATENCIES),
+    "every fleet as its profile says": Variant(randomised=False),
     "no start at the rule": Variant(moved=(("headroom", 0.6), ("floor", 0.6), ("admission", 0.6))),
     "added: quantiles of a forecast": Variant(added="forecast"),
     "added: the demand to come": Variant(added="truth"),
@@ -273,9 +277,12 @@ def trained(
 ) -> list[Layer]:
     """The actor of one training."""
     share = NUM_FLEETS // len(scenarios)
-    mdps = [
-        AblatedMdp(item, ScenarioSampler(item, store, MISS_PRICE, 64), variant, share, forecast) for item in scenarios
-    ]
+
+    def sampler_of(scenario: Scenario) -> Callable[[int], EpisodeSetup]:
+        sampler = ScenarioSampler(scenario, store, MISS_PRICE, 64)
+        return sampler if variant.randomised else lambda seed: replace(sampler(seed), speed=1.0, startup_scale=1.0)
+
+    mdps = [AblatedMdp(item, sampler_of(item), variant, share, forecast) for item in scenarios]
     config = PpoConfig(
         total_timesteps=timesteps, num_fleets=share * len(scenarios), rollout_steps=96, minibatch_size=512,
         num_epochs=8, entropy_coefficient=0.0005, gamma=0.98, gae_lambda=0.94, seed=seed,
