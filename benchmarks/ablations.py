@@ -58,7 +58,7 @@ class Variant:
         foresight: whether the critic sees the traffic to come.
         capped: whether the batch cap is what meets the SLOs, and not the engine's limit.
         corrected: whether strictness is relative to what refusal was found to be off by.
-        moved: actions and by how much they are off at the beginning, where an action of zeros is the demand rule.
+        moved: actions and where zero leads, at which training begins; without, it leads to the demand rule.
         randomised: whether iterations and start-ups in training differ from what the profile and the spec say.
         added: features that are appended: nothing, ``forecast`` or ``truth`` of the demand to come.
     """
@@ -149,14 +149,18 @@ class AblatedMdp(FleetMdp):
 
     def step(self, action: npt.NDArray[np.floating]) -> MdpStep:
         """As there."""
-        action = np.clip(action + self._moved, -1.0, 1.0)
+        action = np.clip(action, -1.0, 1.0)
+        action = self._moved + action * np.where(action >= 0, 1.0 - self._moved, 1.0 + self._moved)  # -1 and 1 stay
         for k, value in self._held.items():
             action[:, k] = value
         step = super().step(action)
         return replace(step, observation=self._seen(step.observation, slice(None)))
 
     def to_come(self, which: Any = slice(None)) -> npt.NDArray[np.float32]:
-        """True demand up to each horizon over the demand now, log2, of the one pool: (num_fleets, NUM_HORIZONS)."""
+        """True demand between one horizon and the next over the demand now, log2: (num_fleets, NUM_HORIZONS).
+
+        In replicas as fast as the fleet's, not as its profile says: so it tells of both.
+        """
         return self.foresight()[which, :NUM_HORIZONS]
 
     def _seen(self, observation: npt.NDArray[np.float32], which: Any) -> npt.NDArray[np.float32]:

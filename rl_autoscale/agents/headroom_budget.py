@@ -54,6 +54,8 @@ class HeadroomBudgetPolicy(HeadroomPolicy):
         kept = [item.name for item in fields(self) if item.init and item.name != "attainment"]
         if changed := [name for name in kept if getattr(self, name) != getattr(turned, name)]:
             raise SpecError(f"policy '{self.NAME}': {', '.join(changed)} cannot change while it runs; restart for that")
+        if turned.attainment == self.attainment:
+            return
         self.attainment, self._budget = turned.attainment, turned._budget
 
     def decide(self, state: FleetState) -> ScalingDecision:

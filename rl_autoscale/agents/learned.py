@@ -199,12 +199,14 @@ class LearnedPolicy(RegisteredPolicy):
                 check_attainment(self.NAME, share)
         if miss_weight is not None and isinstance(attainment, Mapping):
             raise SpecError("policy 'learned': attainment by class finds miss_weight; give one of the two")
-        self.hysteresis = float(self.card.get("hysteresis", 0.0) if hysteresis is None else hysteresis)
-        if not 0.0 <= self.hysteresis < np.inf:
-            raise SpecError(f"policy 'learned': hysteresis={hysteresis} is not allowed; it must be at least 0")
+        asked = self.card.get("hysteresis", 0.0) if hysteresis is None else hysteresis
+        if not (isinstance(asked, int | float) and 0.0 <= asked < np.inf):
+            raise SpecError(f"policy 'learned': hysteresis={hysteresis!r} is not allowed; it must be at least 0")
+        self.hysteresis = float(asked)
         self.miss_weight = _checked_weights(miss_weight)
         self._forecasts = bool(forecast and self.card.get("dial") and self.card.get("miss_forecast"))
         self._dials: Dials | None = None
+        self._weight: FloatArray = np.ones(0)
         self._spec: FleetSpec | None = None
         self._encoder: ObservationEncoder | None = None
         self._decoder: ActionDecoder | None = None
@@ -236,20 +238,19 @@ class LearnedPolicy(RegisteredPolicy):
         Raises:
             SpecError: another knob differs too, or a value is not allowed.
         """
-        others = {name: value for name, value in knobs.items() if name != "path"}
-        turned = LearnedPolicy(self._path, **others)  # type: ignore[arg-type]  # checks them as at the start
-        kept = ("admission", "hysteresis", "_forecasts")
+        path = policy_folder(str(knobs.get("path", self._path)))
+        turned = LearnedPolicy(path, **{name: knobs[name] for name in knobs if name != "path"})  # type: ignore[arg-type]
+        kept = ("_path", "admission", "hysteresis", "_forecasts")
         if changed := [name.strip("_") for name in kept if getattr(self, name) != getattr(turned, name)]:
             raise SpecError(f"policy 'learned': {', '.join(changed)} cannot change while it runs; restart for that")
-        before = self.miss_price, self.attainment, self.miss_weight
-        self.miss_price, self.attainment, self.miss_weight = turned.miss_price, turned.attainment, turned.miss_weight
-        if self._spec is None:
+        dial = ("miss_price", "attainment", "miss_weight")
+        if all(getattr(self, name) == getattr(turned, name) for name in dial):
             return
-        try:
-            self._set_dial(self._spec)
-        except SpecError:
-            self.miss_price, self.attainment, self.miss_weight = before
-            raise
+        if self._spec is not None:
+            turned._set_dial(self._spec)
+            self._weight, self._dials = turned._weight, turned._dials
+        for name in dial:
+            setattr(self, name, getattr(turned, name))
 
     def reset(self, spec: FleetSpec) -> None:
         """Prepare for a fleet.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from rl_autoscale.fleet.errors import MissingExtraError, UnknownNameError
 SERVICES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 TRACKERS = ("none", *SERVICES)
 WANDB_PROJECT = "rl-autoscale"
-MOST_TAG_CHARACTERS = 64
+MOST_TAG_CHARACTERS, MOST_ARTIFACT_CHARACTERS = 64, 128
 """That Weights & Biases takes."""
 
 
@@ -211,7 +212,8 @@ class WandbTracker:
         if panels:
             self._run.log(panels)
         if showing.files:
-            kept = wandb.Artifact(f"{showing.kind}-{self._name}".replace("/", "-"), type=showing.kind)
+            name = re.sub(r"[^\w.-]+", "-", f"{showing.kind}-{self._name}", flags=re.ASCII)
+            kept = wandb.Artifact(name[:MOST_ARTIFACT_CHARACTERS], type=showing.kind)
             for path in showing.files:
                 kept.add_file(str(path), name=path.name)
             self._run.log_artifact(kept)

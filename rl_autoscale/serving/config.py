@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rl_autoscale.fleet.config import Config, read_yaml
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
 from rl_autoscale.serving.backends.kubernetes import KubernetesConfig
 from rl_autoscale.serving.backends.local import LocalConfig
@@ -155,10 +156,11 @@ class ControlConfig(Config):
 
 
 def read_choice(path: Path) -> PolicyChoice:
-    """Only the policy of a configuration file, its knobs included; raises SpecError."""
+    """Only the policy of a configuration file, its knobs included; raises SpecError, also where it names none."""
     data: Any = read_yaml(path)
-    written = data.get("policy", {}) if isinstance(data, dict) else {}
-    return PolicyChoice.from_dict(written, where=f"{path}: policy")
+    if not isinstance(data, dict) or "policy" not in data:
+        raise SpecError(f"{path}: the key 'policy' is missing; write it as it was when the controller started")
+    return PolicyChoice.from_dict(data["policy"], where=f"{path}: policy")
 
 
 def read_mode(path: Path) -> Mode:

@@ -85,7 +85,10 @@ class Reread(Generic[Written]):
 
     Args:
         path: of the file.
-        read: gives what a file asks for; whatever it raises leaves the last answer in force.
+        read: gives what a file asks for; what it raises leaves the last answer in force.
+
+    Attributes:
+        problem: why the file could not be read as it is now; empty where it could.
     """
 
     def __init__(self, path: Path, read: Callable[[Path], Written]) -> None:
@@ -93,6 +96,7 @@ class Reread(Generic[Written]):
         self._read = read
         self._seen_ns = self._changed_ns()
         self._written: Written | None = None
+        self.problem = ""
 
     def __call__(self) -> Written | None:
         """None until the file was changed."""
@@ -100,9 +104,9 @@ class Reread(Generic[Written]):
         if changed_ns is not None and changed_ns != self._seen_ns:
             self._seen_ns = changed_ns
             try:
-                self._written = self._read(self._path)
-            except SpecError:
-                return self._written
+                self._written, self.problem = self._read(self._path), ""
+            except SpecError as error:
+                self.problem = str(error)
         return self._written
 
     def _changed_ns(self) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +44,8 @@ from rl_autoscale.sim.records import (
 from rl_autoscale.sim.schedulers.slos_plan import PLAN_PROMPT, plan_labels
 from rl_autoscale.workload.trace import Workload
 
+WORTH_A_LOOK_BYTES = 1 << 24
+"""Arrays from this size on are asked for only where the machine has the memory."""
 SPARE = 1.25
 """How many times as long as needed an array is kept for the next episode."""
 
@@ -152,6 +157,13 @@ class Rooms:
         self._world = world
         self._arrays: list[dict[str, RecordArray]] = [{} for _ in range(fleets)]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: its arrays lie elsewhere."""
+        self.__dict__.update(state)
+        for e, mine in enumerate(self._arrays):
+            for name, array in mine.items():
+                getattr(self._world, name)[e, 0] = array.ctypes.data
+
     def array(self, e: int, name: str, number: int) -> RecordArray:
         """The first elements of a fleet's array of that name, as many as it was given or fewer."""
         return self._arrays[e][name][:number]
@@ -171,15 +183,32 @@ class Rooms:
         return {name: mine[name][:number] for name, number in numbers.items()}
 
     def _allocate(self, name: str, size: int) -> RecordArray:
+        held_bytes = sum(array.nbytes for mine in self._arrays for array in mine.values())
+        more_bytes = size * PER_REQUEST[name].itemsize
         try:
+            if more_bytes >= WORTH_A_LOOK_BYTES and held_bytes + more_bytes > _most_bytes():
+                raise MemoryError
             return np.zeros(size, dtype=PER_REQUEST[name])
         except MemoryError:
-            held = sum(array.nbytes for mine in self._arrays for array in mine.values())
             raise SpecError(
-                f"no memory for an episode of {size:,} requests beside {held / 2**30:.1f} GiB that the simulation's "
-                f"{len(self._arrays)} fleets hold: run fewer fleets together (num_fleets in training), shorter "
-                "episodes, or less traffic"
+                f"no memory for an episode of {size:,} requests beside {held_bytes / 2**30:.1f} GiB that the "
+                f"simulation's {len(self._arrays)} fleets hold: run fewer fleets together (num_fleets in training), "
+                "shorter episodes, or less traffic"
             ) from None
+
+
+def _most_bytes() -> float:
+    """What this process has and what the machine has left; infinite where neither can be read.
+
+    An array takes its memory when it is written, so asking for it says nothing: Linux would end the process later.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free_kb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, StopIteration, ValueError, IndexError):
+        return math.inf
+    return free_kb * 1024.0 + pages * float(os.sysconf("SC_PAGE_SIZE"))
 
 
 def give_prefixes(rooms: Rooms, world: World, e: int, workload: Workload) -> None:

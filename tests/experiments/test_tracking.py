@@ -137,6 +137,14 @@ def test_wandb_is_told_what_a_run_is_and_what_it_shows(
     assert seen["exit"] == 0
 
 
+def test_an_artifact_has_a_name_that_wandb_takes(fake_wandb: ModuleType, tmp_path: Path) -> None:
+    with make_tracker("wandb", tmp_path, Job(name="lr=3e-4, größer/seed-1" + "x" * 200)) as tracker:
+        tracker.show(Showing("policy", files=(tmp_path / "policy.onnx",)))
+    (kept,) = fake_wandb.seen["artifacts"]
+    assert kept.name.startswith("policy-lr-3e-4-gr-er-seed-1x")
+    assert len(kept.name) == 128
+
+
 def test_a_run_that_fails_is_marked_as_failed(fake_wandb: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), make_tracker("wandb", tmp_path):
         raise RuntimeError
