@@ -1,6 +1,6 @@
 """What each part of the learner is worth: the same training without it, on validation traffic.
 
-    python benchmarks/ablations.py                                      # two hours of one core
+    python benchmarks/ablations.py                                      # hours of one core
     python benchmarks/ablations.py --timesteps 20000 --seeds 1          # a look
 
 One network for a few scenarios of one pool, trained with everything and with one part left out at a time: an action

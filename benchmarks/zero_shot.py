@@ -31,6 +31,7 @@ from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.sim.fit_operators import read_operators
 from rl_autoscale.sim.fit_sources import GpuSystem
 from rl_autoscale.sim.profile_file import write_profile
+from rl_autoscale.workload.store import TraceStore
 
 BASE = "azure-conversation"
 NETWORK = "pretrained/single-pool"
@@ -94,10 +95,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    cases = list(options.cases)
+    cases, store = list(options.cases), TraceStore(options.traces)
+    left_out = [case for case in cases if "stream" in CASES[case]]
+    if left_out and store.find(SERVEGEN["trace"]) is None:
+        cases = [case for case in cases if case not in left_out]
+        print(f"note: no trace {SERVEGEN['trace']} in --traces: left out: {', '.join(left_out)}", file=sys.stderr)
     if "gpu" in cases and not (options.profiles and write_gpu(options.profiles, options.out)):
         cases.remove("gpu")
         print(f"note: no {GPU} below --profiles {options.profiles}: the case 'gpu' is left out", file=sys.stderr)
+    if not cases:
+        raise SystemExit("error: no case is left; name folders that hold the files")
     paths = [str(scenario_of(case, options.out)) for case in cases]
     config = load_suite("fronts", learned_sweeps([NETWORK]), paths)
     with BenchmarkBar() as bar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rl_autoscale.cli.report import FILE_WIDTH, show_benchmark
+from rl_autoscale.cli.report import print_report, show_benchmark
 from rl_autoscale.fleet.errors import SpecError
 
 if TYPE_CHECKING:
@@ -85,7 +84,9 @@ def command(
         str | None, typer.Option(help="Run on a Ray cluster instead: auto, HOST:PORT, or local for this machine.")
     ] = None,
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="Folder of traces, looked at first.")] = None,
-    track: Annotated[str, typer.Option(help="wandb or tensorboard: show the report there too.")] = "none",
+    track: Annotated[
+        str, typer.Option(help="wandb or tensorboard: show the report there too (docs/tracking.md).")
+    ] = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Compare policies: GPU-hours at equal SLO attainment, every knob swept, common random numbers.
@@ -104,9 +105,7 @@ def command(
     from rl_autoscale.experiments.benchmark import run_benchmark
     from rl_autoscale.experiments.grid import DEFAULT_POLICIES, BenchmarkConfig, parse_policies
     from rl_autoscale.experiments.ray_workers import RayCluster
-    from rl_autoscale.experiments.report import rich_table, write_report
-    from rl_autoscale.experiments.report_data import as_data
-    from rl_autoscale.experiments.tables import all_tables
+    from rl_autoscale.experiments.report import write_report
     from rl_autoscale.experiments.tracking import check_tracker
 
     check_tracker(track)
@@ -145,20 +144,8 @@ def command(
         processes = jobs or os.cpu_count() or 1
         run_benchmark(chosen, out, num_processes=processes, ray=cluster, trace_folders=folders, progress=bar)
     report = write_report(out, trace_folders=folders)
+    print_report(report, (report.html,), as_json=as_json)
     show_benchmark(track, out, report)
-    if as_json:
-        typer.echo(json.dumps(as_data(report.findings), indent=2))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    for table in report.suite_tables:
-        console.print(rich_table(table))
-    for one in report.findings if report.suite is None else ():
-        console.rule(one.scenario, align="left")
-        for table in all_tables(one):
-            console.print(rich_table(table))
-    console.print(f"wrote {report.html}", highlight=False)
 
 
 def _suite(

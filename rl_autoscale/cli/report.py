@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,9 +43,7 @@ def command(
         WANDB_MODE=offline rl-autoscale report runs/benchmark --track wandb
     """
     from rl_autoscale.experiments.learning_curves import curve_folders
-    from rl_autoscale.experiments.report import rich_table, write_report
-    from rl_autoscale.experiments.report_data import as_data
-    from rl_autoscale.experiments.tables import all_tables
+    from rl_autoscale.experiments.report import write_report
     from rl_autoscale.experiments.tracking import check_tracker
 
     check_tracker(track)
@@ -55,7 +54,16 @@ def command(
     if pair is not None and len(pair) != 2:
         raise SpecError(f"--timeline '{timeline}' must name two policies, for example headroom,chiron-robust")
     report = write_report(folder, trace_folders=traces or [], timeline=pair, title=title)
+    print_report(report, (report.html, *report.figures), as_json=as_json)
     show_benchmark(track, folder, report)
+
+
+def print_report(report: Report, paths: Sequence[Path], *, as_json: bool) -> None:
+    """Of a suite what is said of all its scenarios, else every table, and the files; or the findings as JSON."""
+    from rl_autoscale.experiments.report import rich_table
+    from rl_autoscale.experiments.report_data import as_data
+    from rl_autoscale.experiments.tables import all_tables
+
     if as_json:
         typer.echo(json.dumps(as_data(report.findings), indent=2))
         return
@@ -68,7 +76,7 @@ def command(
         console.rule(one.scenario, align="left")
         for table in all_tables(one):
             console.print(rich_table(table))
-    for path in (report.html, *report.figures):
+    for path in paths:
         console.print(f"wrote {path}", highlight=False)
 
 
@@ -87,18 +95,18 @@ def _report_training(folder: Path, track: str, *, as_json: bool) -> None:
     from rl_autoscale.experiments.learning_curves import curve_table, write_curves
     from rl_autoscale.experiments.report import rich_table
     from rl_autoscale.experiments.report_data import plain
-    from rl_autoscale.experiments.showings import training_showing
-    from rl_autoscale.experiments.tracking import Job, make_tracker
+    from rl_autoscale.experiments.showings import curves_job, curves_showing
+    from rl_autoscale.experiments.tracking import make_tracker
 
     curves, paths = write_curves(folder)
-    if track != "none":
-        with make_tracker(track, folder, Job("train", group=folder.name)) as tracker:
-            tracker.show(training_showing(folder))
     table = curve_table(curves)
     if as_json:
         typer.echo(json.dumps(plain(table), indent=2))
-        return
-    console = Console()
-    console.print(rich_table(table))
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False)
+    else:
+        console = Console()
+        console.print(rich_table(table))
+        for path in paths:
+            console.print(f"wrote {path}", highlight=False)
+    if track != "none":
+        with make_tracker(track, folder, curves_job(folder)) as tracker:
+            tracker.show(curves_showing(folder, curves, paths))

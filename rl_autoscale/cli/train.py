@@ -134,7 +134,7 @@ def command(
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
     from rl_autoscale.experiments.showings import policy_showing, training_job
-    from rl_autoscale.experiments.tracking import make_tracker
+    from rl_autoscale.experiments.tracking import check_tracker, make_tracker
     from rl_autoscale.experiments.train import check_training, train
     from rl_autoscale.experiments.train_config import TrainConfig, read_training, train_on, with_layers_to_start_from
     from rl_autoscale.workload.store import TraceStore
@@ -150,6 +150,11 @@ def command(
     )
     chosen = train_on(chosen, start_from) if start_from else with_layers_to_start_from(chosen)
     resolved = [load_scenario(name) for name in chosen.scenarios]
+    check_tracker(track)
+    if ray is not None and track == "wandb":
+        stderr.print(
+            f"note: seeds on Ray are not tracked while they run; 'rl-autoscale report {out} --track wandb' after"
+        )
     if ray is not None and seeds == 1:
         raise SpecError("--ray trains several seeds at once; say how many with --seeds")
     if mean and seeds == 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from rl_autoscale.experiments.analysis import Findings
-from rl_autoscale.experiments.learning_curves import curve_table, write_curves
+from rl_autoscale.experiments.learning_curves import Curves, curve_table
 from rl_autoscale.experiments.report import Report
 from rl_autoscale.experiments.report_data import HOURS_COLUMNS, hours_rows
 from rl_autoscale.experiments.tables import Table, all_tables
@@ -68,13 +68,19 @@ def policy_showing(policy: Path) -> Showing:
     return Showing("policy", files=_files(policy))
 
 
-def training_showing(folder: Path) -> Showing:
-    """Of a training, or of the seeds of one: how it ended, its learning curve, and the policy or the seeds' mean.
+def curves_job(folder: Path) -> Job:
+    """The report of a training, or of the seeds of one, among whose runs it is shown."""
+    return Job("train", group=folder.name)
 
-    Raises:
-        SpecError: the folder holds no learning curve.
+
+def curves_showing(folder: Path, curves: Curves, paths: Sequence[Path]) -> Showing:
+    """How a training or its seeds ended, the learning curve, and the policy or the seeds' mean.
+
+    Args:
+        folder: of the training, or of its seeds.
+        curves: of it.
+        paths: what `write_curves` wrote.
     """
-    curves, paths = write_curves(folder)
     figures = {f"curves/{path.stem}": path for path in paths if path.suffix == ".png"}
     policies = [path for path in (folder / "mean" / "policy", folder / "policy") if path.is_dir()]
     files = _files(policies[0]) if policies else ()

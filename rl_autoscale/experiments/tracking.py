@@ -2,7 +2,7 @@
 
 A tracker is opened with a name and closed by ``with``. Both services belong to the ``train`` extra and are imported
 when they are opened, not before. Weights & Biases is never used unless asked for; ``WANDB_MODE=offline`` works as the
-service documents it: everything stays in the run's folder until ``wandb sync``. What a project looks like there:
+service documents it: nothing leaves the machine before ``wandb sync``. What a project looks like there:
 docs/tracking.md.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rl_autoscale.fleet.errors import MissingExtraError, UnknownNameError
+from rl_autoscale.fleet.errors import MissingExtraError, TrackingError, UnknownNameError
 
 SERVICES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 TRACKERS = ("none", *SERVICES)
@@ -175,6 +175,9 @@ class WandbTracker:
     """Logs to Weights & Biases; files lie in ``<folder>/wandb``.
 
     Account, mode, another project or folder (``WANDB_PROJECT``, ``WANDB_DIR``) come from W&B's own environment.
+
+    Raises:
+        TrackingError: nobody is logged in, or the service does not answer.
     """
 
     def __init__(self, folder: Path, job: Job) -> None:
@@ -183,16 +186,21 @@ class WandbTracker:
         folder.mkdir(parents=True, exist_ok=True)
         self._wandb: Any = wandb
         self._name = job.name or folder.name
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
-            name=self._name,
-            group=job.group,
-            job_type=job.kind,
-            tags=[tag[:MOST_TAG_CHARACTERS] for tag in job.tags],
-            dir=os.environ.get("WANDB_DIR", str(folder)),
-            config=dict(job.config),
-            reinit="create_new",
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+                name=self._name,
+                group=job.group,
+                job_type=job.kind,
+                tags=[tag[:MOST_TAG_CHARACTERS] for tag in job.tags],
+                dir=os.environ.get("WANDB_DIR", str(folder)),
+                config=dict(job.config),
+                reinit="create_new",
+            )
+        except wandb.Error as error:
+            raise TrackingError(
+                f"Weights & Biases: {error} Or set WANDB_MODE=offline to keep the run on this machine"
+            ) from None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log all finite scalars."""
@@ -256,6 +264,7 @@ def make_tracker(kind: str, folder: Path, job: Job | None = None) -> Tracker:
 
     Raises:
         UnknownNameError, MissingExtraError: see `check_tracker`.
+        TrackingError: the service cannot be used.
     """
     check_tracker(kind)
     if kind == "tensorboard":

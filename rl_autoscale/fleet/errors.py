@@ -43,6 +43,10 @@ class PolicyFileError(RlAutoscaleError, ValueError):
     """An exported policy that is damaged, incomplete or made for another schema."""
 
 
+class TrackingError(RlAutoscaleError, RuntimeError):
+    """A tracking service that cannot be used: nobody is logged in, or it does not answer."""
+
+
 class MissingExtraError(RlAutoscaleError, ImportError):
     """An optional dependency is not installed."""
 

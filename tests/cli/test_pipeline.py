@@ -147,6 +147,11 @@ def test_an_unknown_tracker_is_told_before_any_work(run: Run, tiny_scenario: Pat
     code, _, err = run("benchmark", "--scenario", tiny_scenario, "--policies", "hpa", "--track", "wandbb", "--out", "u")
     assert code == 2
     assert "did you mean 'wandb'" in err
+    code, _, err = run(
+        "train", "--scenario", tiny_scenario, "--seeds", 2, "--ray", "local", "--track", "x", "--out", "u"
+    )
+    assert code == 2
+    assert "unknown tracker 'x'" in err
     assert not Path("u").exists()
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from rl_autoscale.experiments import tracking
 from rl_autoscale.experiments.tracking import Job, Sheet, Showing, check_tracker, make_tracker
-from rl_autoscale.fleet.errors import MissingExtraError, UnknownNameError
+from rl_autoscale.fleet.errors import MissingExtraError, TrackingError, UnknownNameError
 
 
 def test_none_takes_everything(tmp_path: Path) -> None:
@@ -65,6 +65,8 @@ def test_unknown_tracker_suggests(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["none", "tensorboard", "wandb"])
 def test_a_known_tracker_is_found_before_the_work(kind: str) -> None:
+    if kind != "none":
+        pytest.importorskip(kind)
     check_tracker(kind)
 
 
@@ -78,8 +80,13 @@ class Artifact(SimpleNamespace):
     def add_file(self, path, name):
         self.files.append(name)
 
+class Error(Exception):
+    pass
+
 def init(**options):
     seen["init"] = options
+    if options["project"] == "nobody":
+        raise Error("No API key configured.")
     return SimpleNamespace(
         log=lambda metrics, step=None: seen["log"].append((metrics, step)),
         summary=seen["summary"],
@@ -143,6 +150,14 @@ def test_an_artifact_has_a_name_that_wandb_takes(fake_wandb: ModuleType, tmp_pat
     (kept,) = fake_wandb.seen["artifacts"]
     assert kept.name.startswith("policy-lr-3e-4-gr-er-seed-1x")
     assert len(kept.name) == 128
+
+
+def test_without_a_login_it_says_what_to_do(
+    fake_wandb: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "nobody")
+    with pytest.raises(TrackingError, match=r"No API key configured\. Or set WANDB_MODE=offline"):
+        make_tracker("wandb", tmp_path)
 
 
 def test_a_run_that_fails_is_marked_as_failed(fake_wandb: ModuleType, tmp_path: Path) -> None:
