@@ -25,8 +25,8 @@ to the engine's max_num_seqs: of 256 that is 16 where prompts of 2,000 tokens ha
 1,200 have answers of 210, and 256 where chunks of prompts never stall decoding. Where one pool serves one class it is
 that and no action: the law says all there is to say there, and a policy with a say in it did worse (docs/learner.md).
 
-Where one pool serves one class strictness is relative, too, to what refusal was found to be off by of late
-(fleet/strictness.py).
+Where one pool serves one class strictness is relative, too, to what refusal was found to be off by of late, and the cap
+is less by what that was found to be off by (fleet/corrections.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 

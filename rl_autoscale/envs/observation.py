@@ -29,7 +29,7 @@ because the demand features hold their last value.
 | unmet, refused, dropped | shares of the window's finished / arrived / arrived | 0..1 |
 | admission | strictness in force over what it was measured by (`Anchors.admission`) | log2 over 3 |
 | share | the class's part of the arrivals | 0..1 |
-| correction | of one class in one pool: by how much refusal was found too lax (fleet/strictness.py) | octaves, half |
+| correction | of one class in one pool: by how much refusal was found too lax (fleet/corrections.py) | octaves, half |
 | miss_weight | of several classes: what a miss of this one costs over the dearest | log10, over 2 |
 | miss_price | what an SLO miss costs, see envs/reward.py | log10, over 2 |
 | startup | mean start-up over control interval | log2 over 5 |
@@ -43,10 +43,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.envs.schema import BATCH_POOL_FEATURES, POOL_FEATURES, Schema
+from rl_autoscale.fleet.corrections import CapCorrection, StrictnessCorrection
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, FloatArray
-from rl_autoscale.fleet.strictness import StrictnessCorrection
 
 LIMIT = 5.0
 DEMAND_TIME_CONSTANTS_S = (30.0, 120.0, 600.0, 0.0)
@@ -71,8 +71,9 @@ class Anchors:
             a batch pool what its queue needs to start in half of the time left.
         peak: what the floor action multiplies. The highest window of late, forgotten over 900 s; of a batch pool the
             30 s average of demand.
-        in_flight: the batch cap, or what its action multiplies, see fleet/in_flight.py; of the 120 s average.
-        admission: what the admission action multiplies, see fleet/strictness.py; shape (..., num_classes).
+        in_flight: the batch cap, or what its action multiplies, see fleet/in_flight.py; of the 120 s average, and
+            corrected by what came of it (fleet/corrections.py).
+        admission: what the admission action multiplies, see fleet/corrections.py; shape (..., num_classes).
     """
 
     replicas: FloatArray
@@ -94,6 +95,7 @@ class ObservationEncoder:
         self.schema = Schema.of(spec)
         self.demand = DemandEstimator(spec, DEMAND_TIME_CONSTANTS_S, batch_shape)
         self.strictness = StrictnessCorrection(spec, batch_shape)
+        self.cap = CapCorrection(spec, batch_shape)
         pools, classes = range(len(spec.pools)), range(len(spec.classes))
         served = [[c for c in classes if p in spec.pools_serving(c)] or list(classes) for p in pools]
         self._tpot_slo_s = np.array([min(spec.classes[c].tpot_slo_s for c in served[p]) for p in pools])
@@ -116,6 +118,7 @@ class ObservationEncoder:
         """Forget, for all fleets or those selected by a boolean array of the batch shape."""
         self.demand.reset(which)
         self.strictness.reset(which)
+        self.cap.reset(which)
         chosen = ... if which is None else which
         self._last_target[chosen] = np.nan
         self._since_change_s[chosen] = 0.0
@@ -128,6 +131,7 @@ class ObservationEncoder:
         """Take over the memory of an encoder of fewer fleets for the selected ones."""
         self.demand.adopt(other.demand, which)
         self.strictness.adopt(other.strictness, which)
+        self.cap.adopt(other.cap, which)
         self._last_target[which] = other._last_target
         self._since_change_s[which] = other._since_change_s
         self._last_demand[which] = other._last_demand
@@ -146,8 +150,8 @@ class ObservationEncoder:
         return Anchors(
             replicas=np.where(measured, np.where(self._is_batch, self._backlog, demand), np.nan),
             peak=np.where(self._is_batch, demand, self._peak_demand),
-            in_flight=self.demand.in_flight(SLOW),
-            admission=2.0**-self.strictness.octaves,
+            in_flight=self.demand.in_flight(SLOW) * self.cap.factor,
+            admission=self.strictness.factor,
         )
 
     def encode(
@@ -166,6 +170,7 @@ class ObservationEncoder:
         self.demand.update(state)
         in_force = self.strictness.octaves
         self.strictness.update(state)
+        self.cap.update(state)
         if self._is_batch.any():
             backlog = self.demand.backlog_replicas(state)
             self._backlog = np.where(np.isnan(backlog), self._backlog, backlog)

@@ -61,7 +61,7 @@ CLASS_FEATURES = (
 SHARED_FLEET_CLASS_FEATURES = ("miss_weight",)
 """Features that a class has only beside others: alone it has nothing to be weighed against."""
 SIMPLE_FLEET_CLASS_FEATURES = ("correction",)
-"""Features of a class that has one pool to itself: elsewhere its refusal is not corrected (fleet/strictness.py)."""
+"""Features of a class that has one pool to itself: elsewhere its refusal is not corrected (fleet/corrections.py)."""
 GLOBAL_FEATURES = ("miss_price", "startup")
 POOL_ACTIONS = ("headroom", "floor")
 COMPOUND_FLEET_POOL_ACTIONS = ("batch_cap",)

@@ -82,12 +82,14 @@ class ClassTelemetry(_Telemetry):
     oldest_wait_s: FloatArray  # of the queue's head; 0 if empty
     in_flight: FloatArray  # dispatched and unfinished
     first_tokens_per_s: FloatArray
+    late_first_tokens_per_s: FloatArray  # of those, how many after their TTFT SLO
     ttft_mean_s: FloatArray  # of first tokens in the window; NaN without any
     ttft_p95_s: FloatArray  # interpolated in vLLM's buckets, as Prometheus does; NaN without any
     tpot_mean_s: FloatArray  # of requests finished in the window; NaN without any
     tpot_p95_s: FloatArray
     finished_per_s: FloatArray
     met_per_s: FloatArray  # finished with every SLO met
+    slow_answers_per_s: FloatArray  # finished, first token in time, TPOT late, more than SHORT_ANSWER_TOKENS
     mean_output_tokens: FloatArray  # of requests finished in the window; NaN without any
     refused_per_s: FloatArray  # refused early: predicted to miss
     dropped_per_s: FloatArray  # queue full, timed out or failed
@@ -138,6 +140,9 @@ class FleetState:
         )
 
 
+SHORT_ANSWER_TOKENS = 5
+"""Answers of no more than so many tokens are not counted as slow: a prompt beside them, which stalls an iteration or
+two, is enough to make them late, however few wait and however small the batch."""
 NEVER_REFUSE = np.inf
 """Admission level that holds or queues everything and refuses nothing early."""
 NO_LIMIT = np.iinfo(np.int64).max

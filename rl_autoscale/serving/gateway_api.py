@@ -40,8 +40,10 @@ class ClassSnapshot(Config):
     arrivals: NonNegativeInt
     arrived_prompt_tokens: NonNegativeInt
     first_tokens: NonNegativeInt
+    late_first_tokens: NonNegativeInt = Field(description="after the TTFT SLO; or late answers that do not stream")
     finished: NonNegativeInt
     met: NonNegativeInt = Field(description="finished with every SLO met")
+    slow_answers: NonNegativeInt = Field(description="finished, late by their pace alone; not those of a few tokens")
     finished_output_tokens: NonNegativeInt
     refused: NonNegativeInt = Field(description="refused early: predicted to miss")
     dropped: NonNegativeInt = Field(description="queue full, or waited longer than the class's timeout")

@@ -249,9 +249,11 @@ def class_row_at_gateway(name: str, window: GatewayWindow) -> Row:
         "oldest_wait_s": now.oldest_wait_s,
         "in_flight": now.in_flight,
         "first_tokens_per_s": grown("first_tokens") / window.span_s,
+        "late_first_tokens_per_s": grown("late_first_tokens") / window.span_s,
         **_latencies(ttft, tpot),
         "finished_per_s": finished / window.span_s,
         "met_per_s": grown("met") / window.span_s,
+        "slow_answers_per_s": grown("slow_answers") / window.span_s,
         "mean_output_tokens": grown("finished_output_tokens") / finished if finished > 0 else math.nan,
         "refused_per_s": grown("refused") / window.span_s,
         "dropped_per_s": (grown("dropped") + grown("failed")) / window.span_s,
@@ -263,17 +265,16 @@ def class_row_without_gateway(service_class: ServiceClass, readings: PoolReading
     """The only class of a fleet without a gateway, from the engines' histograms.
 
     vLLM counts no arrivals: those of a window are its first tokens, what the engines' queues grew by, and what they
-    rejected. ``met_per_s`` is an upper bound, since TTFT and TPOT histograms do not say which requests met both.
+    rejected. ``met_per_s`` is an upper bound, since TTFT and TPOT histograms do not say which requests met both; so is
+    ``slow_answers_per_s``, which here holds short answers, too.
     """
     ttft, tpot = readings.histogram("ttft"), readings.histogram("tpot")
     first_tokens_per_s, finished_per_s = readings.counts_per_s("ttft"), readings.per_s("finished")
     rejected_per_s = float(np.nan_to_num(readings.per_s("rejected")))  # older engines reject nothing and say nothing
     arrivals_per_s = max(first_tokens_per_s + waiting_growth_per_s, 0.0) + rejected_per_s
     output = readings.histogram("output_tokens")
-    met_share = min(
-        math.nan if ttft is None else ttft.share_up_to(service_class.ttft_slo_s),
-        math.nan if tpot is None else tpot.share_up_to(service_class.tpot_slo_s),
-    )
+    begun_in_time = math.nan if ttft is None else ttft.share_up_to(service_class.ttft_slo_s)
+    at_pace = math.nan if tpot is None else tpot.share_up_to(service_class.tpot_slo_s)
     return {
         "arrivals_per_s": arrivals_per_s,
         "arrived_prompt_tokens_per_s": arrivals_per_s * mean_prompt_tokens(readings) if arrivals_per_s else 0.0,
@@ -282,9 +283,11 @@ def class_row_without_gateway(service_class: ServiceClass, readings: PoolReading
         "oldest_wait_s": 0.0,
         "in_flight": readings.total("running") + readings.total("waiting"),
         "first_tokens_per_s": first_tokens_per_s,
+        "late_first_tokens_per_s": 0.0 if first_tokens_per_s == 0 else first_tokens_per_s * (1.0 - begun_in_time),
         **_latencies(ttft, tpot),
         "finished_per_s": finished_per_s,
-        "met_per_s": 0.0 if finished_per_s == 0 else finished_per_s * met_share,
+        "met_per_s": 0.0 if finished_per_s == 0 else finished_per_s * min(begun_in_time, at_pace),
+        "slow_answers_per_s": 0.0 if finished_per_s == 0 else finished_per_s * (1.0 - at_pace),
         "mean_output_tokens": math.nan if output is None else output.mean,
         "refused_per_s": 0.0,
         "dropped_per_s": rejected_per_s,

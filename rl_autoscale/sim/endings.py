@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rl_autoscale.fleet.jit import hot, njit
+from rl_autoscale.fleet.state import SHORT_ANSWER_TOKENS
 from rl_autoscale.sim.layout import (
     FAILED,
     FINISHED,
@@ -66,6 +67,7 @@ def first_token(w, r, q, now_s):
     cls.ttft_sum_s += ttft_s
     histogram_add(w.ttft_hist[request.class_index], TTFT_EDGES_S, ttft_s)
     if ttft_s > cls.ttft_slo_s:
+        cls.late_first_tokens += 1
         cls.missed += 1
 
 
@@ -99,4 +101,6 @@ def complete(w, q, now_s):
             cls.met += 1
         else:
             cls.missed += 1
+            if tpot_s > cls.tpot_slo_s and request.output_tokens > SHORT_ANSWER_TOKENS:
+                cls.slow_answers += 1
     end_request(w, q, FINISHED, now_s)

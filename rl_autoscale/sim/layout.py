@@ -349,8 +349,10 @@ CLASS = np.dtype(
         ("arrived", np.int64),
         ("arrived_tokens", np.int64),
         ("first_tokens", np.int64),
+        ("late_first_tokens", np.int64),  # after the TTFT SLO
         ("finished", np.int64),
         ("met", np.int64),
+        ("slow_answers", np.int64),  # TPOT beyond its SLO, of more than SHORT_ANSWER_TOKENS; first token in time
         ("missed", np.int64),  # known to miss: late first token, late finish, refused, dropped, failed
         ("refused", np.int64),
         ("queue_full", np.int64),

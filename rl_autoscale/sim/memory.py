@@ -116,7 +116,7 @@ def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> Wo
         last_pool=np.zeros((fleets, num_pools), dtype=POOL),
         last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
         pool_state=np.zeros((fleets, num_pools, 20)),
-        class_state=np.zeros((fleets, num_classes, 18)),
+        class_state=np.zeros((fleets, num_classes, 20)),
         stage_state=np.zeros((fleets, 8)),
         worker=np.zeros((fleets, max(size.workers, 1)), dtype=np.int32),
         gap_edges=edges_s,

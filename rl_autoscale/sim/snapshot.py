@@ -79,20 +79,22 @@ def snapshot_class(w, c, now_s, per_s, age_s):
     row[5] = cls.in_flight
     num_first = cls.first_tokens - last.first_tokens
     row[6] = num_first * per_s
-    row[7] = (cls.ttft_sum_s - last.ttft_sum_s) / num_first if num_first > 0 else math.nan
-    row[8] = compiled_histogram_quantile(w.ttft_hist[c], TTFT_EDGES_S, 0.95)
+    row[7] = (cls.late_first_tokens - last.late_first_tokens) * per_s
+    row[8] = (cls.ttft_sum_s - last.ttft_sum_s) / num_first if num_first > 0 else math.nan
+    row[9] = compiled_histogram_quantile(w.ttft_hist[c], TTFT_EDGES_S, 0.95)
     num_tpot = cls.tpot_count - last.tpot_count
-    row[9] = (cls.tpot_sum_s - last.tpot_sum_s) / num_tpot if num_tpot > 0 else math.nan
-    row[10] = compiled_histogram_quantile(w.tpot_hist[c], TPOT_EDGES_S, 0.95)
+    row[10] = (cls.tpot_sum_s - last.tpot_sum_s) / num_tpot if num_tpot > 0 else math.nan
+    row[11] = compiled_histogram_quantile(w.tpot_hist[c], TPOT_EDGES_S, 0.95)
     finished = cls.finished - last.finished
-    row[11] = finished * per_s
-    row[12] = (cls.met - last.met) * per_s
-    row[13] = (cls.output_tokens - last.output_tokens) / finished if finished > 0 else math.nan
-    row[14] = (cls.refused - last.refused) * per_s
+    row[12] = finished * per_s
+    row[13] = (cls.met - last.met) * per_s
+    row[14] = (cls.slow_answers - last.slow_answers) * per_s
+    row[15] = (cls.output_tokens - last.output_tokens) / finished if finished > 0 else math.nan
+    row[16] = (cls.refused - last.refused) * per_s
     dropped = cls.queue_full + cls.timed_out + cls.failed - last.queue_full - last.timed_out - last.failed
-    row[15] = dropped * per_s
-    row[16] = cls.admission
-    row[17] = age_s
+    row[17] = dropped * per_s
+    row[18] = cls.admission
+    row[19] = age_s
     w.last_cls[c] = w.cls[c]
 
 

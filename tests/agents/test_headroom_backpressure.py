@@ -7,11 +7,11 @@ import pytest
 
 from rl_autoscale.agents.headroom import HeadroomPolicy
 from rl_autoscale.agents.headroom_backpressure import HeadroomBackpressurePolicy
+from rl_autoscale.fleet.corrections import CapCorrection, StrictnessCorrection
 from rl_autoscale.fleet.demand import DemandEstimator
 from rl_autoscale.fleet.protocols import run_control_loop
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE
-from rl_autoscale.fleet.strictness import StrictnessCorrection
 from rl_autoscale.sim.fleet import SimFleet
 from rl_autoscale.workload.length_spec import resolve_lengths
 from rl_autoscale.workload.lengths import sample_lengths
@@ -47,13 +47,25 @@ def test_the_batch_cap_is_what_meets_the_slos_and_at_most_the_knob(make_spec, ma
     assert decisions(HeadroomBackpressurePolicy(batch_cap=law - 1), spec, make_state)[-1].max_batch_size[0] == law - 1
 
 
-@pytest.mark.parametrize(("seen", "stricter"), [({"met_per_s": 3.0}, True), ({"refused_per_s": 1.0}, False)])
+@pytest.mark.parametrize(
+    ("seen", "stricter"),
+    [({"late_first_tokens_per_s": 1.0}, True), ({"slow_answers_per_s": 1.0}, True), ({"refused_per_s": 1.0}, False)],
+)
 def test_refusal_learns_from_what_became_of_it(make_spec, make_state, seen, stricter):
     last = decisions(HeadroomBackpressurePolicy(admission=1.0), make_spec("mixed"), make_state, **seen)[-1]
     assert (last.admission[0] < 1.0) == stricter
     assert last.admission[0] != 1.0
     never = decisions(HeadroomBackpressurePolicy(), make_spec("mixed"), make_state, **seen, admission=np.inf)[-1]
     assert never.admission[0] == NEVER_REFUSE
+
+
+@pytest.mark.parametrize(("seen", "falls"), [({"slow_answers_per_s": 1.0}, True), ({"refused_per_s": 1.0}, False)])
+def test_the_batch_cap_learns_from_slow_answers(make_spec, make_state, seen, falls):
+    law, learned = (
+        decisions(HeadroomBackpressurePolicy(), make_spec("mixed"), make_state, **signals)[-1].max_batch_size[0]
+        for signals in ({}, seen)
+    )
+    assert (learned < law) == falls
 
 
 def loaded(speed: float) -> tuple[int, int]:
@@ -75,7 +87,8 @@ def loaded(speed: float) -> tuple[int, int]:
 def test_where_iterations_take_longer_than_the_profile_says_fewer_come_late(monkeypatch):
     """Half as long again, which nobody tells the estimate of the wait; where it is right, little is to mend."""
     right, slow = loaded(1.0), loaded(1.5)
-    monkeypatch.setattr(StrictnessCorrection, "update", lambda self, state: None)
+    for correction in (StrictnessCorrection, CapCorrection):
+        monkeypatch.setattr(correction, "update", lambda self, state: None)
     right_blind, slow_blind = loaded(1.0), loaded(1.5)
     assert slow[1] < 0.5 * slow_blind[1]
     assert sum(slow) < 0.8 * sum(slow_blind)

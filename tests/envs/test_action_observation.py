@@ -352,6 +352,7 @@ def test_what_refusal_was_off_by_is_seen_and_divided_out():
     classes = replace(
         state.classes,
         arrivals_per_s=np.full((1, 1), 50.0), finished_per_s=np.full((1, 1), 40.0), met_per_s=np.full((1, 1), 30.0),
+        late_first_tokens_per_s=np.full((1, 1), 10.0), slow_answers_per_s=np.zeros((1, 1)),
         refused_per_s=np.zeros((1, 1)), admission=np.ones((1, 1)), age_s=np.zeros((1, 1)),
     )  # fmt: skip
     mdp.encoder.reset()

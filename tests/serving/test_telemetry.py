@@ -323,6 +323,15 @@ def test_only_http_addresses_are_opened():
         send("GET", "file:///etc/passwd", timeout_s=1.0)
 
 
+def test_without_a_gateway_what_is_late_is_read_off_the_engines_buckets(world):
+    """All first tokens are within 1 s, the SLO; all TPOTs in the bucket up to 0.5 s, of which the SLO is a fifth."""
+    classes = advance(world.fleet(), 5).classes
+    assert classes.late_first_tokens_per_s[0] == 0.0
+    assert classes.finished_per_s[0] > 0.0
+    assert classes.slow_answers_per_s[0] == pytest.approx(0.8 * classes.finished_per_s[0])
+    assert classes.met_per_s[0] == pytest.approx(0.2 * classes.finished_per_s[0])
+
+
 def test_share_up_to_a_bound_is_linear_inside_the_bucket():
     histogram = Histogram(np.array([1.0, 2.0]), np.array([4.0, 4.0, 2.0]), 12.0)
     assert histogram.share_up_to(1.5) == pytest.approx(0.6)

@@ -79,8 +79,15 @@ TIMELINE = np.array(
 )
 
 
+@pytest.fixture
+def tpot_slo_s() -> float:
+    return 1.3
+
+
 @pytest.fixture(params=[SimFleet, ReferenceFleet], ids=["engine", "reference"])
-def played(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[SimFleet | ReferenceFleet, list[FleetState]]:
+def played(
+    request: pytest.FixtureRequest, tmp_path: Path, tpot_slo_s: float
+) -> tuple[SimFleet | ReferenceFleet, list[FleetState]]:
     """The fleet after the ten requests, and what was seen every 10 s."""
     profile = tmp_path / "toy.yaml"
     profile.write_text(PROFILE)
@@ -89,7 +96,7 @@ def played(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[SimFleet | R
             "pools": [
                 {"name": "toy", "profile": str(profile), "max_replicas": 2, "startup": [{"mean_s": 3.0, "cv": 0.0}]}
             ],
-            "classes": [{"name": "chat", "ttft_slo_s": 3.0, "tpot_slo_s": 1.3}],
+            "classes": [{"name": "chat", "ttft_slo_s": 3.0, "tpot_slo_s": tpot_slo_s}],
             "telemetry_age_s": 0.0,
         }
     )
@@ -145,7 +152,21 @@ def test_what_a_decision_sees(played: tuple[SimFleet | ReferenceFleet, list[Flee
     assert (at_40.ready[0], at_40.draining[0], at_40.in_flight[0]) == (1, 0, 0)
     classes = states[2].classes
     assert classes.first_tokens_per_s[0] == pytest.approx(0.1)  # r4
+    assert classes.late_first_tokens_per_s[0] == pytest.approx(0.1)  # r4, after 3.375 s
     assert classes.ttft_mean_s[0] == pytest.approx(3.375)
     assert classes.ttft_p95_s[0] == pytest.approx(2.5 + 0.95 * 2.5)  # inside the bucket from 2.5 to 5 s
     assert classes.tpot_mean_s[0] == pytest.approx(8.5 / 7)  # r3
     assert classes.met_per_s[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("tpot_slo_s", [1.2])
+def test_an_answer_of_a_few_tokens_is_late_but_not_slow(
+    played: tuple[SimFleet | ReferenceFleet, list[FleetState]],
+) -> None:
+    """TPOT: r0 1.3125 s of 3 tokens, r1 1.25 of 2, r3 1.214 of 8, r4 more, but its first token was late already."""
+    _, states = played
+    seen = [state.classes for state in states[1:]]
+    np.testing.assert_allclose([10 * classes.finished_per_s[0] for classes in seen], [3, 1, 2, 4])
+    np.testing.assert_allclose([10 * classes.met_per_s[0] for classes in seen], [1, 0, 0, 4])
+    np.testing.assert_allclose([10 * classes.slow_answers_per_s[0] for classes in seen], [0, 1, 0, 0])
+    np.testing.assert_allclose([10 * classes.late_first_tokens_per_s[0] for classes in seen], [0, 1, 1, 0])

@@ -8,7 +8,7 @@ from collections import deque
 
 from rl_autoscale.fleet.latency_edges import TPOT_BOUNDS_S, TTFT_BOUNDS_S
 from rl_autoscale.fleet.spec import ServiceClass
-from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT
+from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, SHORT_ANSWER_TOKENS
 from rl_autoscale.serving.gateway.tickets import State, Ticket
 from rl_autoscale.serving.gateway_api import ClassSnapshot, HistogramSnapshot
 
@@ -58,7 +58,9 @@ class ClassBook:
         self.arrivals = 0
         self.arrived_tokens = 0
         self.first_tokens = 0
+        self.late_first_tokens = 0
         self.met = 0
+        self.slow_answers = 0
         self.output_tokens = 0  # of finished requests
         self.ended = dict.fromkeys(State, 0)  # the states of INSIDE stay 0
         self.ttft = Histogram(TTFT_BOUNDS_S)
@@ -97,8 +99,10 @@ class ClassBook:
     def book_first_token(self, ticket: Ticket, now_s: float) -> None:
         """The client has its first token."""
         ticket.first_token_s = now_s
+        ttft_s = now_s - ticket.arrival_s
         self.first_tokens += 1
-        self.ttft.add(now_s - ticket.arrival_s)
+        self.late_first_tokens += ttft_s > self.promise.ttft_slo_s
+        self.ttft.add(ttft_s)
 
     def book_finish(self, ticket: Ticket, output_tokens: int, now_s: float) -> None:
         """The client has its last token; judge the SLOs."""
@@ -115,8 +119,10 @@ class ClassBook:
             arrivals=self.arrivals,
             arrived_prompt_tokens=self.arrived_tokens,
             first_tokens=self.first_tokens,
+            late_first_tokens=self.late_first_tokens,
             finished=self.ended[State.FINISHED],
             met=self.met,
+            slow_answers=self.slow_answers,
             finished_output_tokens=self.output_tokens,
             refused=self.ended[State.REFUSED],
             dropped=self.ended[State.DROPPED],
@@ -137,12 +143,16 @@ class ClassBook:
             tpot_s = (now_s - ticket.first_token_s) / (output_tokens - 1)
             self.tpot.add(tpot_s)
         in_time = ticket.first_token_s - ticket.arrival_s <= self.promise.ttft_slo_s
-        return in_time and tpot_s <= self.promise.tpot_slo_s and self._meets_deadline(ticket, now_s)
+        slow = tpot_s > self.promise.tpot_slo_s
+        self.slow_answers += in_time and slow and output_tokens > SHORT_ANSWER_TOKENS
+        return in_time and not slow and self._meets_deadline(ticket, now_s)
 
     def _answer_meets_slos(self, ticket: Ticket, output_tokens: int, now_s: float) -> bool:
         """An answer in one piece keeps its promises when it takes no longer than a stream that just keeps them."""
         allowed_s = self.promise.ttft_slo_s + self.promise.tpot_slo_s * max(output_tokens - 1, 0)
-        return now_s - ticket.arrival_s <= allowed_s and self._meets_deadline(ticket, now_s)
+        late = now_s - ticket.arrival_s > allowed_s
+        self.late_first_tokens += late  # whether it waited or was slow nobody knows
+        return not late and self._meets_deadline(ticket, now_s)
 
     def _meets_deadline(self, ticket: Ticket, now_s: float) -> bool:
         deadline_s = self.promise.deadline_s

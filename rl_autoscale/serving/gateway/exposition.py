@@ -23,7 +23,9 @@ CLASS_COUNTERS = {
     "arrivals": "Requests that arrived",
     "arrived_prompt_tokens": "Their prompt tokens, estimated",
     "first_tokens": "Requests whose first token went out",
+    "late_first_tokens": "Of these, after the TTFT SLO; or late answers that do not stream",
     "met": "Requests finished with every SLO met",
+    "slow_answers": "Requests finished late by their pace alone; not those of a few tokens",
     "finished_output_tokens": "Output tokens of finished requests",
 }
 CLASS_GAUGES = {

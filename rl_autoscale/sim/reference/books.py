@@ -44,6 +44,8 @@ class ClassBooks:
     finished: int = 0
     output_tokens: int = 0  # of finished requests
     met: int = 0
+    late_first_tokens: int = 0
+    slow_answers: int = 0  # late by their pace alone, see ClassTelemetry
     missed: int = 0  # known to miss
     refused: int = 0
     dropped: int = 0  # queue full, timed out or failed

@@ -203,6 +203,7 @@ class Gateway:
         replica.pool.books.prompt_tokens += request.prompt_tokens
         books = self.books[request.class_index]
         books.ttft_s.append(self.clock.now - request.arrival_s)
+        books.late_first_tokens += request.first_token_late
         books.missed += request.first_token_late
 
     def _book_last_token(self, request: Request) -> None:
@@ -225,6 +226,7 @@ class Gateway:
         books.output_tokens += request.output_tokens
         request.slo_met = request.meets_slos(self.clock.now)
         books.met += request.slo_met
+        books.slow_answers += request.slow
         books.missed += not request.slo_met and not request.first_token_late  # a late first token is booked already
         self._end(request, Outcome.FINISHED, self.clock.now)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import ServiceClass
+from rl_autoscale.fleet.state import SHORT_ANSWER_TOKENS
 from rl_autoscale.sim.layout import Outcome
 from rl_autoscale.sim.reading import read_on
 
@@ -130,6 +131,12 @@ class Request:
     def tpot_s(self) -> float:
         """Seconds per output token after the first, once it has them all; 0 for a single token."""
         return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0
+
+    @property
+    def slow(self) -> bool:
+        """Whether its pace alone made it late, and it has tokens enough for that to be a pace."""
+        late = self.tpot_s > self.service_class.tpot_slo_s
+        return late and not self.first_token_late and self.output_tokens > SHORT_ANSWER_TOKENS
 
     def meets_slos(self, now_s: float) -> bool:
         """Whether all its SLOs hold when it ends now, its last token out."""

@@ -288,7 +288,8 @@ def test_an_answer_in_one_piece_is_taken_to_have_begun_when_it_was_expected_to()
 def test_an_answer_in_one_piece_may_take_as_long_as_a_stream_that_just_keeps_its_promises(end_s, met) -> None:
     core = core_with(address("a"))
     core.finish(core.arrive(0, 10, 0.0, streams=False), 10, end_s)
-    assert core.classes[0].met == met
+    book = core.classes[0]
+    assert (book.met, book.late_first_tokens, book.slow_answers) == (met, 1 - met, 0)
 
 
 @pytest.mark.parametrize(("first_s", "end_s", "met"), [(0.5, 1.4, 1), (0.51, 1.0, 0), (0.5, 1.41, 0)])
@@ -298,6 +299,19 @@ def test_slos_of_a_stream(first_s, end_s, met) -> None:
     core.see_token(ticket, first_s)
     core.finish(ticket, 10, end_s)
     assert core.classes[0].met == met
+
+
+@pytest.mark.parametrize(
+    ("first_s", "tokens", "end_s", "late", "slow"),
+    [(0.5, 6, 1.01, 0, 1), (0.5, 5, 1.01, 0, 0), (0.5, 6, 1.0, 0, 0), (0.51, 6, 1.2, 1, 0)],
+    ids=["slow", "a few tokens", "in time", "late already"],
+)
+def test_what_made_a_stream_late_is_booked(first_s, tokens, end_s, late, slow) -> None:
+    core = core_with(address("a"))
+    ticket = core.arrive(0, 10, 0.0)
+    core.see_token(ticket, first_s)
+    core.finish(ticket, tokens, end_s)
+    assert (core.classes[0].late_first_tokens, core.classes[0].slow_answers) == (late, slow)
 
 
 def test_unknown_names_change_nothing() -> None:

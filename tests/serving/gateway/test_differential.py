@@ -107,6 +107,8 @@ def test_requests_meet_the_same_fate_as_in_the_simulator() -> None:
                 )
         for book, expected_books in zip(live.core.classes, simulated.gateway.books, strict=True):
             assert book.met == expected_books.met
+            assert book.late_first_tokens == expected_books.late_first_tokens
+            assert book.slow_answers == expected_books.slow_answers
             met["met"] += book.met
         met["preempted"] += sum(request.num_preemptions for request in live.requests)
     hard_cases = (Outcome.FINISHED, Outcome.REFUSED, Outcome.QUEUE_FULL, Outcome.TIMED_OUT, "met", "preempted")
