@@ -25,7 +25,7 @@ _POOL_GAUGES = (
 )
 _CLASS_GAUGES = (
     "arrivals_per_s", "queue_length", "oldest_wait_s", "ttft_p95_s", "tpot_p95_s", "finished_per_s", "met_per_s",
-    "refused_per_s", "dropped_per_s", "admission",
+    "late_first_tokens_per_s", "slow_answers_per_s", "refused_per_s", "dropped_per_s", "admission",
 )  # fmt: skip
 
 
