@@ -153,13 +153,17 @@ def parse_policies(words: Sequence[str]) -> tuple[PolicySweep, ...]:
 
     Raises:
         UnknownNameError: no such policy.
-        SpecError: a tuned variant that does not exist.
+        SpecError: a tuned variant that does not exist, or another name than ``learned`` before a folder.
     """
     sweeps = []
     for word in words:
         name, _, path = word.partition("=")
         if not path and (word.endswith((".json", ".onnx")) or "/" in word or Path(word).is_dir()):
             name, path = "learned", word
+        if path and name != "learned":
+            raise SpecError(
+                f"'{word}': only trained policies are in folders; write learned={path}, or the folder alone"
+            )
         if path:
             found = Path(path).parent if path.endswith(".onnx") else Path(path)
             sweeps.append(PolicySweep(policy=name, knobs={"path": str(found)}))

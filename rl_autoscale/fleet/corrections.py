@@ -16,9 +16,9 @@ A request is refused when its expected first token is later than ``admission * t
 say that this was too hopeful, and where none is late while some are refused it was too careful. A *slow* answer had its
 first token in time and came late by the pace of the others, which prompts computed beside it break: both fewer requests
 let in and fewer at once on a replica mend that, and waiting is the price. Answers of a few tokens are not counted
-(`SHORT_ANSWER_TOKENS`): nothing here mends those. In balance about a quarter of those that miss are late, near which
-the bill was lowest for replicas a quarter slower and faster than their profile, for long prompts with short answers,
-and for a first token due in 0.6 to 30 s (docs/design/decision-process.md).
+(`SHORT_ANSWER_TOKENS`): nothing here mends those, nor what misses a deadline alone. In balance about a quarter of those
+that miss are late, near which the bill was lowest for replicas a quarter slower and faster than their profile, for long
+prompts with short answers, and for a first token due in 0.6 to 30 s (docs/design/decision-process.md).
 
 Beside other classes a request may be late through them, and behind one of several pools through that pool alone: there
 neither does anything.
@@ -26,6 +26,7 @@ neither does anything.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +44,7 @@ NEGLIGIBLE = 0.005
 """Share of the arrivals that may miss before it says much."""
 
 
-class _Correction:
+class _Correction(ABC):
     """A correction by feedback, where one pool serves one interactive class; elsewhere nothing.
 
     Args:
@@ -93,9 +94,9 @@ class _Correction:
         step = GAIN * (too_lax - BALANCE * too_strict) / (self._missed + NEGLIGIBLE * self._arrived + 1.0)
         self.octaves = np.clip(self.octaves + np.where(counts, step, 0.0), self.LAXEST, self.STRICTEST)
 
+    @abstractmethod
     def _evidence(self, classes: ClassTelemetry) -> tuple[FloatArray, FloatArray]:
         """Requests per second for which it was too lax, and for which it was too strict."""
-        raise NotImplementedError
 
 
 class StrictnessCorrection(_Correction):

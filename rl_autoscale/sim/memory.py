@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
+from rl_autoscale.fleet.state import ClassTelemetry, PoolTelemetry, StageTelemetry
 from rl_autoscale.sim.episode import NUM_DRAWS
 from rl_autoscale.sim.layout import (
     CANDIDATE,
@@ -115,9 +117,9 @@ def allocate(spec: FleetSpec, fleets: int, gap_edges_s: FloatArray | None) -> Wo
         tpot_hist=np.zeros((fleets, num_classes, len(TPOT_EDGES_S) + 1), dtype=np.int64),
         last_pool=np.zeros((fleets, num_pools), dtype=POOL),
         last_cls=np.zeros((fleets, num_classes), dtype=CLASS),
-        pool_state=np.zeros((fleets, num_pools, 20)),
-        class_state=np.zeros((fleets, num_classes, 20)),
-        stage_state=np.zeros((fleets, 8)),
+        pool_state=np.zeros((fleets, num_pools, len(fields(PoolTelemetry)))),
+        class_state=np.zeros((fleets, num_classes, len(fields(ClassTelemetry)))),
+        stage_state=np.zeros((fleets, len(fields(StageTelemetry)))),
         worker=np.zeros((fleets, max(size.workers, 1)), dtype=np.int32),
         gap_edges=edges_s,
         gap_hist=np.zeros((fleets, num_pools, len(edges_s) + 1), dtype=np.int64),

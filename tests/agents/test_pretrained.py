@@ -14,7 +14,7 @@ from rl_autoscale.agents.registry import make_policy
 from rl_autoscale.envs.scenario import load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.grid import parse_policies
-from rl_autoscale.fleet.errors import PolicyFileError, UnknownNameError
+from rl_autoscale.fleet.errors import PolicyFileError, SpecError, UnknownNameError
 from rl_autoscale.serving.assemble import build_policy
 from rl_autoscale.serving.config import PolicyChoice
 
@@ -44,6 +44,8 @@ def test_a_name_finds_the_shipped_policy_everywhere(tiny_pretrained: Path) -> No
     for word in ("pretrained/tiny", "learned=pretrained/tiny"):
         sweep = parse_policies([word])[0]
         assert (sweep.registered, sweep.knobs) == ("learned", {"path": "pretrained/tiny"})
+    with pytest.raises(SpecError, match="write learned=pretrained/tiny"):
+        parse_policies(["adapted=pretrained/tiny"])
     fleet = load_scenario("chatbot").fleet
     for choice in (
         PolicyChoice(name="pretrained/tiny"),
