@@ -39,6 +39,7 @@ from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.capacity import resumed
 from rl_autoscale.experiments.dial import play
 from rl_autoscale.experiments.runs import write_text
+from rl_autoscale.fleet.admission import SELECTIVITY
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -58,6 +59,7 @@ class Variant:
         foresight: whether the critic sees the traffic to come.
         capped: whether the batch cap is what meets the SLOs, and not the engine's limit.
         corrected: whether strictness is relative to what refusal was found to be off by.
+        selective: whether refusal weighs requests by their work.
         moved: actions and where zero leads, at which training begins; without, it leads to the demand rule.
         randomised: whether iterations and start-ups in training differ from what the profile and the spec say.
         added: features that are appended: nothing, ``forecast`` or ``truth`` of the demand to come.
@@ -68,6 +70,7 @@ class Variant:
     foresight: bool = True
     capped: bool = True
     corrected: bool = True
+    selective: bool = True
     moved: tuple[tuple[str, float], ...] = ()
     randomised: bool = True
     added: Literal["", "forecast", "truth"] = ""
@@ -82,6 +85,7 @@ VARIANTS = {
     "no floor under the headroom": Variant(held=(("floor", -1.0),)),
     "no batch cap": Variant(capped=False),
     "no correction of refusal": Variant(unseen=("correction",), corrected=False),
+    "no weighing by work": Variant(selective=False),
     "no say in refusal (what should miss is refused)": Variant(held=(("admission", 0.0),)),
     "no refusal": Variant(held=(("admission", 1.0),)),
     "demand of the last 30 s only": Variant(unseen=HISTORY),
@@ -126,7 +130,8 @@ class AblatedMdp(FleetMdp):
     def __init__(
         self, scenario: Scenario, sampler: Any, variant: Variant, num_fleets: int, forecast: Forecast | None = None
     ) -> None:
-        super().__init__(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets)
+        selectivity = SELECTIVITY if variant.selective else 0.0
+        super().__init__(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets, selectivity=selectivity)
         self._added, self._forecast = variant.added, forecast
         self.encoder = AblatedEncoder(scenario, (num_fleets,), variant)
         schema = Schema.of(scenario.fleet)

@@ -38,13 +38,19 @@ class Knob:
 
 
 class RegisteredPolicy(ABC):
-    """A policy that can be made by name; satisfies `fleet.protocols.Policy`."""
+    """A policy that can be made by name; satisfies `fleet.protocols.Policy`.
+
+    Attributes:
+        selectivity: of its refusal (fleet/admission.py), never changed.
+    """
 
     NAME: ClassVar[str]
     READS: ClassVar[str]
     RULE: ClassVar[str]
     SOURCE: ClassVar[str]
     KNOB: ClassVar[Knob | None]
+
+    selectivity: float
 
     @property
     @abstractmethod
@@ -95,10 +101,13 @@ class RulePolicy(RegisteredPolicy):
         admission: early refusal, the same for all classes and never changed: a request is refused when its estimated
             time to first token exceeds ``admission * ttft_slo_s``; inf (the default) never refuses, 1 refuses what
             would miss.
+        selectivity: how much more readily requests of much work are refused (fleet/admission.py), the same for all
+            classes; 0 treats all alike.
         batch_cap: requests in flight the gateway allows per replica; None leaves the engine's ``max_num_seqs``.
     """
 
     admission: float = NEVER_REFUSE
+    selectivity: float = 0.0
     batch_cap: int | None = None
     _spec: FleetSpec | None = field(default=None, init=False, repr=False)
     _stand_ins: StandIns | None = field(default=None, init=False, repr=False)
@@ -107,6 +116,7 @@ class RulePolicy(RegisteredPolicy):
     def __post_init__(self) -> None:
         if self.admission != NEVER_REFUSE:
             self._check("admission", self.admission, low=0.0)
+        self._check("selectivity", self.selectivity, low=0.0)
         if self.batch_cap is not None:
             self._check("batch_cap", self.batch_cap, low=1)
 
@@ -169,6 +179,7 @@ class RulePolicy(RegisteredPolicy):
             target_replicas=target.copy(),
             max_batch_size=np.clip(max_batch_size, 1, spec.batch_limits).astype(np.int64),
             admission=np.full(len(spec.classes), float(self.admission)),
+            selectivity=np.full(len(spec.classes), float(self.selectivity)),
         )
 
     def batch_ceiling(self) -> IntArray:

@@ -152,6 +152,7 @@ def export_policy(
     dial: Sequence[Mapping[str, float]] = (),
     forecast: list[Layer] | None = None,
     hysteresis: float = 0.0,
+    selectivity: float = 0.0,
 ) -> Path:
     """Write ``policy.onnx`` and ``policy.json``; the card is written last, so a folder with a card is whole.
 
@@ -166,6 +167,7 @@ def export_policy(
             classes, ``slo_attainment/class0.KIND``) on validation traffic.
         forecast: layers of its miss forecast (experiments/miss_forecast.py).
         hysteresis: that it was trained with (envs/action.py), and has unless told otherwise.
+        selectivity: likewise, of its refusal (fleet/admission.py).
 
     Returns:
         The card's path.
@@ -185,6 +187,7 @@ def export_policy(
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
         "refuse": refuse,
         "hysteresis": hysteresis,
+        "selectivity": selectivity,
         "miss_price_range": list(miss_price_range),
         "dial": [dict(point) for point in dial],
         "miss_forecast": forecast is not None,

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from rl_autoscale.agents.headroom import HeadroomPolicy
+from rl_autoscale.fleet.admission import SELECTIVITY
 from rl_autoscale.fleet.corrections import CapCorrection, StrictnessCorrection
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import FleetState, ScalingDecision
@@ -27,6 +28,7 @@ class HeadroomBackpressurePolicy(HeadroomPolicy):
     RULE: ClassVar[str] = "headroom; batch cap and strictness by the laws that a learned policy acts relative to"
     SOURCE: ClassVar[str] = "headroom, fleet/in_flight.py and fleet/corrections.py; ours"
 
+    selectivity: float = SELECTIVITY
     _strictness: StrictnessCorrection | None = field(default=None, init=False, repr=False)
     _cap: CapCorrection | None = field(default=None, init=False, repr=False)
 

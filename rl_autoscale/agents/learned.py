@@ -58,9 +58,10 @@ def read_card(path: Path) -> dict[str, Any]:
         raise PolicyFileError(f"{card_path}: not a policy card; missing {', '.join(missing)}")
     if card["format"] != CARD_FORMAT:
         raise PolicyFileError(f"{card_path}: card format {card['format']}, this version reads {CARD_FORMAT}")
-    hysteresis = card.get("hysteresis", 0.0)
-    if not (isinstance(hysteresis, int | float) and 0.0 <= hysteresis < np.inf):
-        raise PolicyFileError(f"{card_path}: hysteresis={hysteresis!r} is no finite number of at least 0; export again")
+    for name in ("hysteresis", "selectivity"):
+        value = card.setdefault(name, 0.0)  # cards of before the constant had none
+        if not (isinstance(value, int | float) and 0.0 <= value < np.inf):
+            raise PolicyFileError(f"{card_path}: {name}={value!r} is no finite number of at least 0; export again")
     return dict(card)
 
 
@@ -157,6 +158,8 @@ class LearnedPolicy(RegisteredPolicy):
         miss_weight: by class, what its misses cost over those of the dearest class; 1 of a class that is not named.
         hysteresis: share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py);
             None for what it was trained with.
+        selectivity: how much more readily requests of much work are refused (fleet/admission.py), 0 treats all alike;
+            None for what it was trained with.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -181,6 +184,7 @@ class LearnedPolicy(RegisteredPolicy):
         forecast: bool = True,
         miss_weight: Mapping[str, float] | None = None,
         hysteresis: float | None = None,
+        selectivity: float | None = None,
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
@@ -199,10 +203,8 @@ class LearnedPolicy(RegisteredPolicy):
                 check_attainment(self.NAME, share)
         if miss_weight is not None and isinstance(attainment, Mapping):
             raise SpecError("policy 'learned': attainment by class finds miss_weight; give one of the two")
-        asked = self.card.get("hysteresis", 0.0) if hysteresis is None else hysteresis
-        if not (isinstance(asked, int | float) and 0.0 <= asked < np.inf):
-            raise SpecError(f"policy 'learned': hysteresis={hysteresis!r} is not allowed; it must be at least 0")
-        self.hysteresis = float(asked)
+        self.hysteresis = self._constant("hysteresis", hysteresis)
+        self.selectivity = self._constant("selectivity", selectivity)
         self.miss_weight = _checked_weights(miss_weight)
         self._forecasts = bool(forecast and self.card.get("dial") and self.card.get("miss_forecast"))
         self._dials: Dials | None = None
@@ -213,10 +215,19 @@ class LearnedPolicy(RegisteredPolicy):
         self.last_observation: npt.NDArray[np.float32] | None = None
         """What the network saw last, shape (num_features,); a live controller checks it against the card's envelope."""
 
+    def _constant(self, name: str, asked: float | None) -> float:
+        """What is asked for, or the card's."""
+        value = self.card[name] if asked is None else asked
+        if not (isinstance(value, int | float) and 0.0 <= value < np.inf):
+            raise SpecError(f"policy 'learned': {name}={asked!r} is not allowed; it must be at least 0")
+        return float(value)
+
     @property
     def name(self) -> str:
         """The registered name with the dial's setting."""
         closed = "" if self.admission is None else f", admission={self.admission:g}"
+        if self.selectivity != self.card["selectivity"]:
+            closed += f", selectivity={self.selectivity:g}"
         if self.attainment is None:
             dial = f"miss_price={self.miss_price:g}" + _by_class(", miss_weight", self.miss_weight)
         elif isinstance(self.attainment, Mapping):
@@ -240,7 +251,7 @@ class LearnedPolicy(RegisteredPolicy):
         """
         path = policy_folder(str(knobs.get("path", self._path)))
         turned = LearnedPolicy(path, **{name: knobs[name] for name in knobs if name != "path"})  # type: ignore[arg-type]
-        kept = ("_path", "admission", "hysteresis", "_forecasts")
+        kept = ("_path", "admission", "hysteresis", "selectivity", "_forecasts")
         if changed := [name.strip("_") for name in kept if getattr(self, name) != getattr(turned, name)]:
             raise SpecError(f"policy 'learned': {', '.join(changed)} cannot change while it runs; restart for that")
         dial = ("miss_price", "attainment", "miss_weight")
@@ -262,7 +273,9 @@ class LearnedPolicy(RegisteredPolicy):
         schema = Schema.of(spec)
         check_schema(self.card, schema, self._path)
         self._encoder = ObservationEncoder(spec)
-        self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]), hysteresis=self.hysteresis)
+        self._decoder = ActionDecoder(
+            spec, refuse=bool(self.card["refuse"]), hysteresis=self.hysteresis, selectivity=self.selectivity
+        )
         self._price_column = schema.features.index("miss_price")
         self._weight_columns = [k for k, name in enumerate(schema.features) if name.endswith(".miss_weight")]
         self._set_dial(spec)

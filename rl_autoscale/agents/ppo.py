@@ -23,6 +23,7 @@ from rl_autoscale.agents.export import Layer
 from rl_autoscale.agents.sb3_fleets import SB3Fleets
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_SCALE
+from rl_autoscale.fleet.admission import SELECTIVITY
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError
 
@@ -65,6 +66,9 @@ class PpoConfig(Config):
     refuse: bool = True
     hysteresis: float = Field(
         default=0.0, ge=0, description="share above what is wanted at which a pool gives back (envs/action.py)"
+    )
+    selectivity: float = Field(
+        default=SELECTIVITY, ge=0, description="of refusal: 0 treats all requests alike (fleet/admission.py)"
     )
     seed: NonNegativeInt = 0
 

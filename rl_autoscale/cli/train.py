@@ -99,9 +99,9 @@ def command(
     start_from: Annotated[
         list[str] | None,
         typer.Option(
-            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis; "
-            "few steps, large rollouts and a small search of offsets unless told otherwise. May be repeated: from "
-            "the mean of several."
+            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis and "
+            "selectivity; few steps, large rollouts and a small search of offsets unless told otherwise. May be "
+            "repeated: from the mean of several."
         ),
     ] = None,
     ray: Annotated[

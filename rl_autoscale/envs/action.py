@@ -30,6 +30,9 @@ is less by what that was found to be off by (fleet/corrections.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
+A policy's *selectivity* (fleet/admission.py) is no action but a constant of it: refusal weighs requests by their work
+to that power.
+
 With *hysteresis* h a pool keeps what it has while that is between the replicas wanted and ceil((1 + h) x them): it is
 asked for no less before the demand has fallen by more than noise does.
 """
@@ -61,11 +64,15 @@ class ActionDecoder:
         spec: the fleet.
         refuse: whether early refusal is the policy's to use; without it admission is always open.
         hysteresis: share of the replicas wanted that a pool may have more of before it gives any back, >= 0.
+        selectivity: of refusal, the same for all classes, >= 0.
     """
 
-    def __init__(self, spec: FleetSpec, *, refuse: bool = True, hysteresis: float = 0.0) -> None:
+    def __init__(
+        self, spec: FleetSpec, *, refuse: bool = True, hysteresis: float = 0.0, selectivity: float = 0.0
+    ) -> None:
         self.spec = spec
         self.hysteresis = hysteresis
+        self.selectivity = selectivity
         self.refuse = refuse
         self.num_actions = len(Schema.of(spec).actions)
         self._pool_actions = pool_actions(spec)
@@ -110,6 +117,7 @@ class ActionDecoder:
             max_batch_size=np.clip(cap, 1, spec.batch_limits).astype(np.int64),
             admission=admission,
             max_in_flight=self._limits(in_flight, state) if self._held else None,
+            selectivity=np.full_like(refusal, self.selectivity),
         )
 
     def _limits(self, action: FloatArray, state: FleetState) -> IntArray:

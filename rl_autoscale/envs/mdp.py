@@ -80,6 +80,7 @@ class FleetMdp:
         refuse: whether early refusal is part of the action.
         faults: telemetry faults to train under.
         hysteresis: of the targets, see envs/action.py.
+        selectivity: of refusal, see envs/action.py.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class FleetMdp:
         refuse: bool = True,
         faults: TelemetryFaults | None = None,
         hysteresis: float = 0.0,
+        selectivity: float = 0.0,
     ) -> None:
         self.spec = spec
         self.num_fleets = num_fleets
@@ -100,7 +102,7 @@ class FleetMdp:
         self._batch = FleetBatch(spec, num_fleets, num_threads=num_threads)
         self._shield = Shield(spec, shield, (num_fleets,))
         self.encoder = ObservationEncoder(spec, (num_fleets,))
-        self.decoder = ActionDecoder(spec, refuse=refuse, hysteresis=hysteresis)
+        self.decoder = ActionDecoder(spec, refuse=refuse, hysteresis=hysteresis, selectivity=selectivity)
         self._demand = DemandEstimator(spec)
         self._foresight = Foresight(spec, num_fleets)
         self._faults = faults

@@ -178,8 +178,13 @@ def mean_changes(found: Sequence[ScenarioBills]) -> FloatArray:
 
 
 def _as_deployed(scenario: Scenario, card: dict[str, Any], sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
-    """Under the policy's own hysteresis and refusal."""
-    refuse, hysteresis = bool(card["refuse"]), float(card.get("hysteresis", 0.0))
+    """Under the policy's own hysteresis, refusal and selectivity."""
     return FleetMdp(
-        scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets, refuse=refuse, hysteresis=hysteresis
+        scenario.fleet,
+        scenario.shield,
+        sampler,
+        num_fleets=num_fleets,
+        refuse=bool(card["refuse"]),
+        hysteresis=card["hysteresis"],
+        selectivity=card["selectivity"],
     )

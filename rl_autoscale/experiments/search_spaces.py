@@ -52,6 +52,8 @@ class SearchSpace:
 BATCH_CAP = Dimension("batch_cap", 8.0, 256.0, 256.0, log=True)
 STRICTNESS = Dimension("admission", 0.25, 4.0, 1.0, log=True)
 """How strict early refusal is; searched too where a rule refuses, since the learned policy may set it."""
+SELECTIVITY = Dimension("selectivity", 0.0, 1.0, 0.0)
+"""How much more readily it refuses requests of much work; likewise, since the learned policy has it."""
 
 
 def _space(base: str, *dimensions: Dimension) -> SearchSpace:

@@ -292,6 +292,7 @@ def _export(
         dial=measured.dial,
         forecast=measured.forecast,
         hysteresis=config.ppo.hysteresis,
+        selectivity=config.ppo.selectivity,
     )
 
 
@@ -308,6 +309,7 @@ def _training_mdp(config: TrainConfig, scenario: Scenario, sampler: EpisodeSampl
         num_threads=config.ppo.num_threads,
         refuse=config.ppo.refuse,
         hysteresis=config.ppo.hysteresis,
+        selectivity=config.ppo.selectivity,
         faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
     )
 

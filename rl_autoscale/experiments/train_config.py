@@ -128,7 +128,7 @@ def origins(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def train_on(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
-    """A configuration that starts from exported policies and keeps their layers, prices, refusal and hysteresis.
+    """A configuration that starts from exported policies and keeps their layers, prices and what `_kind_of` names.
 
     What it does not say otherwise is as for adapting: `ADAPTING_PPO`, `ADAPTING_FAULTS`, `ADAPTING_SEARCH`.
 
@@ -138,7 +138,10 @@ def train_on(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
     """
     kind = _kind_of(policies)
     adapting = {name: value for name, value in ADAPTING_PPO.items() if name not in config.ppo.model_fields_set}
-    kept = {"hidden_sizes": _sizes_in(policies), "refuse": kind["refuse"], "hysteresis": kind["hysteresis"]}
+    kept = {
+        "hidden_sizes": _sizes_in(policies),
+        **{name: kind[name] for name in ("refuse", "hysteresis", "selectivity")},
+    }
     unsaid = {"faults": ADAPTING_FAULTS, "offset_search": ADAPTING_SEARCH}
     changes = {name: value for name, value in unsaid.items() if name not in config.model_fields_set}
     ppo = config.ppo.model_copy(update=adapting | kept)
@@ -182,7 +185,7 @@ def first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Laye
 
 
 def _kind_of(policies: Sequence[str]) -> dict[str, Any]:
-    """Prices, refusal and hysteresis of policies; a mean of several means something only where these are the same."""
+    """Prices, refusal, hysteresis and selectivity; a mean means something only where these are the same."""
     kinds = []
     for name in policies:
         card = read_card(Path(name))
@@ -190,7 +193,8 @@ def _kind_of(policies: Sequence[str]) -> dict[str, Any]:
             {
                 "miss_price_range": tuple(card["miss_price_range"]),
                 "refuse": bool(card["refuse"]),
-                "hysteresis": float(card.get("hysteresis", 0.0)),
+                "hysteresis": float(card["hysteresis"]),
+                "selectivity": float(card["selectivity"]),
             }
         )
     for name, kind in zip(policies, kinds, strict=True):

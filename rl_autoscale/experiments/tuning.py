@@ -27,7 +27,7 @@ import numpy as np
 
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool
 from rl_autoscale.experiments.offset_search import search_timesteps
-from rl_autoscale.experiments.search_spaces import STRICTNESS, Dimension, search_space
+from rl_autoscale.experiments.search_spaces import SELECTIVITY, STRICTNESS, Dimension, search_space
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
 
@@ -135,7 +135,7 @@ def tune_policy(
     space = search_space(policy)
     dimensions = space.dimensions
     if math.isfinite((fixed or {}).get("admission", math.inf)):
-        dimensions = (*dimensions, STRICTNESS)
+        dimensions = (*dimensions, STRICTNESS, SELECTIVITY)
     if budget_episodes < num_seeds:
         raise SpecError(f"budget_episodes={budget_episodes} is below num_seeds={num_seeds}; raise it")
     given = fixed or {}

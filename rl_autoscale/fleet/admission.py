@@ -15,7 +15,17 @@ is taken for the stall to come. Counting whole prompts until their token shows, 
 requests wrongly for one rightly.
 
 A request is refused at arrival when the estimate exceeds ``admission * ttft_slo_s`` (fleet/state.py:
-ScalingDecision.admission). One compiled copy serves the simulator and the gateway.
+ScalingDecision.admission). With a *selectivity* the wait in it, all but the prefill alone on a replica, counts for more
+the more work the request is:
+
+    own prefill + (work / mean work) ** selectivity x wait  >  admission x TTFT SLO
+    work = prompt tokens + what the class's mean answer costs, in prompt tokens
+
+Each request that meets its SLOs is worth the same, and what it costs is its work: where not all can be served in time,
+refusing one that is four times the mean makes room for four. While there is nothing to wait for nobody is refused for
+being long. How long an answer will be nobody knows, so where answers are most of the work all requests are about alike.
+
+One compiled copy of all this serves the simulators and the gateway.
 """
 
 from __future__ import annotations
@@ -24,6 +34,52 @@ import math
 
 from rl_autoscale.fleet.jit import shared_njit
 from rl_autoscale.fleet.state import FloatArray
+
+SELECTIVITY = 0.5
+"""Of policies that are trained here, unless told otherwise (docs/design/early-refusal.md)."""
+UNKNOWN_ANSWER_TOKENS = 1000.0
+"""Before answers have ended their mean is taken for this: long, so that nobody is refused for a prompt that may be the
+lesser part. It counts as `MEAN_OVER` answers."""
+MEAN_OVER = 256
+"""Requests over which a class's mean prompt and mean answer forget."""
+
+
+@shared_njit
+def moved_mean(mean: float, number: int, value: int) -> float:
+    """A mean of late after one more value.
+
+    Args:
+        mean: before.
+        number: values so far, this one included, >= 1.
+        value: this one.
+    """
+    return mean + (value - mean) / min(number, MEAN_OVER)
+
+
+@shared_njit
+def selective_ttft_s(
+    expected_s: float,
+    alone_s: float,
+    prompt_tokens: int,
+    mean_prompt_tokens: float,
+    answer_work_tokens: float,
+    selectivity: float,
+) -> float:
+    """The expected time to first token as refusal counts it.
+
+    Args:
+        expected_s: the estimate.
+        alone_s: what of it is prefill of this prompt alone on a replica; all of it where that is less.
+        prompt_tokens: of the request, >= 1.
+        mean_prompt_tokens: of its class, of late.
+        answer_work_tokens: prompt tokens that are as much work as the class's mean answer, >= 0.
+        selectivity: >= 0; 0 leaves the estimate as it is.
+    """
+    if selectivity == 0.0:
+        return expected_s
+    alone_s = min(alone_s, expected_s)
+    work = (prompt_tokens + answer_work_tokens) / (mean_prompt_tokens + answer_work_tokens)
+    return float(alone_s + (expected_s - alone_s) * work**selectivity)
 
 
 @shared_njit

@@ -295,6 +295,12 @@ class PoolSpec(Config):
         decode_s = TYPICAL_OUTPUT_TOKENS * self.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
         return decode_s if self.role == "decode" else prefill_s + decode_s
 
+    @cached_property
+    def answer_token_work(self) -> float:
+        """Prompt tokens that are as much work for this hardware as one token of an answer."""
+        decode_s = self.hardware.full_batch_decode_s(TYPICAL_PROMPT_TOKENS, TYPICAL_OUTPUT_TOKENS)
+        return decode_s / self.hardware.prefill_s_per_token(TYPICAL_PROMPT_TOKENS)
+
     @property
     def initial(self) -> int:
         """Replicas ready at time 0."""

@@ -111,6 +111,7 @@ class Shield:
             max_batch_size=np.clip(decision.max_batch_size, 1, spec.batch_limits),
             admission=np.maximum(admission, 0.0),
             max_in_flight=decision.max_in_flight,
+            selectivity=decision.selectivity,
         )
 
     def within_budget(self, target: IntArray, current: IntArray, held: IntArray) -> IntArray:

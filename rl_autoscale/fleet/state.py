@@ -163,12 +163,21 @@ class ScalingDecision:
             have not ended, at once; the others are held. What is in flight already goes on. None says nothing: in a
             simulator that is NO_LIMIT for all; a live gateway keeps what is in force, and the controller says NO_LIMIT
             for a policy in charge that says nothing.
+        selectivity: shape (..., num_classes), float64, >= 0: how much more readily requests of much work are refused:
+            the wait in that estimate counts ``(work / mean work) ** selectivity`` times (fleet/admission.py). 0 treats
+            all alike, 1 counts it in proportion to the work. None says nothing, likewise; in a simulator that is 0.
     """
 
     target_replicas: IntArray
     max_batch_size: IntArray
     admission: FloatArray
     max_in_flight: IntArray | None = None
+    selectivity: FloatArray | None = None
+
+    @property
+    def selectivities(self) -> FloatArray:
+        """``selectivity``, or 0 for all."""
+        return np.zeros(self.admission.shape) if self.selectivity is None else self.selectivity
 
     @property
     def in_flight_limits(self) -> IntArray:

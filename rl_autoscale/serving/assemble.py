@@ -75,7 +75,8 @@ def build_fallback(config: ControlConfig, policy: RegisteredPolicy | None) -> Re
     choice = config.fallback
     level = _configured_admission(config.policy) if policy is None else policy.usual_admission
     if math.isfinite(level) and "admission" not in choice.knobs and not _is_path(choice.name):
-        choice = choice.model_copy(update={"knobs": {**choice.knobs, "admission": level}})
+        alike = {"admission": level, "selectivity": 0.0 if policy is None else policy.selectivity}
+        choice = choice.model_copy(update={"knobs": alike | choice.knobs})
     return build_policy(choice, config.fleet)
 
 

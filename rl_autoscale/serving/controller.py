@@ -28,7 +28,7 @@ from rl_autoscale.agents.envelope import Envelope
 from rl_autoscale.fleet.protocols import Fleet, Policy
 from rl_autoscale.fleet.shield import Shield
 from rl_autoscale.fleet.spec import IntArray, ShieldSpec
-from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
+from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, FloatArray, ScalingDecision
 from rl_autoscale.serving.budget import Caller, OutOfTimeError, ThreadCaller
 from rl_autoscale.serving.dial import Dial
 from rl_autoscale.serving.live_fleet import TelemetryReport
@@ -130,6 +130,7 @@ class Controller:
         now_s = clock.monotonic_s()
         self._cool_downs = CoolDowns(len(spec.pools), safety, now_s)
         self._in_flight: IntArray | None = None  # of classes, in force: no gateway reports them
+        self._selectivity: FloatArray | None = None  # likewise
         self._standing = self._current(fleet.observe(), spec.initial_replicas)
         self._shield.prime(self._standing)
         self._blind_since_s = np.full(len(spec.pools), np.nan)
@@ -286,15 +287,19 @@ class Controller:
         A step without a limit would send all batch work that is held at once, and what is sent is not taken back.
         """
         in_charge = source == "policy" or (source == "rule" and self.breaker.is_open)
-        if decision.max_in_flight is not None or in_charge:
-            return replace(decision, max_in_flight=decision.in_flight_limits)
-        return replace(decision, max_in_flight=self._in_flight)
+        limits, selectivity = decision.max_in_flight, decision.selectivity
+        if limits is None:
+            limits = decision.in_flight_limits if in_charge else self._in_flight
+        if selectivity is None:
+            selectivity = decision.selectivities if in_charge else self._selectivity
+        return replace(decision, max_in_flight=limits, selectivity=selectivity)
 
     def _hold(self, state: FleetState, current: IntArray) -> ScalingDecision:
         """What is in force now; where that is unknown, no limit."""
         caps = np.where(np.isnan(state.pools.batch_cap), self.spec.batch_limits, state.pools.batch_cap)
         admission = np.where(np.isnan(state.classes.admission), NEVER_REFUSE, state.classes.admission)
-        return ScalingDecision(current.copy(), np.maximum(caps, 1).astype(np.int64), admission, self._in_flight)
+        batch = np.maximum(caps, 1).astype(np.int64)
+        return ScalingDecision(current.copy(), batch, admission, self._in_flight, self._selectivity)
 
     # -- restraint ---------------------------------------------------------------------------------------------------
 
@@ -351,7 +356,7 @@ class Controller:
 
     def _act(self, final: ScalingDecision, leave: set[str], current: IntArray, now_s: float) -> dict[str, str]:
         self._fleet.apply(final, leave)
-        self._in_flight = final.max_in_flight
+        self._in_flight, self._selectivity = final.max_in_flight, final.selectivity
         failures = self._fleet.apply_failures
         accepted = final.target_replicas.copy()
         for p, name in enumerate(self.spec.pool_names):

@@ -104,3 +104,7 @@ class GatewayDecision(Config):
     max_in_flight: dict[str, NonNegativeInt | None] = Field(
         default_factory=dict, description="class -> requests sent to replicas at once; null sends as many as they take"
     )
+    selectivity: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description="class -> the wait in that estimate counts (work / mean work) ** this; 0 treats all alike",
+    )

@@ -357,12 +357,18 @@ class LiveFleet:
         finite = [None if np.isinf(level) else float(level) for level in decision.admission]
         limits = [None if limit == NO_LIMIT else int(limit) for limit in decision.in_flight_limits]
         said = self._spec.class_names if decision.max_in_flight is not None else ()  # else what is in force stays
+        selective = (
+            {}
+            if decision.selectivity is None
+            else dict(zip(self._spec.class_names, map(float, decision.selectivity), strict=True))
+        )
         try:
             gateway.put_decision(
                 GatewayDecision(
                     max_batch_size=dict(zip(self._spec.pool_names, map(int, decision.max_batch_size), strict=True)),
                     admission=dict(zip(self._spec.class_names, finite, strict=True)),
                     max_in_flight=dict(zip(said, limits, strict=bool(said))),
+                    selectivity=selective,
                 )
             )
         except BackendError as error:

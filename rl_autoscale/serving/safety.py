@@ -96,18 +96,20 @@ def check_decision(decision: object, spec: FleetSpec) -> str | None:
         "max_batch_size": (pools, 1),
         "admission": (classes, 0),
         "max_in_flight": (classes, 0),
+        "selectivity": (classes, 0),
     }
     for name, (shape, least) in allowed.items():
         values: object = getattr(decision, name)
-        if values is None and name == "max_in_flight":
+        if values is None and name in ("max_in_flight", "selectivity"):
             continue
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
             return f"{name} {values!r} is no array of numbers"
         if values.shape != shape:
             return f"{name} has shape {values.shape} instead of {shape}"
-        whole = name == "admission" or (np.isfinite(values) & (values == np.floor(values))).all()
+        is_level = name in ("admission", "selectivity")
+        whole = is_level or (np.isfinite(values) & (values == np.floor(values))).all()
         if not whole or not (values >= least).all():  # NaN is not
-            return f"{name} {values.tolist()} must be {'' if name == 'admission' else 'whole numbers '}>= {least}"
+            return f"{name} {values.tolist()} must be {'' if is_level else 'whole numbers '}>= {least}"
     return None
 
 

@@ -70,6 +70,7 @@ def describe(record: StepRecord) -> dict[str, Any]:
                 "ttft_p95_s": float(classes.ttft_p95_s[c]),
                 "slo_attainment": float(attainment[c]),
                 "admission": float(record.final.admission[c]),
+                "selectivity": float(record.final.selectivities[c]),
                 "max_in_flight": int(limit) if (limit := record.final.in_flight_limits[c]) < NO_LIMIT else None,
                 "age_s": float(classes.age_s[c]),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rl_autoscale.fleet.admission import MEAN_OVER, moved_mean
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.fleet.state import SHORT_ANSWER_TOKENS
 from rl_autoscale.sim.layout import (
@@ -92,6 +93,7 @@ def complete(w, q, now_s):
     cls = w.cls[request.class_index]
     cls.finished += 1
     cls.output_tokens += request.output_tokens
+    cls.mean_answer_tokens = moved_mean(cls.mean_answer_tokens, MEAN_OVER, request.output_tokens)
     if not late_first_token(w, q):
         tpot_s = 0.0
         if request.output_tokens > 1:

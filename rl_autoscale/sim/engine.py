@@ -212,12 +212,13 @@ def run_until(w, until_s, others):
 
 
 @njit
-def apply_decision(w, targets, caps, admission, max_in_flight):
+def apply_decision(w, targets, caps, admission, max_in_flight, selectivity):
     """Set absolute targets now; see ScalingDecision."""
     now_s = w.fleet[0].now_s
     for c in range(w.cls.shape[0]):
         w.cls[c].admission = admission[c]
         w.cls[c].max_in_flight = max_in_flight[c]
+        w.cls[c].selectivity = selectivity[c]
     for p in range(w.pool.shape[0]):
         pool = w.pool[p]
         pool.target = targets[p]
@@ -335,7 +336,7 @@ def _compile_entry(source_digest: str):
     # Numba keys its disk cache on the entry's own file only; a digest of all kernel files in the closure makes an edit
     # of any of them a cache miss.
     @cached_njit
-    def advance(batch, which, operation, targets, caps, admission, max_in_flight, until_s, age_s, others):
+    def advance(batch, which, operation, targets, caps, admission, max_in_flight, selectivity, until_s, age_s, others):
         """Work on the fleets with the indices ``which``, one after the other.
 
         Args:
@@ -347,6 +348,7 @@ def _compile_entry(source_digest: str):
             caps: the same shape; read by STEP.
             admission: shape (num_fleets, num_classes), float64; read by STEP.
             max_in_flight: the same shape, int64; read by STEP.
+            selectivity: the same shape, float64; read by STEP.
             until_s: shape (num_fleets,).
             age_s: seconds.
             others: None where every pool has vLLM's scheduler and none is rebalanced, else 1; each is compiled when it
@@ -363,7 +365,7 @@ def _compile_entry(source_digest: str):
                 cut_off(w, w.fleet[0].now_s)
                 continue
             if operation == STEP:
-                apply_decision(w, targets[e], caps[e], admission[e], max_in_flight[e])
+                apply_decision(w, targets[e], caps[e], admission[e], max_in_flight[e], selectivity[e])
             for leg in range(2):
                 run_until(w, until_s[e] - age_s if leg == 0 else until_s[e], others)
                 if leg == 0:

@@ -12,6 +12,7 @@ from rl_autoscale.fleet.admission import (
     estimate_queue_wait_s,
     prefill_time_s,
     residual_iteration_s,
+    selective_ttft_s,
     wait_ahead_s,
 )
 from rl_autoscale.fleet.jit import hot, njit
@@ -97,42 +98,54 @@ def requests_ahead(w, c, now_s):
 
 
 @hot
-def estimate_ttft_s(w, c, q, r, has_place, now_s):
-    """What the gateway expects the time to first token to be; see fleet/admission.py.
+def refusal_ttft_s(w, c, q, r, now_s):
+    """What the gateway expects the time to first token to be, as refusal counts it; see fleet/admission.py.
 
     Args:
         w: the fleet.
         c: class of the request.
         q: the request.
-        r: replica the router would choose, or NONE.
-        has_place: whether it would be dispatched now.
+        r: replica to which it would be dispatched now, or NONE.
         now_s: the time.
     """
-    wait_s = 0.0
-    p = w.class_pools[c, 0]
-    if not has_place:
-        in_flight = 0
-        residence_s = 0.0
-        ready = 0
-        for position in range(w.class_pools.shape[1]):
-            candidate = w.class_pools[c, position]
-            if candidate >= 0:
-                pool = w.pool[candidate]
-                in_flight += pool.in_flight
-                ready += pool.ready
-                if pool.ready > 0:
-                    residence_s = max(residence_s, pool.residence_s)
-        if ready > 0:
-            wait_s = estimate_queue_wait_s(requests_ahead(w, c, now_s), in_flight, residence_s)
-        else:
-            pool = w.pool[p]
-            wait_s = pool.wake_mean_s if pool.sleeping + pool.waking > 0 else pool.startup_mean_s
+    cls = w.cls[c]
     tokens = np.int64(w.req[q].prompt_tokens)
-    if has_place:
-        return expected_first_token_s(w, r, tokens, now_s) - now_s
-    return wait_s + prefill_time_s(
-        tokens, tokens * tokens, 0, 0, w.pool[p].token_budget, w.token_time[p], w.coefficients[p]
-    )
+    if r >= 0:
+        expected_s = expected_first_token_s(w, r, tokens, now_s) - now_s
+        if cls.selectivity == 0.0:
+            return expected_s
+        alone_s = alone_time_s(w, w.rep[r].pool, tokens)
+    else:
+        alone_s = alone_time_s(w, w.class_pools[c, 0], tokens)
+        expected_s = gateway_wait_s(w, c, now_s) + alone_s
+    answer = cls.mean_answer_tokens * cls.answer_token_work
+    return selective_ttft_s(expected_s, alone_s, tokens, cls.mean_prompt_tokens, answer, cls.selectivity)
+
+
+@hot
+def alone_time_s(w, p, tokens):
+    """Prefill of a prompt alone on a replica of the pool."""
+    return prefill_time_s(tokens, tokens * tokens, 0, 0, w.pool[p].token_budget, w.token_time[p], w.coefficients[p])
+
+
+@hot
+def gateway_wait_s(w, c, now_s):
+    """Wait for a place: by Little's law while replicas are ready, else the start-up time that the spec promises."""
+    in_flight = 0
+    residence_s = 0.0
+    ready = 0
+    for position in range(w.class_pools.shape[1]):
+        candidate = w.class_pools[c, position]
+        if candidate >= 0:
+            pool = w.pool[candidate]
+            in_flight += pool.in_flight
+            ready += pool.ready
+            if pool.ready > 0:
+                residence_s = max(residence_s, pool.residence_s)
+    if ready > 0:
+        return estimate_queue_wait_s(requests_ahead(w, c, now_s), in_flight, residence_s)
+    pool = w.pool[w.class_pools[c, 0]]
+    return pool.wake_mean_s if pool.sleeping + pool.waking > 0 else pool.startup_mean_s
 
 
 @hot

@@ -156,6 +156,7 @@ class FleetBatch:
             np.ascontiguousarray(decision.max_batch_size, dtype=np.int64),
             np.ascontiguousarray(decision.admission, dtype=np.float64),
             np.ascontiguousarray(decision.in_flight_limits, dtype=np.int64),
+            np.ascontiguousarray(decision.selectivities, dtype=np.float64),
             until_s,
             self.spec.telemetry_age_s,
             self._others,
@@ -288,6 +289,7 @@ class SimFleet:
                 decision.max_batch_size[None],
                 decision.admission[None],
                 decision.in_flight_limits[None],
+                decision.selectivities[None],
             )
         )
         self._observed = None

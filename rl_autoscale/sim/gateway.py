@@ -12,11 +12,12 @@ import math
 
 import numpy as np
 
+from rl_autoscale.fleet.admission import moved_mean
 from rl_autoscale.fleet.jit import hot, njit
 from rl_autoscale.sim.bridge import dispatch_bridge
 from rl_autoscale.sim.class_queue import dequeue, enqueue, purge_timeouts
 from rl_autoscale.sim.endings import drop
-from rl_autoscale.sim.estimate import estimate_ttft_s, expected_first_token_s, leave_replica
+from rl_autoscale.sim.estimate import expected_first_token_s, leave_replica, refusal_ttft_s
 from rl_autoscale.sim.eviction import evict_for, evictable_replica
 from rl_autoscale.sim.layout import NO_SLOT, NONE, PREFIX_AFFINITY, QUEUE_FULL, REFUSED, ROUND_ROBIN
 from rl_autoscale.sim.replica import cut_leap
@@ -166,6 +167,7 @@ def arrive(w, q, now_s):
     cls = w.cls[c]
     cls.arrived += 1
     cls.arrived_tokens += w.req[q].prompt_tokens
+    cls.mean_prompt_tokens = moved_mean(cls.mean_prompt_tokens, cls.arrived, w.req[q].prompt_tokens)
     w.fleet[0].unresolved += 1
     if cls.queue_length > 0:
         purge_timeouts(w, c, now_s)
@@ -176,7 +178,7 @@ def arrive(w, q, now_s):
         if r < 0 and cls.interactive and w.fleet[0].evict_batch:
             r = evictable_replica(w, c)
             evicting = r >= 0
-    if cls.admission < math.inf and estimate_ttft_s(w, c, q, r, r >= 0, now_s) > cls.admission * cls.ttft_slo_s:
+    if cls.admission < math.inf and refusal_ttft_s(w, c, q, r, now_s) > cls.admission * cls.ttft_slo_s:
         drop(w, q, REFUSED, now_s)
     elif r >= 0:
         if evicting:

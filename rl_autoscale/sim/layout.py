@@ -340,6 +340,7 @@ CLASS = np.dtype(
         ("deadline_s", _f),  # inf when none
         ("timeout_s", _f),  # inf when none
         ("admission", _f),
+        ("selectivity", _f),
         ("max_in_flight", np.int64),
         ("queue_head", _i),
         ("queue_tail", _i),
@@ -348,6 +349,9 @@ CLASS = np.dtype(
         ("in_flight", np.int64),
         ("arrived", np.int64),
         ("arrived_tokens", np.int64),
+        ("mean_prompt_tokens", _f),  # of late, see fleet/admission.py
+        ("mean_answer_tokens", _f),
+        ("answer_token_work", _f),  # PoolSpec.answer_token_work of its first pool
         ("first_tokens", np.int64),
         ("late_first_tokens", np.int64),  # after the TTFT SLO
         ("finished", np.int64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rl_autoscale.fleet.admission import UNKNOWN_ANSWER_TOKENS
 from rl_autoscale.fleet.pool import RANKED_SCHEDULERS, PoolSpec
 from rl_autoscale.fleet.profile import BLOCK_SIZE_TOKENS
 from rl_autoscale.fleet.spec import FleetSpec
@@ -132,5 +133,7 @@ def class_records(spec: FleetSpec) -> RecordArray:
         record["deadline_s"] = np.inf if item.deadline_s is None else item.deadline_s
         record["timeout_s"] = np.inf if item.timeout_s is None else item.timeout_s
         record["admission"], record["max_in_flight"] = NEVER_REFUSE, NO_LIMIT
+        record["mean_answer_tokens"] = UNKNOWN_ANSWER_TOKENS
+        record["answer_token_work"] = spec.pools[spec.pools_serving(c)[0]].answer_token_work
         record["queue_head"] = record["queue_tail"] = NONE
     return records

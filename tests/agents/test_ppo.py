@@ -203,18 +203,39 @@ def test_what_is_no_network_cannot_be_trained_on():
         read_actor(b"")
 
 
-@pytest.mark.parametrize("hysteresis", [-0.1, float("nan"), float("inf")])
-def test_bad_hysteresis_is_refused(exported, hysteresis):
-    with pytest.raises(SpecError, match=r"hysteresis=.* at least 0"):
-        LearnedPolicy(exported[1], hysteresis=hysteresis)
+@pytest.mark.parametrize("name", ["hysteresis", "selectivity"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_bad_constants_are_refused(exported, name, value):
+    with pytest.raises(SpecError, match=rf"{name}=.* at least 0"):
+        LearnedPolicy(exported[1], **{name: value})
 
 
-def test_a_policy_keeps_the_hysteresis_it_was_trained_with(exported, tmp_path):
+@pytest.mark.parametrize("name", ["hysteresis", "selectivity"])
+def test_a_policy_keeps_the_constants_it_was_trained_with(exported, tmp_path, name):
     layers = policy_layers(exported[0].policy)
-    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, hysteresis=0.1)
-    assert LearnedPolicy(tmp_path).hysteresis == 0.1
-    assert LearnedPolicy(tmp_path, hysteresis=0.0).hysteresis == 0.0
-    assert LearnedPolicy(exported[1]).hysteresis == 0.0
+    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, **{name: 0.1})
+    assert getattr(LearnedPolicy(tmp_path), name) == 0.1
+    assert getattr(LearnedPolicy(tmp_path, **{name: 0.0}), name) == 0.0
+    assert getattr(LearnedPolicy(exported[1]), name) == 0.0
+
+
+def test_a_card_of_before_a_constant_does_without_it(exported, tmp_path):
+    export_policy(policy_layers(exported[0].policy), Schema.of(toy_spec()), tmp_path, refuse=True, training={})
+    card = json.loads((tmp_path / "policy.json").read_text())
+    del card["selectivity"], card["hysteresis"]
+    (tmp_path / "policy.json").write_text(json.dumps(card))
+    policy = LearnedPolicy(tmp_path)
+    assert (policy.selectivity, policy.hysteresis) == (0.0, 0.0)
+
+
+def test_every_decision_says_the_selectivity(exported, tmp_path):
+    layers = policy_layers(exported[0].policy)
+    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, selectivity=0.5)
+    for knobs, expected in (({}, 0.5), ({"selectivity": 0.0}, 0.0)):
+        policy = LearnedPolicy(tmp_path, **knobs)
+        policy.reset(toy_spec())
+        decision = policy.decide(SimFleet(toy_spec(), poisson_workload(20.0, 60.0, 0), seed=0).observe())
+        assert decision.selectivities.tolist() == [expected]
 
 
 def test_sweep_stays_in_the_range_that_policies_are_trained_on():

@@ -98,9 +98,19 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
     layers = [
         (rng.normal(0.0, 0.1, (b, a)).astype(np.float32), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes)
     ]
-    export_policy(layers, schema, policy, refuse=False, training={}, miss_price_range=(3.0, 300.0), hysteresis=0.1)
+    export_policy(
+        layers,
+        schema,
+        policy,
+        refuse=False,
+        training={},
+        miss_price_range=(3.0, 300.0),
+        hysteresis=0.1,
+        selectivity=0.7,
+    )
     config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3, num_fleets=5)), [str(policy)])
     adapting = {**ADAPTING_PPO, "seed": 3, "num_fleets": 5, "hidden_sizes": (8,), "refuse": False, "hysteresis": 0.1}
+    adapting["selectivity"] = 0.7
     assert config == TrainConfig(
         num_workloads=7,
         miss_price=(3.0, 300.0),
@@ -157,7 +167,7 @@ def test_a_mean_of_policies_of_different_kinds_is_refused(tiny: Scenario, tmp_pa
     for name, hidden, card in (("a", (8,), {}), ("b", (8,), {"hysteresis": 0.1}), ("c", (8, 8), {})):
         export_random(tmp_path / name, tiny, 1, hidden, **card)
     first, other, deep = (str(tmp_path / name) for name in "abc")
-    with pytest.raises(SpecError, match=r"b has .*hysteresis=0.1, .*a .*hysteresis=0.0; a mean needs policies that"):
+    with pytest.raises(SpecError, match=r"b has .*hysteresis=0.1, .*a .*hysteresis=0.0, .*; a mean needs"):
         train_on(TrainConfig(), [first, other])
     with pytest.raises(SpecError, match=r"networks with \[1, 2\] hidden layers have no mean"):
         train_on(TrainConfig(), [first, deep])

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_autoscale.fleet.admission import (
+    MEAN_OVER,
     corrected_clearing_s,
     estimate_queue_wait_s,
+    moved_mean,
     prefill_time_s,
     residual_iteration_s,
+    selective_ttft_s,
     wait_ahead_s,
 )
 from rl_autoscale.fleet.profile import load_profile
@@ -80,3 +83,30 @@ def test_more_tokens_never_take_less_time(prompt: int, decoding: int, more: int)
         for tokens in (prompt, prompt + more)
     )
     assert 0.0 < shorter_s <= longer_s + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer_work", "selectivity", "expected_s"),
+    [
+        (400, 0.0, 0.0, 3.0),  # all alike
+        (100, 0.0, 1.0, 3.0),  # the mean
+        (400, 0.0, 1.0, 1.0 + 4.0 * 2.0),
+        (400, 0.0, 0.5, 1.0 + 2.0 * 2.0),
+        (25, 0.0, 0.5, 1.0 + 0.5 * 2.0),
+        (400, 200.0, 1.0, 1.0 + 2.0 * 2.0),  # twice the mean, its answer counted
+    ],
+)
+def test_the_wait_counts_by_the_work(prompt: int, answer_work: float, selectivity: float, expected_s: float) -> None:
+    assert selective_ttft_s(3.0, 1.0, prompt, 100.0, answer_work, selectivity) == pytest.approx(expected_s)
+
+
+def test_an_estimate_below_the_prefill_alone_has_no_wait_in_it() -> None:
+    assert selective_ttft_s(0.5, 1.0, 900, 100.0, 0.0, 2.0) == 0.5
+
+
+def test_a_mean_of_late_is_the_mean_at_first_and_forgets_then() -> None:
+    mean, values = 0.0, [5, 1, 9, 4]
+    for number, value in enumerate(values, start=1):
+        mean = moved_mean(mean, number, value)
+    assert mean == pytest.approx(np.mean(values))
+    assert moved_mean(mean, 10 * MEAN_OVER, 1000) == pytest.approx(mean + (1000 - mean) / MEAN_OVER)

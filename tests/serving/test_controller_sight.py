@@ -47,33 +47,41 @@ def test_ten_minutes_without_metrics_never_shrink_whatever_policy_and_rule_say(s
 
 def test_limits_of_classes_reach_the_gateway_and_stay_in_force_while_blind(stage):
     show = stage(gateway=True)
-    show.policy.answer = ScalingDecision(np.array([4]), np.array([8]), np.array([np.inf]), np.array([5]))
+    show.policy.answer = ScalingDecision(
+        np.array([4]), np.array([8]), np.array([np.inf]), np.array([5]), np.array([0.5])
+    )
     show.steps(8)
     assert show.records[-1].source == "policy"
     assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
+    assert list(show.world.gateway.decision.selectivity.values()) == [0.5]
     show.world.fault = "down"
     show.rule.error = RuntimeError("no rule either")
     assert show.steps(12).source == "hold"
     assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
+    assert list(show.world.gateway.decision.selectivity.values()) == [0.5]
 
 
 def test_a_rule_that_stands_in_for_a_step_lifts_no_limit_and_one_in_charge_does(stage):
     show = stage(gateway=True, steps_to_close=1000)
-    show.policy.answer = ScalingDecision(np.array([4]), np.array([8]), np.array([np.inf]), np.array([5]))
+    show.policy.answer = ScalingDecision(
+        np.array([4]), np.array([8]), np.array([np.inf]), np.array([5]), np.array([0.5])
+    )
     show.steps(8)
     show.policy.error = RuntimeError("boom")
     assert (show.steps(1).source, show.controller.breaker.is_open) == ("rule", False)
     assert list(show.world.gateway.decision.max_in_flight.values()) == [5]
+    assert list(show.world.gateway.decision.selectivity.values()) == [0.5]
     show.steps(10)
     assert show.controller.breaker.is_open
     assert list(show.world.gateway.decision.max_in_flight.values()) == [None]
+    assert list(show.world.gateway.decision.selectivity.values()) == [0.0]
 
 
 def test_a_restart_that_can_only_hold_leaves_the_gateways_limits(stage):
     show = stage(gateway=True)
     show.policy.error = show.rule.error = RuntimeError("boom")
     assert show.steps(2).source == "hold"
-    assert show.world.gateway.decision.max_in_flight == {}
+    assert show.world.gateway.decision.max_in_flight == show.world.gateway.decision.selectivity == {}
 
 
 def test_blind_long_enough_the_rule_may_add(stage):

@@ -18,13 +18,12 @@ from rl_autoscale.serving.assemble import build_fallback, build_policy
 from rl_autoscale.serving.config import ControlConfig
 
 
-def exported(folder: Path, *, refuse: bool) -> str:
+def exported(folder: Path, *, refuse: bool, selectivity: float = 0.0) -> str:
     """A network that always answers zero."""
     schema = Schema.of(world_spec())
     shape = len(schema.actions), len(schema.features)
-    export_policy(
-        [(np.zeros(shape, np.float32), np.zeros(shape[0], np.float32))], schema, folder, refuse=refuse, training={}
-    )
+    layers = [(np.zeros(shape, np.float32), np.zeros(shape[0], np.float32))]
+    export_policy(layers, schema, folder, refuse=refuse, training={}, selectivity=selectivity)
     return str(folder)
 
 
@@ -44,6 +43,15 @@ def test_beside_an_exported_policy_the_card_and_the_knob_decide(tmp_path, refuse
     policy = {"name": exported(tmp_path / "policy", refuse=refuse), "knobs": knobs}
     rule = fallback_beside(tmp_path, policy)
     assert (rule.NAME, rule.headroom, rule.admission) == ("headroom", 1.5, level)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said", "expected"), [({}, {}, 0.5), ({"selectivity": 0.2}, {}, 0.2), ({}, {"selectivity": 0.0}, 0.0)]
+)
+def test_it_weighs_requests_by_their_work_as_the_policy_does(tmp_path, knobs, said, expected):
+    policy = {"name": exported(tmp_path / "policy", refuse=True, selectivity=0.5), "knobs": knobs}
+    rule = fallback_beside(tmp_path, policy, fallback={"name": "headroom", "knobs": said})
+    assert rule.selectivity == expected
 
 
 @pytest.mark.parametrize(("knobs", "level"), [({"target": 40.0}, math.inf), ({"admission": 0.8}, 0.8)])

@@ -98,8 +98,8 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
     """Runs requests through pools whose iterations last 1 s, in either simulator; returns the requests' records.
 
     Each row is (arrival, class "chat" or "batch", prompt tokens, output tokens); SLOs are 100 s. ``chat`` and
-    ``batch`` change that class, ``admission`` and ``max_in_flight`` are in force from the start; ``hashes`` are each
-    prompt's, 16 tokens each; ``fleet`` is what else the fleet is given.
+    ``batch`` change that class, ``admission``, ``max_in_flight`` and ``selectivity`` are in force from the start;
+    ``hashes`` are each prompt's, 16 tokens each; ``fleet`` is what else the fleet is given.
     """
     class_names = ("chat", "batch")
     promise = {"ttft_slo_s": 100, "tpot_slo_s": 100}
@@ -112,6 +112,7 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
         batch: dict[str, Any] | None = None,
         admission: tuple[float, float] = (np.inf, np.inf),
         max_in_flight: tuple[int, int] = (NO_LIMIT, NO_LIMIT),
+        selectivity: tuple[float, float] = (0.0, 0.0),
         hashes: list[list[int]] | None = None,
         **fleet: Any,
     ) -> Any:
@@ -139,8 +140,8 @@ def play(request: pytest.FixtureRequest, metronome_profile: Path) -> Any:
             np.array(arrival_s), np.array(prompt), np.array(output), classes, class_names, 50.0, **shared
         )
         simulator = request.param(spec, workload)
-        limits = np.array(max_in_flight)
-        simulator.apply(ScalingDecision(spec.initial_replicas, spec.batch_limits, np.array(admission), limits))
+        of_classes = (np.array(values) for values in (admission, max_in_flight, selectivity))
+        simulator.apply(ScalingDecision(spec.initial_replicas, spec.batch_limits, *of_classes))
         while simulator.advance():
             pass
         return simulator.batch.requests() if isinstance(simulator, SimFleet) else simulator.request_records()

@@ -263,4 +263,6 @@ def _decision(rng: np.random.Generator, spec: FleetSpec) -> ScalingDecision:
     caps = [pool.batch_limit if rng.random() < 0.5 else rng.integers(1, pool.batch_limit + 1) for pool in spec.pools]
     admission = rng.choice([np.inf, np.inf, np.inf, 2.0, 1.0, 0.5, 0.0], size=len(spec.classes))
     limits = rng.choice([NO_LIMIT, NO_LIMIT, NO_LIMIT, 5, 2, 1, 0], size=len(spec.classes))
-    return ScalingDecision(np.array(targets, dtype=np.int64), np.array(caps, dtype=np.int64), admission, limits)
+    selectivity = rng.choice([0.0, 0.0, 0.5, 1.0, 3.0], size=len(spec.classes))
+    whole = np.array(targets, dtype=np.int64), np.array(caps, dtype=np.int64)
+    return ScalingDecision(*whole, admission, limits, selectivity)

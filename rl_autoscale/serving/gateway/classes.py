@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 
+from rl_autoscale.fleet.admission import MEAN_OVER, UNKNOWN_ANSWER_TOKENS, moved_mean
 from rl_autoscale.fleet.latency_edges import TPOT_BOUNDS_S, TTFT_BOUNDS_S
 from rl_autoscale.fleet.spec import ServiceClass
 from rl_autoscale.fleet.state import NEVER_REFUSE, NO_LIMIT, SHORT_ANSWER_TOKENS
@@ -54,9 +55,12 @@ class ClassBook:
         self.queued_tokens = 0
         self.in_flight = 0
         self.admission = float(NEVER_REFUSE)
+        self.selectivity = 0.0
         self.max_in_flight = NO_LIMIT
         self.arrivals = 0
         self.arrived_tokens = 0
+        self.mean_prompt_tokens = 0.0  # of late
+        self.mean_answer_tokens = UNKNOWN_ANSWER_TOKENS  # likewise
         self.first_tokens = 0
         self.late_first_tokens = 0
         self.met = 0
@@ -70,6 +74,12 @@ class ClassBook:
     def at_limit(self) -> bool:
         """Whether as many of it are in flight as may be."""
         return self.in_flight >= self.max_in_flight
+
+    def book_arrival(self, prompt_tokens: int) -> None:
+        """A request has reached the gateway."""
+        self.arrivals += 1
+        self.arrived_tokens += prompt_tokens
+        self.mean_prompt_tokens = moved_mean(self.mean_prompt_tokens, self.arrivals, prompt_tokens)
 
     def enqueue(self, ticket: Ticket) -> None:
         """Hold a request at its place by arrival: one that lost its replica stands before the younger ones."""
@@ -107,6 +117,7 @@ class ClassBook:
     def book_finish(self, ticket: Ticket, output_tokens: int, now_s: float) -> None:
         """The client has its last token; judge the SLOs."""
         self.output_tokens += output_tokens
+        self.mean_answer_tokens = moved_mean(self.mean_answer_tokens, MEAN_OVER, output_tokens)
         if ticket.streams:
             met = self._stream_meets_slos(ticket, output_tokens, now_s)
         else:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from rl_autoscale.fleet.admission import estimate_queue_wait_s
+from rl_autoscale.fleet.admission import estimate_queue_wait_s, selective_ttft_s
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.routing import choose_evicting, choose_pool, choose_replica
 from rl_autoscale.fleet.spec import FleetSpec
@@ -100,8 +100,7 @@ class GatewayCore:
         """
         book = self.classes[class_index]
         ticket = Ticket(class_index, prompt_tokens, now_s, book.arrivals, streams, self._draw(), on_change, on_evict)
-        book.arrivals += 1
-        book.arrived_tokens += prompt_tokens
+        book.book_arrival(prompt_tokens)
         self._drop_impatient(book, now_s)
         replica, evicting = self._place_for(ticket, now_s)
         excess_s = self._lateness_s(ticket, replica, now_s)
@@ -193,19 +192,22 @@ class GatewayCore:
         self.dispatch_queued(now_s)
 
     def decide(self, decision: GatewayDecision, now_s: float) -> None:
-        """Take caps, admission levels and limits of classes; what is not named stays.
+        """Take caps, admission levels, selectivities and limits of classes; what is not named stays.
 
         Raises:
             UnknownNameError: a pool or class that the fleet does not have; nothing has changed then.
         """
         _refuse_unknown("pool", decision.max_batch_size, self.spec.pool_names)
-        _refuse_unknown("class", {**decision.admission, **decision.max_in_flight}, self.spec.class_names)
+        _refuse_unknown(
+            "class", {**decision.admission, **decision.max_in_flight, **decision.selectivity}, self.spec.class_names
+        )
         for pool in self.pools:
             pool.cap = decision.max_batch_size.get(pool.spec.name, pool.cap)
         for book in self.classes:
             if book.promise.name in decision.admission:
                 level = decision.admission[book.promise.name]
                 book.admission = float(NEVER_REFUSE) if level is None else level
+            book.selectivity = decision.selectivity.get(book.promise.name, book.selectivity)
             if book.promise.name in decision.max_in_flight:
                 limit = decision.max_in_flight[book.promise.name]
                 book.max_in_flight = NO_LIMIT if limit is None else limit
@@ -320,13 +322,15 @@ class GatewayCore:
         book = self.classes[ticket.class_index]
         if book.admission == NEVER_REFUSE:
             return -math.inf
-        if replica is not None:
-            expected_s = replica.expected_first_token_s(ticket.prompt_tokens, now_s) - now_s
+        tokens, preferred = ticket.prompt_tokens, self._pools_of[ticket.class_index][0]
+        alone_s = (preferred if replica is None else replica.pool).prefill_time_s(tokens, tokens * tokens, 0, 0)
+        if replica is None:
+            expected_s = self._queue_wait_s(ticket, now_s) + alone_s
         else:
-            preferred = self._pools_of[ticket.class_index][0]
-            tokens = ticket.prompt_tokens
-            expected_s = self._queue_wait_s(ticket, now_s) + preferred.prefill_time_s(tokens, tokens * tokens, 0, 0)
-        return expected_s - book.admission * book.promise.ttft_slo_s
+            expected_s = replica.expected_first_token_s(tokens, now_s) - now_s
+        answer = book.mean_answer_tokens * preferred.spec.answer_token_work
+        counted_s = selective_ttft_s(expected_s, alone_s, tokens, book.mean_prompt_tokens, answer, book.selectivity)
+        return counted_s - book.admission * book.promise.ttft_slo_s
 
     def _queue_wait_s(self, ticket: Ticket, now_s: float) -> float:
         """Wait for a place: by Little's law while replicas are ready, else the start-up time that the spec promises."""

@@ -171,3 +171,5 @@ def _warm_up(config: GatewayConfig) -> None:
     admission.wait_ahead_s(0.0, 0.0, 0.0, 0.0)
     admission.corrected_clearing_s(0.0, 0.0, 0.0)
     admission.estimate_queue_wait_s(0, 0, 0.0)
+    admission.moved_mean(0.0, 1, 1)
+    admission.selective_ttft_s(0.0, 0.0, 1, 1.0, 0.0, 0.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rl_autoscale.fleet.admission import MEAN_OVER, UNKNOWN_ANSWER_TOKENS, moved_mean
+
 
 @dataclass(slots=True)
 class PoolBooks:
@@ -41,6 +43,8 @@ class ClassBooks:
 
     arrived: int = 0
     arrived_tokens: int = 0
+    mean_prompt_tokens: float = 0.0  # of late
+    mean_answer_tokens: float = UNKNOWN_ANSWER_TOKENS  # likewise
     finished: int = 0
     output_tokens: int = 0  # of finished requests
     met: int = 0
@@ -51,3 +55,15 @@ class ClassBooks:
     dropped: int = 0  # queue full, timed out or failed
     ttft_s: list[float] = field(default_factory=list)  # of every first token, in the order of the tokens
     tpot_s: list[float] = field(default_factory=list)  # of every finished request with more than one token
+
+    def arrive(self, prompt_tokens: int) -> None:
+        """A request has reached the gateway."""
+        self.arrived += 1
+        self.arrived_tokens += prompt_tokens
+        self.mean_prompt_tokens = float(moved_mean(self.mean_prompt_tokens, self.arrived, prompt_tokens))
+
+    def finish(self, output_tokens: int) -> None:
+        """A request has got all that it asked for."""
+        self.finished += 1
+        self.output_tokens += output_tokens
+        self.mean_answer_tokens = float(moved_mean(self.mean_answer_tokens, MEAN_OVER, output_tokens))

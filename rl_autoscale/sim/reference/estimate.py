@@ -9,28 +9,42 @@ from rl_autoscale.fleet.admission import (
     estimate_queue_wait_s,
     prefill_time_s,
     residual_iteration_s,
+    selective_ttft_s,
     wait_ahead_s,
 )
+from rl_autoscale.sim.reference.books import ClassBooks
 from rl_autoscale.sim.reference.pool import Pool
 from rl_autoscale.sim.reference.replica import Replica
 from rl_autoscale.sim.reference.request import Request
 
 
-def estimate_ttft_s(
-    request: Request, replica: Replica | None, pools: list[Pool], requests_ahead: int, now_s: float
+def refusal_ttft_s(
+    request: Request,
+    replica: Replica | None,
+    pools: list[Pool],
+    requests_ahead: int,
+    books: ClassBooks,
+    selectivity: float,
+    now_s: float,
 ) -> float:
-    """Predict the time to first token of a request that arrives now.
+    """Predict the time to first token of a request that arrives now, as refusal counts it.
 
     Args:
         request: the newcomer.
         replica: where it would be sent now; None when it would be held.
         pools: those that may serve it, preferred first.
         requests_ahead: requests in the gateway's queues that are served before it.
+        books: of its class.
+        selectivity: of its class.
         now_s: the time.
     """
-    if replica is not None:
-        return expected_first_token_s(request, replica, now_s) - now_s
-    return _queue_wait_s(pools, requests_ahead) + _prefill_time_s(pools[0], [request], [])
+    alone_s = _prefill_time_s(pools[0] if replica is None else replica.pool, [request], [])
+    if replica is None:
+        expected_s = _queue_wait_s(pools, requests_ahead) + alone_s
+    else:
+        expected_s = expected_first_token_s(request, replica, now_s) - now_s
+    tokens, answer = request.prompt_tokens, books.mean_answer_tokens * pools[0].spec.answer_token_work
+    return float(selective_ttft_s(expected_s, alone_s, tokens, books.mean_prompt_tokens, answer, selectivity))
 
 
 def expected_first_token_s(request: Request, replica: Replica, now_s: float) -> float:

@@ -158,6 +158,7 @@ class ReferenceFleet:
 
     def _enact(self, decision: ScalingDecision) -> None:
         self.gateway.admission = [float(level) for level in decision.admission]
+        self.gateway.selectivity = [float(exponent) for exponent in decision.selectivities]
         self.gateway.max_in_flight = [int(limit) for limit in decision.in_flight_limits]
         for p, pool in enumerate(self.pools):
             pool.target = int(decision.target_replicas[p])

@@ -13,7 +13,7 @@ from rl_autoscale.sim.layout import Outcome
 from rl_autoscale.sim.reference.books import ClassBooks
 from rl_autoscale.sim.reference.bridge import Bridge
 from rl_autoscale.sim.reference.clock import Clock
-from rl_autoscale.sim.reference.estimate import correct_clearing, estimate_ttft_s, expected_first_token_s
+from rl_autoscale.sim.reference.estimate import correct_clearing, expected_first_token_s, refusal_ttft_s
 from rl_autoscale.sim.reference.pool import Pool
 from rl_autoscale.sim.reference.postprocess import Postprocessor
 from rl_autoscale.sim.reference.replica import Replica, State
@@ -37,6 +37,7 @@ class Gateway:
         self.queues: list[list[Request]] = [[] for _ in spec.classes]
         self.books = [ClassBooks() for _ in spec.classes]
         self.admission = [float(NEVER_REFUSE) for _ in spec.classes]
+        self.selectivity = [0.0 for _ in spec.classes]
         self.max_in_flight = [NO_LIMIT for _ in spec.classes]
         self.num_unresolved = 0
         self._router = Router(spec, routing_u)
@@ -49,8 +50,7 @@ class Gateway:
     def arrive(self, request: Request) -> None:
         """A request is refused, sent, held, or turned away because the queue is full."""
         c = request.class_index
-        self.books[c].arrived += 1
-        self.books[c].arrived_tokens += request.prompt_tokens
+        self.books[c].arrive(request.prompt_tokens)
         self.num_unresolved += 1
         self.drop_impatient(c)
         replica, evicting = self._place_for(request)
@@ -89,7 +89,16 @@ class Gateway:
             if same_model and service_class.priority <= request.service_class.priority:
                 self.drop_impatient(c)
                 ahead += len(self.queues[c])
-        ttft_s = estimate_ttft_s(request, replica, self._pools_serving(request), ahead, self.clock.now)
+        c = request.class_index
+        ttft_s = refusal_ttft_s(
+            request,
+            replica,
+            self._pools_serving(request),
+            ahead,
+            self.books[c],
+            self.selectivity[c],
+            self.clock.now,
+        )
         return ttft_s > admission * request.service_class.ttft_slo_s
 
     def _pools_serving(self, request: Request) -> list[Pool]:
@@ -222,8 +231,7 @@ class Gateway:
     def complete(self, request: Request) -> None:
         """A request has got all that it asked for, post-processing included."""
         books = self.books[request.class_index]
-        books.finished += 1
-        books.output_tokens += request.output_tokens
+        books.finish(request.output_tokens)
         request.slo_met = request.meets_slos(self.clock.now)
         books.met += request.slo_met
         books.slow_answers += request.slow

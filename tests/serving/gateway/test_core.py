@@ -322,6 +322,8 @@ def test_unknown_names_change_nothing() -> None:
         core.decide(GatewayDecision(max_batch_size={"shared": 1}, admission={"chatt": None}), 0.0)
     with pytest.raises(UnknownNameError, match="unknown class 'bulc'"):
         core.decide(GatewayDecision(max_batch_size={"shared": 1}, admission={}, max_in_flight={"bulc": 1}), 0.0)
+    with pytest.raises(UnknownNameError, match="unknown class 'bulc'"):
+        core.decide(GatewayDecision(max_batch_size={}, admission={}, selectivity={"bulc": 1.0}), 0.0)
     assert set(core.replicas) == {"a"}
     assert core.pools[1].cap == 2
 

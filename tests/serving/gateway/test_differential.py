@@ -78,9 +78,10 @@ def test_requests_meet_the_same_fate_as_in_the_simulator() -> None:
         caps = rng.integers(1, spec.pools[0].batch_limit + 1, len(spec.pools))
         admission = rng.choice([np.inf, 1.5, 0.8], 2)
         limits = rng.choice([NO_LIMIT, NO_LIMIT, 3, 1], 2)
+        selectivity = rng.choice([0.0, 0.5, 2.0], 2)
 
         simulated = ReferenceFleet(spec, workload, seed=seed)
-        simulated.apply(ScalingDecision(spec.initial_replicas, caps, admission, limits))
+        simulated.apply(ScalingDecision(spec.initial_replicas, caps, admission, limits, selectivity))
         while simulated.advance():
             pass
         simulated.result()
@@ -93,7 +94,11 @@ def test_requests_meet_the_same_fate_as_in_the_simulator() -> None:
             name: None if limit == NO_LIMIT else limit for name, limit in zip(spec.class_names, limits, strict=True)
         }
         batch_sizes = dict(zip(spec.pool_names, caps, strict=True))
-        live.core.decide(GatewayDecision(max_batch_size=batch_sizes, admission=levels, max_in_flight=in_flight), 0.0)
+        weighed = dict(zip(spec.class_names, selectivity, strict=True))
+        decision = GatewayDecision(
+            max_batch_size=batch_sizes, admission=levels, max_in_flight=in_flight, selectivity=weighed
+        )
+        live.core.decide(decision, 0.0)
         live.run()
 
         for ticket, request, expected in zip(live.tickets, live.requests, simulated.requests, strict=True):
