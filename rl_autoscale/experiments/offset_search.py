@@ -189,6 +189,8 @@ def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
 def with_offsets(layers: list[Layer], found: Offsets, price_column: int) -> list[Layer]:
     """The network with the offsets in it, and its hidden layers wider by one unit per gap between two prices.
 
+    Where nothing was found it stays as it is.
+
     The unit of a gap is a soft step of the price feature from -1 to 1 across it; their weighted sum goes through the
     offsets at the prices that were searched, and smoothly from one to the next.
 
@@ -197,6 +199,8 @@ def with_offsets(layers: list[Layer], found: Offsets, price_column: int) -> list
         found: the offsets.
         price_column: of the feature ``miss_price``.
     """
+    if not found.offsets.any():
+        return layers
     if len(found.miss_price) == 1:
         weight, bias = layers[-1]
         return [*layers[:-1], (weight, (bias + found.offsets[0]).astype(np.float32))]

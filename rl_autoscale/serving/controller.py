@@ -285,6 +285,7 @@ class Controller:
         """Who is in charge and says nothing of limits on classes lifts them; who stands in for a step leaves them.
 
         A step without a limit would send all batch work that is held at once, and what is sent is not taken back.
+        Likewise of how refusal weighs requests.
         """
         in_charge = source == "policy" or (source == "rule" and self.breaker.is_open)
         limits, selectivity = decision.max_in_flight, decision.selectivity
