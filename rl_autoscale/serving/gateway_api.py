@@ -54,6 +54,7 @@ class ClassSnapshot(Config):
     oldest_wait_s: NonNegativeFloat = Field(description="gauge; 0 if the queue is empty")
     in_flight: NonNegativeInt = Field(description="gauge: dispatched and unfinished")
     admission: NonNegativeFloat | None = Field(description="gauge: strictness in force; null never refuses")
+    selectivity: NonNegativeFloat = Field(default=0.0, description="gauge: in force; gateways of before have none")
     ttft: HistogramSnapshot
     tpot: HistogramSnapshot
 

@@ -144,6 +144,7 @@ class ClassBook:
             oldest_wait_s=max(now_s - self.queue[0].arrival_s, 0.0) if self.queue else 0.0,
             in_flight=self.in_flight,
             admission=None if math.isinf(self.admission) else self.admission,
+            selectivity=self.selectivity,
             ttft=self.ttft.snapshot(),
             tpot=self.tpot.snapshot(),
         )

@@ -34,6 +34,7 @@ CLASS_GAUGES = {
     "oldest_wait_s": "Age of the oldest held request, seconds",
     "in_flight": "Requests sent to replicas and not finished",
     "admission": "A request is refused when its expected TTFT exceeds this multiple of its SLO; +Inf never refuses",
+    "selectivity": "The wait in it counts (work / mean work) to this power; 0 treats all requests alike",
 }
 POOL_GAUGES = {
     "in_flight": "Requests on the pool's replicas",

@@ -208,6 +208,14 @@ def test_what_would_miss_is_refused_early() -> None:
     assert core.arrive(1, 10, 0.0).state is State.QUEUED  # another class has its own level
 
 
+def test_a_selectivity_stays_until_another_is_said_and_is_told() -> None:
+    core = core_with(address("a"))
+    core.decide(GatewayDecision(max_batch_size={}, admission={}, selectivity={"chat": 0.5}), 0.0)
+    core.decide(GatewayDecision(max_batch_size={}, admission={"chat": 1.0}), 0.0)
+    told = core.snapshot(1.0, started_at_s=0.0, uptime_s=1.0).classes
+    assert (told["chat"].selectivity, told["bulk"].selectivity) == (0.5, 0.0)
+
+
 def test_a_class_at_its_limit_is_held_and_others_pass() -> None:
     core = core_with(address("a"))
     core.decide(GatewayDecision(max_batch_size={"shared": 4}, admission={}, max_in_flight={"bulk": 1}), 0.0)
