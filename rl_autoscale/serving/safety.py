@@ -106,10 +106,11 @@ def check_decision(decision: object, spec: FleetSpec) -> str | None:
             return f"{name} {values!r} is no array of numbers"
         if values.shape != shape:
             return f"{name} has shape {values.shape} instead of {shape}"
-        is_level = name in ("admission", "selectivity")
-        whole = is_level or (np.isfinite(values) & (values == np.floor(values))).all()
-        if not whole or not (values >= least).all():  # NaN is not
-            return f"{name} {values.tolist()} must be {'' if is_level else 'whole numbers '}>= {least}"
+        kind = {"admission": "", "selectivity": "finite and "}.get(name, "whole numbers ")
+        finite = name == "admission" or np.isfinite(values).all()
+        whole = name in ("admission", "selectivity") or (values == np.floor(values)).all()
+        if not (finite and whole and (values >= least).all()):  # NaN is not
+            return f"{name} {values.tolist()} must be {kind}>= {least}"
     return None
 
 

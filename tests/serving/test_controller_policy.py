@@ -24,6 +24,8 @@ from rl_autoscale.serving.budget import OutOfTimeError, ThreadCaller
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([-1])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([3, 3])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), np.array([np.nan])),
+        ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), None, np.array([np.inf])),
+        ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), None, np.array([-0.5])),
         ScalingDecision(np.array([3]), np.array([8]), np.array([1.0]), [3]),
         ScalingDecision([3], [8], [1.0]),
         ScalingDecision(3, 8, 1.0),
