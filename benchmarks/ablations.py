@@ -30,6 +30,7 @@ import torch
 
 from rl_autoscale.agents.export import Layer
 from rl_autoscale.agents.ppo import PpoConfig, TrainingProgress, policy_layers, train_ppo
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.foresight import HORIZONS_S
 from rl_autoscale.envs.mdp import EpisodeSetup, FleetMdp, MdpStep
 from rl_autoscale.envs.observation import LIMIT, Anchors, ObservationEncoder
@@ -130,8 +131,8 @@ class AblatedMdp(FleetMdp):
     def __init__(
         self, scenario: Scenario, sampler: Any, variant: Variant, num_fleets: int, forecast: Forecast | None = None
     ) -> None:
-        selectivity = SELECTIVITY if variant.selective else 0.0
-        super().__init__(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets, selectivity=selectivity)
+        constants = Constants(selectivity=SELECTIVITY if variant.selective else 0.0)
+        super().__init__(scenario.fleet, scenario.shield, sampler, num_fleets=num_fleets, constants=constants)
         self._added, self._forecast = variant.added, forecast
         self.encoder = AblatedEncoder(scenario, (num_fleets,), variant)
         schema = Schema.of(scenario.fleet)

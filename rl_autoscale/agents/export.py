@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy.linalg import block_diag
 
 from rl_autoscale import __version__
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
 from rl_autoscale.fleet.errors import MissingExtraError, PolicyFileError
@@ -151,8 +152,7 @@ def export_policy(
     miss_price_range: tuple[float, float] = PRICE_RANGE,
     dial: Sequence[Mapping[str, float]] = (),
     forecast: list[Layer] | None = None,
-    hysteresis: float = 0.0,
-    selectivity: float = 0.0,
+    constants: Constants | None = None,
 ) -> Path:
     """Write ``policy.onnx`` and ``policy.json``; the card is written last, so a folder with a card is whole.
 
@@ -166,8 +166,8 @@ def export_policy(
         dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal`` and, of several
             classes, ``slo_attainment/class0.KIND``) on validation traffic.
         forecast: layers of its miss forecast (experiments/miss_forecast.py).
-        hysteresis: that it was trained with (envs/action.py), and has unless told otherwise.
-        selectivity: likewise, of its refusal (fleet/admission.py).
+        constants: that it was trained with (envs/constants.py), and has unless told otherwise; their prices are
+            ``miss_price_range``.
 
     Returns:
         The card's path.
@@ -186,8 +186,7 @@ def export_policy(
         "actions": list(schema.actions),
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
         "refuse": refuse,
-        "hysteresis": hysteresis,
-        "selectivity": selectivity,
+        **(Constants() if constants is None else constants).to_card(),
         "miss_price_range": list(miss_price_range),
         "dial": [dict(point) for point in dial],
         "miss_forecast": forecast is not None,

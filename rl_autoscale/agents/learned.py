@@ -19,6 +19,7 @@ from rl_autoscale.agents.error_budget import check_attainment
 from rl_autoscale.agents.export import CARD_FORMAT, MISS_SHARE
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.action import ActionDecoder
+from rl_autoscale.envs.constants import CONSTANTS, ByPrice, Constants, neutral
 from rl_autoscale.envs.observation import ObservationEncoder, price_feature
 from rl_autoscale.envs.reward import LEAST_WEIGHT
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
@@ -58,11 +59,19 @@ def read_card(path: Path) -> dict[str, Any]:
         raise PolicyFileError(f"{card_path}: not a policy card; missing {', '.join(missing)}")
     if card["format"] != CARD_FORMAT:
         raise PolicyFileError(f"{card_path}: card format {card['format']}, this version reads {CARD_FORMAT}")
-    for name in ("hysteresis", "selectivity"):
-        value = card.setdefault(name, 0.0)  # cards of before the constant had none
-        if not (isinstance(value, int | float) and 0.0 <= value < np.inf):
-            raise PolicyFileError(f"{card_path}: {name}={value!r} is no finite number of at least 0; export again")
+    for name in CONSTANTS:
+        card.setdefault(name, neutral(name))  # cards of before the constant had none
+    try:
+        constants_of(card)
+    except SpecError as error:
+        raise PolicyFileError(f"{card_path}: {error}; export again") from None
     return dict(card)
+
+
+def constants_of(card: Mapping[str, Any]) -> Constants:
+    """The constants that a card names (envs/constants.py)."""
+    low, high = card["miss_price_range"]
+    return Constants(**{name: card[name] for name in CONSTANTS}, miss_price=(float(low), float(high)))
 
 
 def check_schema(card: Mapping[str, Any], schema: Schema, where: object) -> None:
@@ -156,10 +165,10 @@ class LearnedPolicy(RegisteredPolicy):
             one, and the error budget turn it.
         forecast: whether the miss forecast may; without it the error budget alone turns the dial.
         miss_weight: by class, what its misses cost over those of the dearest class; 1 of a class that is not named.
-        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py);
-            None for what it was trained with.
-        selectivity: how much more readily requests of much work are refused (fleet/admission.py), 0 treats all alike;
-            None for what it was trained with.
+        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back
+            (envs/constants.py), one number or several by price; None for what it was trained with.
+        selectivity: how much more readily requests of much work are refused, likewise; 0 treats all alike.
+        cap_share: requests in flight per replica over what the load allows, likewise.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -183,8 +192,9 @@ class LearnedPolicy(RegisteredPolicy):
         attainment: float | Mapping[str, float] | None = None,
         forecast: bool = True,
         miss_weight: Mapping[str, float] | None = None,
-        hysteresis: float | None = None,
-        selectivity: float | None = None,
+        hysteresis: ByPrice | None = None,
+        selectivity: ByPrice | None = None,
+        cap_share: ByPrice | None = None,
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
@@ -203,8 +213,13 @@ class LearnedPolicy(RegisteredPolicy):
                 check_attainment(self.NAME, share)
         if miss_weight is not None and isinstance(attainment, Mapping):
             raise SpecError("policy 'learned': attainment by class finds miss_weight; give one of the two")
-        self.hysteresis = self._constant("hysteresis", hysteresis)
-        self.selectivity = self._constant("selectivity", selectivity)
+        asked = {"hysteresis": hysteresis, "selectivity": selectivity, "cap_share": cap_share}
+        given = {name: value for name, value in asked.items() if value is not None}
+        try:
+            self.constants = constants_of(self.card | given)
+        except SpecError as error:
+            raise SpecError(f"policy 'learned': {error}") from None
+        self.selectivity = float(self.constants.at(self.miss_price).selectivity)  # what the fallback rule takes over
         self.miss_weight = _checked_weights(miss_weight)
         self._forecasts = bool(forecast and self.card.get("dial") and self.card.get("miss_forecast"))
         self._dials: Dials | None = None
@@ -215,19 +230,12 @@ class LearnedPolicy(RegisteredPolicy):
         self.last_observation: npt.NDArray[np.float32] | None = None
         """What the network saw last, shape (num_features,); a live controller checks it against the card's envelope."""
 
-    def _constant(self, name: str, asked: float | None) -> float:
-        """What is asked for, or the card's."""
-        value = self.card[name] if asked is None else asked
-        if not (isinstance(value, int | float) and 0.0 <= value < np.inf):
-            raise SpecError(f"policy 'learned': {name}={asked!r} is not allowed; it must be at least 0")
-        return float(value)
-
     @property
     def name(self) -> str:
         """The registered name with the dial's setting."""
         closed = "" if self.admission is None else f", admission={self.admission:g}"
-        if self.selectivity != self.card["selectivity"]:
-            closed += f", selectivity={self.selectivity:g}"
+        if self.constants.selectivity != constants_of(self.card).selectivity:
+            closed += f", selectivity={self.constants.selectivity}"
         if self.attainment is None:
             dial = f"miss_price={self.miss_price:g}" + _by_class(", miss_weight", self.miss_weight)
         elif isinstance(self.attainment, Mapping):
@@ -251,8 +259,9 @@ class LearnedPolicy(RegisteredPolicy):
         """
         path = policy_folder(str(knobs.get("path", self._path)))
         turned = LearnedPolicy(path, **{name: knobs[name] for name in knobs if name != "path"})  # type: ignore[arg-type]
-        kept = ("_path", "admission", "hysteresis", "selectivity", "_forecasts")
-        if changed := [name.strip("_") for name in kept if getattr(self, name) != getattr(turned, name)]:
+        differ = [name for name in ("_path", "admission", "_forecasts") if getattr(self, name) != getattr(turned, name)]
+        differ += [name for name in CONSTANTS if getattr(self.constants, name) != getattr(turned.constants, name)]
+        if changed := [name.strip("_") for name in differ]:
             raise SpecError(f"policy 'learned': {', '.join(changed)} cannot change while it runs; restart for that")
         dial = ("miss_price", "attainment", "miss_weight")
         if all(getattr(self, name) == getattr(turned, name) for name in dial):
@@ -273,9 +282,7 @@ class LearnedPolicy(RegisteredPolicy):
         schema = Schema.of(spec)
         check_schema(self.card, schema, self._path)
         self._encoder = ObservationEncoder(spec)
-        self._decoder = ActionDecoder(
-            spec, refuse=bool(self.card["refuse"]), hysteresis=self.hysteresis, selectivity=self.selectivity
-        )
+        self._decoder = ActionDecoder(spec, refuse=bool(self.card["refuse"]))
         self._price_column = schema.features.index("miss_price")
         self._weight_columns = [k for k, name in enumerate(schema.features) if name.endswith(".miss_weight")]
         self._set_dial(spec)
@@ -367,7 +374,7 @@ class LearnedPolicy(RegisteredPolicy):
             features[self._weight_columns] = price_feature(weight)
         self.last_observation = features
         action = self.run_network(features[None])[0]
-        decision = self._decoder.decode(action, self._encoder.anchors(), state)
+        decision = self._decoder.decode(action, self._encoder.anchors(), state, self.constants.at(price))
         if self.admission is None:
             return decision
         return replace(decision, admission=np.full_like(decision.admission, self.admission))

@@ -21,6 +21,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from rl_autoscale.agents.export import Layer
 from rl_autoscale.agents.sb3_fleets import SB3Fleets
+from rl_autoscale.envs.constants import ByPrice
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_SCALE
 from rl_autoscale.fleet.admission import SELECTIVITY
@@ -64,12 +65,11 @@ class PpoConfig(Config):
         default=True, description="the critic, in training only, sees the traffic to come (envs/foresight.py)"
     )
     refuse: bool = True
-    hysteresis: float = Field(
-        default=0.0, ge=0, description="share above what is wanted at which a pool gives back (envs/action.py)"
+    hysteresis: ByPrice = Field(
+        default=0.0, description="share above what is wanted at which a pool gives back (envs/constants.py)"
     )
-    selectivity: float = Field(
-        default=SELECTIVITY, ge=0, description="of refusal: 0 treats all requests alike (fleet/admission.py)"
-    )
+    selectivity: ByPrice = Field(default=SELECTIVITY, description="of refusal: 0 treats all requests alike")
+    cap_share: ByPrice = Field(default=1.0, description="requests in flight per replica over what the load allows")
     seed: NonNegativeInt = 0
 
 

@@ -84,7 +84,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     timesteps: Annotated[
         int | None,
-        typer.Option(min=0, help="Environment steps, over all fleets; 0 with --start-from: search its offsets only."),
+        typer.Option(min=0, help="Environment steps, over all fleets; 0 with --start-from: the search alone."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run.")] = None,
     seeds: Annotated[
@@ -99,8 +99,8 @@ def command(
     start_from: Annotated[
         list[str] | None,
         typer.Option(
-            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers, prices, hysteresis and "
-            "selectivity; few steps, large rollouts and a small search of offsets unless told otherwise. May be "
+            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers and prices; "
+            "few steps, large rollouts and a small search of constants and offsets unless told otherwise. May be "
             "repeated: from the mean of several."
         ),
     ] = None,
@@ -136,7 +136,7 @@ def command(
     from rl_autoscale.experiments.showings import policy_showing, training_job
     from rl_autoscale.experiments.tracking import check_tracker, make_tracker
     from rl_autoscale.experiments.train import check_training, train
-    from rl_autoscale.experiments.train_config import TrainConfig, read_training, train_on, with_layers_to_start_from
+    from rl_autoscale.experiments.train_config import TrainConfig, read_training, train_on, with_what_it_starts_from
     from rl_autoscale.workload.store import TraceStore
 
     chosen = read_training(config) if config is not None else TrainConfig()
@@ -148,7 +148,7 @@ def command(
     chosen = chosen.model_copy(
         update={"scenarios": tuple(scenario or chosen.scenarios), "ppo": chosen.ppo.model_copy(update=changes)}
     )
-    chosen = train_on(chosen, start_from) if start_from else with_layers_to_start_from(chosen)
+    chosen = train_on(chosen, start_from) if start_from else with_what_it_starts_from(chosen)
     resolved = [load_scenario(name) for name in chosen.scenarios]
     check_tracker(track)
     if ray is not None and track == "wandb":

@@ -30,11 +30,10 @@ is less by what that was found to be off by (fleet/corrections.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
-A policy's *selectivity* (fleet/admission.py) is no action but a constant of it: refusal weighs requests by their work
-to that power.
-
-With *hysteresis* h a pool keeps what it has while that is between the replicas wanted and ceil((1 + h) x them): it is
-asked for no less before the demand has fallen by more than noise does.
+Three more are no actions but constants of a policy (envs/constants.py). With *hysteresis* h a pool keeps what it has
+while that is between the replicas wanted and ceil((1 + h) x them): it is asked for no less before the demand has fallen
+by more than noise does. Refusal weighs requests by their work to the power of *selectivity* (fleet/admission.py). The
+*cap share* multiplies the batch cap.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from rl_autoscale.envs.constants import Constants, ConstantsInForce
 from rl_autoscale.envs.observation import Anchors
 from rl_autoscale.envs.schema import Schema, held_classes, pool_actions
 from rl_autoscale.fleet.demand import StandIns, due_now, overflow
@@ -55,6 +55,7 @@ ADMISSION_OCTAVES = 2.0
 OPEN_ADMISSION = 0.95
 IN_FLIGHT_FLOOR = 1 / 64
 OPEN_IN_FLIGHT = 0.95
+_NEUTRAL = Constants().at(1.0)
 
 
 class ActionDecoder:
@@ -63,16 +64,10 @@ class ActionDecoder:
     Args:
         spec: the fleet.
         refuse: whether early refusal is the policy's to use; without it admission is always open.
-        hysteresis: share of the replicas wanted that a pool may have more of before it gives any back, >= 0.
-        selectivity: of refusal, the same for all classes, >= 0.
     """
 
-    def __init__(
-        self, spec: FleetSpec, *, refuse: bool = True, hysteresis: float = 0.0, selectivity: float = 0.0
-    ) -> None:
+    def __init__(self, spec: FleetSpec, *, refuse: bool = True) -> None:
         self.spec = spec
-        self.hysteresis = hysteresis
-        self.selectivity = selectivity
         self.refuse = refuse
         self.num_actions = len(Schema.of(spec).actions)
         self._pool_actions = pool_actions(spec)
@@ -82,15 +77,23 @@ class ActionDecoder:
         serving = [spec.pools_passed(c) for c in self._held]
         self._serves = np.array([[p in pools for p in range(len(spec.pools))] for pools in serving], dtype=np.float64)
 
-    def decode(self, action: npt.NDArray[np.floating], anchors: Anchors, state: FleetState) -> ScalingDecision:
+    def decode(
+        self,
+        action: npt.NDArray[np.floating],
+        anchors: Anchors,
+        state: FleetState,
+        constants: ConstantsInForce = _NEUTRAL,
+    ) -> ScalingDecision:
         """Turn actions into absolute targets.
 
         Args:
             action: shape (..., num_actions); values outside [-1, 1] are clipped.
             anchors: `ObservationEncoder.anchors`.
             state: the observation, for what is asked for now.
+            constants: of the policy, shape (...) or ().
         """
         spec = self.spec
+        hysteresis, selectivity, cap_share = (constant[..., None] for constant in constants)
         num_pools = len(spec.pools)
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         num_pool_actions = num_pools * len(self._pool_actions)
@@ -101,12 +104,12 @@ class ActionDecoder:
         floor = (1.0 + of_pools["floor"]) * anchors.peak
         asked = overflow(spec, np.maximum(headroom * base, floor))
         held = np.fmax(state.pools.asked_for, 0.0)
-        least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + self.hysteresis))
+        least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + hysteresis))
         wanted = np.clip(held, least, most)
         unmeasured = np.isnan(anchors.replicas).all(axis=-1, keepdims=True)
         target = np.maximum(np.where(unmeasured, held, wanted), due_now(spec, state))
         target = self._stand_ins.keep(target, state)
-        cap = np.round(anchors.in_flight * 2.0 ** (BATCH_CAP_OCTAVES * of_pools.get("batch_cap", 0.0)))
+        cap = np.round(cap_share * anchors.in_flight * 2.0 ** (BATCH_CAP_OCTAVES * of_pools.get("batch_cap", 0.0)))
         refusal, in_flight = np.split(action[..., num_pool_actions:], [len(spec.classes)], axis=-1)
         strictness = anchors.admission * 2.0 ** (ADMISSION_OCTAVES * refusal)
         admission = np.where(refusal >= OPEN_ADMISSION, NEVER_REFUSE, strictness)
@@ -117,7 +120,7 @@ class ActionDecoder:
             max_batch_size=np.clip(cap, 1, spec.batch_limits).astype(np.int64),
             admission=admission,
             max_in_flight=self._limits(in_flight, state) if self._held else None,
-            selectivity=np.full_like(refusal, self.selectivity),
+            selectivity=np.broadcast_to(selectivity, refusal.shape).copy(),
         )
 
     def _limits(self, action: FloatArray, state: FleetState) -> IntArray:

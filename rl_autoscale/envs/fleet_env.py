@@ -56,7 +56,7 @@ class FleetEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         shield: limits in force.
         sampler: makes episodes from seeds.
         render_mode: None, "ansi" (a text panel) or "rgb_array" (charts of the episode so far).
-        options: further arguments of `FleetMdp` (``refuse``, ``faults``, ``hysteresis``, ``selectivity``).
+        options: further arguments of `FleetMdp` (``refuse``, ``faults``, ``constants``).
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # Gymnasium declares it without ClassVar

@@ -40,7 +40,7 @@ def make_fleet_env(
         miss_price: fix the price of a miss, the same for all classes; by default price and weights of the classes are
             drawn anew for each episode.
         render_mode: None, "ansi" or "rgb_array".
-        options: further arguments of `FleetMdp` (``refuse``, ``faults``, ``hysteresis``, ``selectivity``).
+        options: further arguments of `FleetMdp` (``refuse``, ``faults``, ``constants``).
     """
     chosen, sampler = _parts(scenario, traces, miss_price)
     return FleetEnv(chosen.fleet, chosen.shield, sampler, render_mode=render_mode, **options)

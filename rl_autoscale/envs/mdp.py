@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.envs.action import ActionDecoder
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.foresight import Foresight
 from rl_autoscale.envs.observation import ObservationEncoder
@@ -79,8 +80,7 @@ class FleetMdp:
         num_threads: threads that share them.
         refuse: whether early refusal is part of the action.
         faults: telemetry faults to train under.
-        hysteresis: of the targets, see envs/action.py.
-        selectivity: of refusal, see envs/action.py.
+        constants: of the policy that acts, see envs/constants.py.
     """
 
     def __init__(
@@ -93,8 +93,7 @@ class FleetMdp:
         num_threads: int = 1,
         refuse: bool = True,
         faults: TelemetryFaults | None = None,
-        hysteresis: float = 0.0,
-        selectivity: float = 0.0,
+        constants: Constants | None = None,
     ) -> None:
         self.spec = spec
         self.num_fleets = num_fleets
@@ -102,7 +101,8 @@ class FleetMdp:
         self._batch = FleetBatch(spec, num_fleets, num_threads=num_threads)
         self._shield = Shield(spec, shield, (num_fleets,))
         self.encoder = ObservationEncoder(spec, (num_fleets,))
-        self.decoder = ActionDecoder(spec, refuse=refuse, hysteresis=hysteresis, selectivity=selectivity)
+        self.decoder = ActionDecoder(spec, refuse=refuse)
+        self.constants = Constants() if constants is None else constants
         self._demand = DemandEstimator(spec)
         self._foresight = Foresight(spec, num_fleets)
         self._faults = faults
@@ -208,7 +208,8 @@ class FleetMdp:
         """
         if self.state is None:
             raise RuntimeError("step() before reset()")
-        wanted = self.decoder.decode(action, self.encoder.anchors(), self.state)
+        constants = self.constants.at(self.miss_price)
+        wanted = self.decoder.decode(action, self.encoder.anchors(), self.state, constants)
         decision = self._shield.clip(wanted, self.state)
         gpu_s_before = self._batch.gpu_s().sum(axis=-1)
         missed_before, put_off_before = self._batch.ledger("missed"), self._put_off_gpu_s()

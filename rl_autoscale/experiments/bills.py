@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.agents.export import Layer, forward, read_actor
-from rl_autoscale.agents.learned import check_schema, read_card, read_network
+from rl_autoscale.agents.learned import check_schema, constants_of, read_card, read_network
 from rl_autoscale.agents.pretrained import policy_folder
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
@@ -64,12 +65,20 @@ class PricedEpisodes:
         self._price = np.repeat(prices, episodes)
         self.num_steps = 0
 
-    def bills(self, layers: list[Layer], offsets: FloatArray | None = None, *, seed: int) -> FloatArray:
+    def bills(
+        self,
+        layers: list[Layer],
+        offsets: FloatArray | None = None,
+        constants: Constants | None = None,
+        *,
+        seed: int,
+    ) -> FloatArray:
         """Mean bill at each price in the episodes of a seed.
 
         Args:
             layers: of the policy.
             offsets: shape (num_prices, num_actions).
+            constants: in place of those that ``make_mdp`` gives.
             seed: the same again are the same episodes.
 
         Returns:
@@ -79,16 +88,22 @@ class PricedEpisodes:
         parts = np.array_split(every, -(-len(every) // MOST_FLEETS))
         shift = None if offsets is None else np.repeat(offsets, self._episodes, axis=0).astype(np.float32)
         found = [
-            self._play(layers, self._price[part], None if shift is None else shift[part], (seed, number))
+            self._play(layers, self._price[part], None if shift is None else shift[part], constants, (seed, number))
             for number, part in enumerate(parts)
         ]
         return np.asarray(np.concatenate(found).reshape(self._num_prices, self._episodes).mean(axis=1))
 
     def _play(
-        self, layers: list[Layer], price: FloatArray, shift: npt.NDArray[np.float32] | None, seed: tuple[int, int]
+        self,
+        layers: list[Layer],
+        price: FloatArray,
+        shift: npt.NDArray[np.float32] | None,
+        constants: Constants | None,
+        seed: tuple[int, int],
     ) -> FloatArray:
         """Bill of one episode at each of these prices, with these offsets."""
         mdp = self._make_mdp(self._sampler, len(price))
+        mdp.constants = mdp.constants if constants is None else constants
         observation = mdp.reset(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         mdp.miss_price[:] = price
         observation[:, mdp.encoder.schema.features.index("miss_price")] = price_feature(price)
@@ -178,13 +193,12 @@ def mean_changes(found: Sequence[ScenarioBills]) -> FloatArray:
 
 
 def _as_deployed(scenario: Scenario, card: dict[str, Any], sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
-    """Under the policy's own hysteresis, refusal and selectivity."""
+    """With the policy's own refusal and constants."""
     return FleetMdp(
         scenario.fleet,
         scenario.shield,
         sampler,
         num_fleets=num_fleets,
         refuse=bool(card["refuse"]),
-        hysteresis=card["hysteresis"],
-        selectivity=card["selectivity"],
+        constants=constants_of(card),
     )

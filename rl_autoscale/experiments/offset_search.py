@@ -1,4 +1,4 @@
-"""After PPO: what is left to win by moving single actions at single prices, found by direct search.
+"""After PPO: what is left to win by moving actions and constants at single prices, found by direct search.
 
 A policy trained for six million steps was found to hold too little where misses are dear, and too much where they are
 cheap (docs/learner.md). How an action should depend on the price is slow for PPO to learn: the price is one feature
@@ -8,19 +8,19 @@ It is cheap to see directly. Here the policy is played as it is deployed, on tra
 random numbers: with an *offset* on one action, and without. A price is in force for a whole episode, so an offset at
 one price says nothing of the others, and one pair of runs tells of all prices. The bill of an episode is the reward's,
 ``cost + miss_price * misses`` (envs/reward.py); bills of one scenario and price are averaged, and what is compared is
-the mean over scenarios of their logarithms, smoothed over neighbouring prices. For each class's admission and the batch
-cap, floor and headroom of each pool in turn the offset with the smallest bill is chosen at each price, and kept where
-other episodes confirm it: dear misses are rare, and the best of several trials is partly luck. Then the steps are made
-smaller, and it begins again.
+the mean over scenarios of their logarithms, smoothed over neighbouring prices. For each constant of the policy
+(envs/constants.py), each class's admission and the batch cap, floor and headroom of each pool in turn the move with the
+smallest bill is chosen at each price, and kept where other episodes confirm it: dear misses are rare, and the best of
+several trials is partly luck. Then the steps are made smaller, and it begins again.
 
-Offsets between prices are interpolated, and become part of the network (`with_offsets`): a few more units in each
-hidden layer, nothing else to carry.
+Offsets of actions between prices are interpolated, and become part of the network (`with_offsets`): a few more units in
+each hidden layer. Constants go into the card, a value for each price.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rl_autoscale.agents.export import Layer
+from rl_autoscale.envs.constants import CONSTANTS, Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
@@ -41,13 +42,19 @@ from rl_autoscale.workload.spec import TraceSource
 FloatArray = npt.NDArray[np.float64]
 
 FIRST_STEPS = {
+    "cap_share": (-1.0, -0.5, 0.5),
+    "hysteresis": (-0.1, 0.1, 0.3),
+    "selectivity": (-0.25, 0.25, 0.5),
     "admission": (-0.6, -0.3, 0.3),
     "batch_cap": (-0.3, 0.3, 0.6),
     "floor": (-0.4, 0.4, 0.8),
     "headroom": (-0.25, 0.25),
 }
-"""Offsets tried in the first round, by action, in the order in which actions are searched; halved in every other.
-Over many scenarios together admission and batch cap bring next to nothing; on a single one they can bring most."""
+"""Moves tried in the first round, by constant and action, in the order in which they are searched, halved in every
+other; of a cap share octaves, else what is added. Over many scenarios together admission and batch cap bring next to
+nothing; on a single one they can bring most."""
+SAME_AT_ALL_PRICES = ("cap_share", "selectivity")
+"""Constants of which one move is chosen for all prices: what differs by price there is mostly the luck of episodes."""
 LEAST_GAIN = 0.002
 """An offset that lowers the bill by less than this share is noise, and not kept."""
 SMOOTHING = 0.25
@@ -78,12 +85,14 @@ class Offsets:
         offsets: added to the actions at each price, shape (num_prices, num_actions).
         change: of the bill at each price, as a share, in the episodes that confirmed it; shape (num_prices,).
         num_steps: control steps that were simulated.
+        constants: of the policy, those that were searched.
     """
 
     miss_price: FloatArray
     offsets: FloatArray
     change: FloatArray
     num_steps: int
+    constants: Constants = field(default_factory=Constants)
 
     def to_card(self, schema: Schema) -> dict[str, object]:
         """Entries of a card's ``training`` section."""
@@ -92,6 +101,7 @@ class Offsets:
                 "miss_price": np.round(self.miss_price, 3).tolist(),
                 "change_of_bill": np.round(self.change, 4).tolist(),
                 "offsets": {name: np.round(self.offsets[:, k], 3).tolist() for k, name in enumerate(schema.actions)},
+                "constants": self.constants.to_card(),
                 "timesteps": self.num_steps,
             }
         }
@@ -102,26 +112,28 @@ def search_offsets(
     scenarios: Sequence[Scenario],
     store: TraceSource,
     make_mdp: Callable[[Scenario, ScenarioSampler, int], FleetMdp],
-    miss_price: tuple[float, float],
+    constants: Constants,
     config: OffsetSearchConfig,
     *,
     seed: int,
     progress: Progress | None = None,
 ) -> Offsets:
-    """Search the offsets of a policy.
+    """Search the offsets of a policy, and its constants.
 
     Args:
         layers: the policy's network.
         scenarios: of one schema; their training traffic is played.
         store: where traces come from.
         make_mdp: scenario, sampler and number of fleets to an MDP, without telemetry faults.
-        miss_price: range of the dial.
+        constants: that it has; their prices are the dial's range.
         config: how long.
         seed: of the episodes.
         progress: told how far it is.
     """
-    prices = prices_of(miss_price)
-    actions = Schema.of(scenarios[0].fleet).actions
+    prices = prices_of(constants.miss_price)
+    fleet = scenarios[0].fleet
+    actions = Schema.of(fleet).actions
+    names = (*actions, *(name for name in CONSTANTS if name != "cap_share" or fleet.is_simple))  # else an action
     players = [
         PricedEpisodes(
             partial(make_mdp, item), ScenarioSampler(item, store, num_workloads=NUM_WORKLOADS), prices, config.episodes
@@ -132,36 +144,51 @@ def search_offsets(
         (k, tuple(step / 2.0**number for step in steps))
         for number in range(config.rounds)
         for kind, steps in FIRST_STEPS.items()
-        for k, name in enumerate(actions)
-        if name.endswith(f".{kind}")
+        for k, name in enumerate(names)
+        if name.split(".")[-1] == kind
     ]
     most_runs, done = 2 + sum(len(steps) + 1 for _, steps in trials), 0
 
-    def bills(offsets: FloatArray, episodes: int) -> FloatArray:
+    def bills(moves: FloatArray, episodes: int) -> FloatArray:
         nonlocal done
-        found = np.array([player.bills(layers, offsets, seed=2 * seed + episodes) for player in players])
+        offsets, set_to = moves[:, : len(actions)], _moved(constants, dict(zip(names, moves.T, strict=True)), prices)
+        found = np.array([player.bills(layers, offsets, set_to, seed=2 * seed + episodes) for player in players])
         done += 1
         if progress is not None:
             progress(done, most_runs)
         return found
 
-    best = np.zeros((len(prices), len(actions)))
+    best = np.zeros((len(prices), len(names)))
     now, first = bills(best, _TRIED), bills(best, _CONFIRMING)
     confirmed = first
     for k, steps in trials:
-        moved = [best + step * (np.arange(len(actions)) == k) for step in (0.0, *steps)]
-        tried = np.array([now, *(bills(offsets, _TRIED) for offsets in moved[1:])])
-        chosen = choose_steps(tried)
+        moved = [best + step * (np.arange(len(names)) == k) for step in (0.0, *steps)]
+        tried = np.array([now, *(bills(moves, _TRIED) for moves in moved[1:])])
+        together = names[k] in SAME_AT_ALL_PRICES
+        chosen = choose_steps(tried, together=together)
         if not chosen.any():
             continue
         candidate = np.array(moved)[chosen, np.arange(len(prices))]
         again = bills(candidate, _CONFIRMING)
-        kept = (choose_steps(np.array([confirmed, again])) == 1) & (chosen > 0)
+        kept = (choose_steps(np.array([confirmed, again]), together=together) == 1) & (chosen > 0)
         best = np.where(kept[:, None], candidate, best)
         confirmed = np.where(kept, again, confirmed)
         now = np.where(kept, tried[chosen, :, np.arange(len(prices))].T, now)
     change = np.exp(np.log(confirmed / first).mean(axis=0)) - 1.0
-    return Offsets(prices, best, change, sum(player.num_steps for player in players))
+    num_steps = sum(player.num_steps for player in players)
+    found = _moved(constants, dict(zip(names, best.T, strict=True)), prices)
+    return Offsets(prices, best[:, : len(actions)], change, num_steps, found)
+
+
+def _moved(constants: Constants, moves: Mapping[str, FloatArray], prices: FloatArray) -> Constants:
+    """Constants after moves at each price; of those that nothing moves, as they were."""
+    at, values = constants.at(prices)._asdict(), {}
+    for name in CONSTANTS:
+        move = moves.get(name, np.zeros(1))
+        if move.any():
+            value = at[name] * 2.0**move if name == "cap_share" else np.maximum(at[name] + move, 0.0)
+            values[name] = tuple(np.round(value, 4).tolist())
+    return constants.with_values(values)
 
 
 def search_timesteps(training: Mapping[str, Any]) -> int:
@@ -170,11 +197,12 @@ def search_timesteps(training: Mapping[str, Any]) -> int:
     return int(searched) + int(training.get("search_timesteps_before", 0))
 
 
-def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
+def choose_steps(bills: FloatArray, *, together: bool = False) -> npt.NDArray[np.int64]:
     """At each price the trial with the smallest bill; the first, which moves nothing, unless that gains enough.
 
     Args:
         bills: shape (num_trials, num_scenarios, num_prices), > 0.
+        together: whether it is to be the same at all prices.
 
     Returns:
         Indices of trials, shape (num_prices,).
@@ -182,6 +210,8 @@ def choose_steps(bills: FloatArray) -> npt.NDArray[np.int64]:
     gain = np.log(bills / bills[0]).mean(axis=1)
     padded = np.pad(gain, ((0, 0), (1, 1)), mode="edge")
     smooth = (1.0 - 2.0 * SMOOTHING) * gain + SMOOTHING * (padded[:, :-2] + padded[:, 2:])
+    if together:
+        smooth = np.broadcast_to(gain.mean(axis=1, keepdims=True), gain.shape)
     best = smooth.argmin(axis=0)
     return np.where(smooth.min(axis=0) < -LEAST_GAIN, best, 0)
 

@@ -135,14 +135,14 @@ def train(
     write_run(out, config, describe_run(config.ppo.seed))
     learned = _learn(config, scenarios, store, out, resume, report, tracker)
     gc.collect()  # a training's model and fleets refer to each other; what follows needs the memory
-    schema = Schema.of(scenarios[0].fleet)
-    layers, searched = _searched(learned.layers, config, scenarios, store, report)
+    schema, described = Schema.of(scenarios[0].fleet), _describe(config, scenarios)
+    layers, config, searched = _searched(learned.layers, config, scenarios, store, report)
     if report is not None:
         report("measuring its dial and what it misses ...")
     measured = measure(layers, config, scenarios, store)
     notes = measured.notes | learned.notes
     training = {
-        **_describe(config, scenarios),
+        **described,
         "timesteps": learned.num_timesteps + timesteps_before(config),
         "notes": sorted(notes),
         **searched,
@@ -221,23 +221,24 @@ def _searched(
     scenarios: Sequence[Scenario],
     store: TraceSource,
     report: TrainingReport | None,
-) -> tuple[list[Layer], dict[str, Any]]:
-    """The network with the offsets that were found for it, and what the card says of them."""
+) -> tuple[list[Layer], TrainConfig, dict[str, Any]]:
+    """The network with the offsets found for it, the configuration with its constants, and what the card says."""
     if config.offset_search.rounds == 0:
-        return layers, {}
+        return layers, config, {}
 
     def progress(done: int, total: int) -> None:
         if report is not None:
-            report(f"searching its offsets, run {done} of {total} at most ...")
+            report(f"searching its constants and offsets, run {done} of {total} at most ...")
 
     as_deployed = partial(_training_mdp, _without_faults(config))
     found = search_offsets(
-        *(layers, scenarios, store, as_deployed, config.miss_price, config.offset_search),
+        *(layers, scenarios, store, as_deployed, config.constants, config.offset_search),
         seed=config.ppo.seed,
         progress=progress,
     )
     schema = Schema.of(scenarios[0].fleet)
-    return with_offsets(layers, found, schema.features.index("miss_price")), found.to_card(schema)
+    layers = with_offsets(layers, found, schema.features.index("miss_price"))
+    return layers, config.with_constants(found.constants), found.to_card(schema)
 
 
 class _Measured(NamedTuple):
@@ -291,8 +292,7 @@ def _export(
         miss_price_range=config.miss_price,
         dial=measured.dial,
         forecast=measured.forecast,
-        hysteresis=config.ppo.hysteresis,
-        selectivity=config.ppo.selectivity,
+        constants=config.constants,
     )
 
 
@@ -308,8 +308,7 @@ def _training_mdp(config: TrainConfig, scenario: Scenario, sampler: EpisodeSampl
         num_fleets=num_fleets,
         num_threads=config.ppo.num_threads,
         refuse=config.ppo.refuse,
-        hysteresis=config.ppo.hysteresis,
-        selectivity=config.ppo.selectivity,
+        constants=config.constants,
         faults=TelemetryFaults(**config.faults.model_dump()) if config.faults != FaultConfig() else None,
     )
 
@@ -351,8 +350,8 @@ def export_checkpoint(run: Path, out: Path, store: TraceSource) -> Path:
     timesteps = load_checkpoint(model, run / "checkpoint")
     # A checkpoint alone does not know what stood in for missing traces; a finished run's card does.
     known = {} if (finished := finished_policy(run)) is None else read_card(finished)["training"]
-    layers, searched = _searched(policy_layers(model.policy), config, scenarios, store, None)
     described = _describe(config, scenarios)
+    layers, config, searched = _searched(policy_layers(model.policy), config, scenarios, store, None)
     measured = measure(layers, config, scenarios, store)
     training = {**known, **described, "timesteps": timesteps + timesteps_before(config), **searched}
     return _export(layers, Schema.of(scenarios[0].fleet), out, config, training, measured)

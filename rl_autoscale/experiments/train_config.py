@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rl_autoscale.agents.export import Layer, mean_network, read_actor
-from rl_autoscale.agents.learned import check_schema, read_card, read_network
+from rl_autoscale.agents.learned import check_schema, constants_of, read_card, read_network
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.agents.pretrained import policy_folder
+from rl_autoscale.envs.constants import CONSTANTS, Constants
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
@@ -54,7 +55,21 @@ class TrainConfig(Config):
         low, high = self.miss_price
         if not 0 < low <= high:
             raise ValueError(f"miss_price={[low, high]} must be [low, high] with 0 < low <= high")
+        try:
+            _ = self.constants
+        except SpecError as error:
+            raise ValueError(f"ppo.{error}") from None
         return self
+
+    @property
+    def constants(self) -> Constants:
+        """The policy's, at the prices of this training."""
+        return Constants(**{name: getattr(self.ppo, name) for name in CONSTANTS}, miss_price=self.miss_price)
+
+    def with_constants(self, constants: Constants) -> TrainConfig:
+        """The same for a policy with other constants."""
+        values = {name: getattr(constants, name) for name in CONSTANTS}
+        return self.model_copy(update={"ppo": self.ppo.model_copy(update=values)})
 
 
 def read_training(path: Path) -> TrainConfig:
@@ -140,7 +155,7 @@ def train_on(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
     adapting = {name: value for name, value in ADAPTING_PPO.items() if name not in config.ppo.model_fields_set}
     kept = {
         "hidden_sizes": _sizes_in(policies),
-        **{name: kind[name] for name in ("refuse", "hysteresis", "selectivity")},
+        **{name: kind[name] for name in ("refuse", *CONSTANTS)},
     }
     unsaid = {"faults": ADAPTING_FAULTS, "offset_search": ADAPTING_SEARCH}
     changes = {name: value for name, value in unsaid.items() if name not in config.model_fields_set}
@@ -155,12 +170,14 @@ def averaging(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
     return config.model_copy(update={"start_from": tuple(policies), "ppo": ppo})
 
 
-def with_layers_to_start_from(config: TrainConfig) -> TrainConfig:
-    """A configuration with the hidden layers of what it starts from, unless it says which it wants."""
-    if not config.start_from or "hidden_sizes" in config.ppo.model_fields_set:
+def with_what_it_starts_from(config: TrainConfig) -> TrainConfig:
+    """A configuration with the hidden layers and constants of what it starts from, unless it says which it wants."""
+    if not config.start_from:
         return config
-    ppo = config.ppo.model_copy(update={"hidden_sizes": _sizes_in(config.start_from)})
-    return config.model_copy(update={"ppo": ppo})
+    constants = constants_of(read_card(Path(config.start_from[0]))).over(config.miss_price)
+    theirs = {"hidden_sizes": _sizes_in(config.start_from), **{name: getattr(constants, name) for name in CONSTANTS}}
+    unsaid = {name: value for name, value in theirs.items() if name not in config.ppo.model_fields_set}
+    return config.model_copy(update={"ppo": config.ppo.model_copy(update=unsaid)})
 
 
 def first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Layer] | None:
@@ -185,16 +202,16 @@ def first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Laye
 
 
 def _kind_of(policies: Sequence[str]) -> dict[str, Any]:
-    """Prices, refusal, hysteresis and selectivity; a mean means something only where these are the same."""
+    """Prices, refusal and constants; a mean means something only where these are the same."""
     kinds = []
     for name in policies:
         card = read_card(Path(name))
+        constants = constants_of(card)
         kinds.append(
             {
                 "miss_price_range": tuple(card["miss_price_range"]),
                 "refuse": bool(card["refuse"]),
-                "hysteresis": float(card["hysteresis"]),
-                "selectivity": float(card["selectivity"]),
+                **{constant: getattr(constants, constant) for constant in CONSTANTS},
             }
         )
     for name, kind in zip(policies, kinds, strict=True):

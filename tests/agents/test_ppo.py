@@ -12,6 +12,7 @@ pytest.importorskip("stable_baselines3")
 from rl_autoscale.agents.export import export_policy, onnx_bytes, read_actor
 from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.ppo import CRITIC_FIRST, PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
+from rl_autoscale.envs.constants import CONSTANTS, Constants, neutral
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.schema import Schema
@@ -185,7 +186,10 @@ def test_bad_admission_is_refused(exported, admission):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"schema_version": 3}, "schema version 3, this package reads"), ({"hysteresis": "much"}, "no finite number")],
+    [
+        ({"schema_version": 3}, "schema version 3, this package reads"),
+        ({"hysteresis": "much"}, "hysteresis='much' is not allowed"),
+    ],
 )
 def test_a_card_of_another_time_or_hand_is_refused(exported, tmp_path, change, message):
     for name in ("policy.onnx", "policy.json"):
@@ -203,39 +207,41 @@ def test_what_is_no_network_cannot_be_trained_on():
         read_actor(b"")
 
 
-@pytest.mark.parametrize("name", ["hysteresis", "selectivity"])
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, (), (0.1, -0.1), "0.1"])
 def test_bad_constants_are_refused(exported, name, value):
-    with pytest.raises(SpecError, match=rf"{name}=.* at least 0"):
+    with pytest.raises(SpecError, match=rf"policy 'learned': {name}=.* is not allowed"):
         LearnedPolicy(exported[1], **{name: value})
 
 
-@pytest.mark.parametrize("name", ["hysteresis", "selectivity"])
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_a_policy_keeps_the_constants_it_was_trained_with(exported, tmp_path, name):
-    layers = policy_layers(exported[0].policy)
-    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, **{name: 0.1})
-    assert getattr(LearnedPolicy(tmp_path), name) == 0.1
-    assert getattr(LearnedPolicy(tmp_path, **{name: 0.0}), name) == 0.0
-    assert getattr(LearnedPolicy(exported[1]), name) == 0.0
+    layers, given = policy_layers(exported[0].policy), Constants(**{name: (0.1, 0.2, 0.4)})
+    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, constants=given)
+    assert getattr(LearnedPolicy(tmp_path).constants, name) == (0.1, 0.2, 0.4)
+    assert getattr(LearnedPolicy(tmp_path, **{name: 0.5}).constants, name) == 0.5
+    assert getattr(LearnedPolicy(exported[1]).constants, name) == neutral(name)
 
 
 def test_a_card_of_before_a_constant_does_without_it(exported, tmp_path):
     export_policy(policy_layers(exported[0].policy), Schema.of(toy_spec()), tmp_path, refuse=True, training={})
     card = json.loads((tmp_path / "policy.json").read_text())
-    del card["selectivity"], card["hysteresis"]
+    for name in CONSTANTS:
+        del card[name]
     (tmp_path / "policy.json").write_text(json.dumps(card))
-    policy = LearnedPolicy(tmp_path)
-    assert (policy.selectivity, policy.hysteresis) == (0.0, 0.0)
+    assert LearnedPolicy(tmp_path).constants == Constants()
 
 
-def test_every_decision_says_the_selectivity(exported, tmp_path):
-    layers = policy_layers(exported[0].policy)
-    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, selectivity=0.5)
-    for knobs, expected in (({}, 0.5), ({"selectivity": 0.0}, 0.0)):
+def test_every_decision_says_the_selectivity_at_its_price(exported, tmp_path):
+    layers, by_price = policy_layers(exported[0].policy), Constants(selectivity=(0.2, 0.8))
+    export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, constants=by_price)
+    low, high = by_price.miss_price
+    for knobs, expected in (({"miss_price": low}, 0.2), ({"miss_price": high}, 0.8), ({"selectivity": 0.0}, 0.0)):
         policy = LearnedPolicy(tmp_path, **knobs)
         policy.reset(toy_spec())
         decision = policy.decide(SimFleet(toy_spec(), poisson_workload(20.0, 60.0, 0), seed=0).observe())
-        assert decision.selectivities.tolist() == [expected]
+        assert decision.selectivities.tolist() == pytest.approx([expected])
+        assert policy.selectivity == pytest.approx(expected)
 
 
 def test_sweep_stays_in_the_range_that_policies_are_trained_on():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rl_autoscale.envs.action import NEUTRAL_HEADROOM, ActionDecoder
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.faults import TelemetryFaults
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import Anchors, ObservationEncoder
@@ -223,9 +224,9 @@ def test_hysteresis_keeps_what_is_a_little_more_than_wanted(asked_for: int, hyst
     """2.8 replicas are wanted: 3, or up to 4 with a fifth more."""
     mdp, state = observed()
     asked = replace(state, pools=replace(state.pools, asked_for=np.full_like(state.pools.asked_for, asked_for)))
-    decoder = ActionDecoder(mdp.spec, hysteresis=hysteresis)
+    decoder = ActionDecoder(mdp.spec)
     neutral = np.zeros((1, decoder.num_actions))
-    decision = decoder.decode(neutral, anchored([2.0]), asked)
+    decision = decoder.decode(neutral, anchored([2.0]), asked, Constants(hysteresis=hysteresis).at(20.0))
     assert decision.target_replicas.tolist() == [[target]]
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from rl_autoscale.agents.export import Layer, forward
+from rl_autoscale.envs.constants import CONSTANTS, Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
@@ -27,7 +28,7 @@ from rl_autoscale.experiments.offset_search import (
     with_offsets,
 )
 from rl_autoscale.experiments.train import check_training, train
-from rl_autoscale.experiments.train_config import TrainConfig, with_layers_to_start_from
+from rl_autoscale.experiments.train_config import TrainConfig, with_what_it_starts_from
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.workload.store import TraceStore
 
@@ -91,6 +92,16 @@ def test_a_step_is_kept_at_the_prices_where_it_gains_and_not_for_noise() -> None
     assert choose_steps(bills).tolist() == [0, 0, 1, 1, 1]
 
 
+def test_what_is_the_same_at_all_prices_is_kept_for_what_it_gains_over_all() -> None:
+    bills = np.ones((3, 4, 5))
+    bills[1, :, 3:] = 0.9, 0.9
+    bills[1, :, 0] = 1.1
+    bills[2, :, 0] = 0.5
+    bills[2, :, 1:] = 1.3
+    assert choose_steps(bills, together=True).tolist() == [1] * 5
+    assert choose_steps(bills[[0, 2]], together=True).tolist() == [0] * 5
+
+
 def test_scenarios_count_alike_however_large_their_bills_are() -> None:
     bills = np.ones((2, 2, 3))
     bills[:, 0] *= 1000.0
@@ -100,8 +111,8 @@ def test_scenarios_count_alike_however_large_their_bills_are() -> None:
 
 
 def runs_of_a_round(scenario: Scenario) -> int:
-    """At most: two of the policy as it is, and for each action one per step and one that confirms."""
-    kinds = [name.split(".")[-1] for name in Schema.of(scenario.fleet).actions]
+    """At most: two of the policy as it is, and for each constant and action one per step and one that confirms."""
+    kinds = [*CONSTANTS, *(name.split(".")[-1] for name in Schema.of(scenario.fleet).actions)]
     return 2 + sum(len(FIRST_STEPS[kind]) + 1 for kind in kinds)
 
 
@@ -122,7 +133,12 @@ def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path)
     scenario = load_scenario(tiny_scenario)
     ran: list[tuple[int, int]] = []
     search = partial(
-        search_offsets, scenarios=[scenario], store=TraceStore(), make_mdp=make_mdp, miss_price=(1.0, 600.0), seed=0
+        search_offsets,
+        scenarios=[scenario],
+        store=TraceStore(),
+        make_mdp=make_mdp,
+        constants=Constants(miss_price=(1.0, 600.0)),
+        seed=0,
     )
     wasteful = untrained(scenario, 1.0)
     found = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=4), progress=lambda k, n: ran.append((k, n)))
@@ -156,9 +172,9 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
     assert card["offset_search"]["timesteps"] > 0
     most_runs = runs_of_a_round(scenario)
-    assert f"searching its offsets, run 1 of {most_runs} at most ..." in told
+    assert f"searching its constants and offsets, run 1 of {most_runs} at most ..." in told
     asked = PpoConfig.model_validate({"total_timesteps": 0, "num_fleets": 2, "num_threads": 1})
-    alone = with_layers_to_start_from(
+    alone = with_what_it_starts_from(
         TrainConfig(
             scenarios=(str(tiny_scenario),), ppo=asked, num_workloads=2, offset_search=search,
             start_from=(str(trained.policy_folder),), miss_price=(2.0, 20.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from rl_autoscale.agents.export import Layer, export_policy, forward
 from rl_autoscale.agents.learned import read_card
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.agents.pretrained import pretrained_names
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
+from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
@@ -34,7 +37,7 @@ from rl_autoscale.experiments.train_config import (
     read_training,
     timesteps_before,
     train_on,
-    with_layers_to_start_from,
+    with_what_it_starts_from,
 )
 from rl_autoscale.experiments.tuning import trained_hours
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError
@@ -98,6 +101,7 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
     layers = [
         (rng.normal(0.0, 0.1, (b, a)).astype(np.float32), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sizes)
     ]
+    given = Constants(hysteresis=0.1, selectivity=0.7, cap_share=(0.5, 1.0), miss_price=(3.0, 300.0))
     export_policy(
         layers,
         schema,
@@ -105,12 +109,11 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
         refuse=False,
         training={},
         miss_price_range=(3.0, 300.0),
-        hysteresis=0.1,
-        selectivity=0.7,
+        constants=given,
     )
     config = train_on(TrainConfig(num_workloads=7, ppo=PpoConfig(seed=3, num_fleets=5)), [str(policy)])
     adapting = {**ADAPTING_PPO, "seed": 3, "num_fleets": 5, "hidden_sizes": (8,), "refuse": False, "hysteresis": 0.1}
-    adapting["selectivity"] = 0.7
+    adapting |= {"selectivity": 0.7, "cap_share": (0.5, 1.0)}
     assert config == TrainConfig(
         num_workloads=7,
         miss_price=(3.0, 300.0),
@@ -122,11 +125,12 @@ def test_a_policy_to_start_from_must_fit(tiny: Scenario, tmp_path: Path) -> None
     search = OffsetSearchConfig(rounds=3)
     assert train_on(TrainConfig(offset_search=search), [str(policy)]).offset_search == search
     check_training(config, [tiny], tmp_path / "out")
-    adopted = with_layers_to_start_from(TrainConfig(start_from=(str(policy),)))
-    assert adopted.ppo.hidden_sizes == (8,)
+    adopted = with_what_it_starts_from(TrainConfig(start_from=(str(policy),)))
+    assert (adopted.ppo.hidden_sizes, adopted.constants) == ((8,), given.over(PRICE_RANGE))
     check_training(adopted, [tiny], tmp_path / "out")
-    said = TrainConfig(start_from=(str(policy),), ppo=PpoConfig(hidden_sizes=(64, 64)))
-    assert with_layers_to_start_from(said) == said
+    said = TrainConfig(start_from=(str(policy),), ppo=PpoConfig(hidden_sizes=(64, 64), hysteresis=0.3))
+    assert with_what_it_starts_from(said).ppo.hidden_sizes == (64, 64)
+    assert with_what_it_starts_from(said).constants == replace(given.over(PRICE_RANGE), hysteresis=0.3)
     with pytest.raises(SpecError, match=r"hidden_sizes are \[8\], ppo.hidden_sizes \[64, 64\]"):
         check_training(TrainConfig(start_from=(str(policy),)), [tiny], tmp_path / "out")
     with pytest.raises(PolicyFileError, match=r"start_from=.*: trained for schema .* pools and classes"):
@@ -164,7 +168,11 @@ def test_several_policies_to_start_from_are_their_mean(tiny: Scenario, tmp_path:
 
 
 def test_a_mean_of_policies_of_different_kinds_is_refused(tiny: Scenario, tmp_path: Path) -> None:
-    for name, hidden, card in (("a", (8,), {}), ("b", (8,), {"hysteresis": 0.1}), ("c", (8, 8), {})):
+    for name, hidden, card in (
+        ("a", (8,), {}),
+        ("b", (8,), {"constants": Constants(hysteresis=0.1)}),
+        ("c", (8, 8), {}),
+    ):
         export_random(tmp_path / name, tiny, 1, hidden, **card)
     first, other, deep = (str(tmp_path / name) for name in "abc")
     with pytest.raises(SpecError, match=r"b has .*hysteresis=0.1, .*a .*hysteresis=0.0, .*; a mean needs"):

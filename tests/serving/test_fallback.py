@@ -13,6 +13,7 @@ from live_world import world_spec
 pytest.importorskip("onnx", reason="exporting a policy needs the train extra")
 
 from rl_autoscale.agents.export import export_policy
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.serving.assemble import build_fallback, build_policy
 from rl_autoscale.serving.config import ControlConfig
@@ -23,7 +24,8 @@ def exported(folder: Path, *, refuse: bool, selectivity: float = 0.0) -> str:
     schema = Schema.of(world_spec())
     shape = len(schema.actions), len(schema.features)
     layers = [(np.zeros(shape, np.float32), np.zeros(shape[0], np.float32))]
-    export_policy(layers, schema, folder, refuse=refuse, training={}, selectivity=selectivity)
+    constants = Constants(selectivity=selectivity)
+    export_policy(layers, schema, folder, refuse=refuse, training={}, constants=constants)
     return str(folder)
 
 

@@ -1,0 +1,117 @@
+"""Constants of a policy: what its laws are set to, beside its actions.
+
+| constant | neutral | what it does |
+|---|---|---|
+| hysteresis | 0 | share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py) |
+| selectivity | 0 | how much more readily requests of much work are refused (fleet/admission.py) |
+| cap_share | 1 | requests in flight per replica over what the load allows (fleet/in_flight.py) |
+
+Each is one number, or several for prices of a miss that cover the dial's range evenly in their logarithm: how long to
+keep a replica that is not needed now depends on what a miss costs. Between two of these prices a constant is
+interpolated. They are no actions because noise in them teaches a policy little: a direct search finds them
+(experiments/offset_search.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_autoscale.envs.reward import PRICE_RANGE
+from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.state import FloatArray
+
+ByPrice = float | tuple[float, ...]
+"""One number for all prices, or several from the cheapest to the dearest."""
+
+
+class ConstantsInForce(NamedTuple):
+    """The constants at the prices in force, each of the shape of these."""
+
+    hysteresis: FloatArray
+    selectivity: FloatArray
+    cap_share: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """A policy's constants.
+
+    Args:
+        hysteresis: >= 0.
+        selectivity: >= 0.
+        cap_share: > 0; at the law's own value, the engine's limit still holds.
+        miss_price: the prices at which the first and the last of several values hold.
+
+    Raises:
+        SpecError: a value is not allowed, or there are several for one price.
+    """
+
+    hysteresis: ByPrice = 0.0
+    selectivity: ByPrice = 0.0
+    cap_share: ByPrice = 1.0
+    miss_price: tuple[float, float] = PRICE_RANGE
+
+    def __post_init__(self) -> None:
+        for name in CONSTANTS:
+            object.__setattr__(self, name, _checked(name, getattr(self, name), self.miss_price))
+
+    def at(self, miss_price: FloatArray | float) -> ConstantsInForce:
+        """What holds at prices of any shape; beyond the range, what does at its ends."""
+        price = np.asarray(miss_price, dtype=np.float64)
+        return ConstantsInForce(*(self._at(getattr(self, name), price) for name in CONSTANTS))
+
+    def _at(self, value: ByPrice, price: FloatArray) -> FloatArray:
+        if isinstance(value, float):
+            return np.full(price.shape, value)
+        low, high = np.log(self.miss_price)
+        return np.asarray(np.interp(np.log(price), np.linspace(low, high, len(value)), value))
+
+    def over(self, miss_price: tuple[float, float]) -> Constants:
+        """The same for a dial of another range: what held at its prices, or at the nearest."""
+        if miss_price == self.miss_price:
+            return self
+        low, high = miss_price
+        values = {}
+        for name in CONSTANTS:
+            value = getattr(self, name)
+            if not isinstance(value, float):
+                prices = np.geomspace(low, high, len(value)) if low < high else np.array([low])
+                values[name] = tuple(self._at(value, prices).tolist())
+        return replace(self, **values, miss_price=miss_price)
+
+    def with_values(self, values: dict[str, Any]) -> Constants:
+        """The same with some of them changed."""
+        return replace(self, **values)
+
+    def to_card(self) -> dict[str, float | list[float]]:
+        """Entries of a policy's card, by name."""
+        values = {name: getattr(self, name) for name in CONSTANTS}
+        return {name: value if isinstance(value, float) else list(value) for name, value in values.items()}
+
+
+CONSTANTS = tuple(field.name for field in fields(Constants) if field.name != "miss_price")
+
+
+def neutral(name: str) -> float:
+    """What a constant is where nobody set it, and in cards of before there was one."""
+    return float({field.name: field.default for field in fields(Constants)}[name])  # type: ignore[arg-type]
+
+
+def _checked(name: str, value: Any, miss_price: tuple[float, float]) -> ByPrice:
+    """One float, or a tuple of them; a list of equal numbers is one."""
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    low = "more than 0" if name == "cap_share" else "at least 0"
+    allowed = all(
+        isinstance(item, int | float) and not isinstance(item, bool) and np.isfinite(item) and item >= 0.0
+        for item in values
+    )
+    if not (values and allowed) or (name == "cap_share" and min(values) == 0.0):
+        raise SpecError(f"{name}={value!r} is not allowed; it must be {low}, one number or several by price")
+    if len(set(values)) == 1:
+        return float(values[0])
+    if not miss_price[0] < miss_price[1]:
+        raise SpecError(f"{name}={value!r} has {len(values)} values for one price, {miss_price[0]:g}; give one")
+    return tuple(float(item) for item in values)

@@ -1,0 +1,73 @@
+"""Constants of a policy: one number or several by price, and what they do to a decision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rl_autoscale.envs.action import ActionDecoder
+from rl_autoscale.envs.constants import CONSTANTS, Constants, neutral
+from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.fleet.errors import SpecError
+
+from .toy import SHIELD, sampler, toy_spec
+
+
+def test_one_number_holds_at_every_price():
+    at = Constants(hysteresis=0.3).at(np.array([[0.1, 20.0], [600.0, 1e9]]))
+    assert at.hysteresis.tolist() == [[0.3, 0.3], [0.3, 0.3]]
+    assert (at.selectivity == 0.0).all()
+    assert (at.cap_share == 1.0).all()
+
+
+def test_several_cover_the_prices_evenly_in_their_logarithm():
+    constants = Constants(hysteresis=(0.0, 0.1, 0.5), miss_price=(1.0, 100.0))
+    at = constants.at(np.array([0.01, 1.0, 10.0**0.5, 10.0, 10.0**1.5, 100.0, 1e6])).hysteresis
+    assert at == pytest.approx([0.0, 0.0, 0.05, 0.1, 0.3, 0.5, 0.5])
+
+
+def test_what_is_alike_at_all_prices_is_one_number_and_a_card_says_so():
+    assert Constants(cap_share=(0.5, 0.5)).cap_share == 0.5
+    assert Constants(cap_share=[0.5, 1.0]).to_card() == {"hysteresis": 0.0, "selectivity": 0.0, "cap_share": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_neutral_constants_change_nothing(name: str):
+    assert getattr(Constants(), name) == neutral(name)
+
+
+def test_no_replica_takes_a_share_of_nothing():
+    with pytest.raises(SpecError, match="cap_share=0 is not allowed; it must be more than 0, one number or several"):
+        Constants(cap_share=0)
+
+
+def test_one_price_has_one_value():
+    with pytest.raises(SpecError, match=r"hysteresis=\(0.1, 0.2\) has 2 values for one price, 20; give one"):
+        Constants(hysteresis=(0.1, 0.2), miss_price=(20.0, 20.0))
+
+
+def test_fleets_at_different_prices_have_different_constants():
+    mdp = FleetMdp(
+        toy_spec(), SHIELD, sampler(rate_per_s=20.0), num_fleets=2,
+        constants=Constants(cap_share=(0.5, 1.0), selectivity=(0.0, 0.6), miss_price=(2.0, 200.0)),
+    )  # fmt: skip
+    mdp.reset(0)
+    mdp.miss_price[:] = 2.0, 200.0
+    neutral_action = np.zeros((2, ActionDecoder(mdp.spec).num_actions))
+    for _ in range(3):
+        step = mdp.step(neutral_action)
+        mdp.state, before = step.state, mdp.encoder.anchors().in_flight
+    decided = mdp.step(neutral_action).decision
+    law = np.clip(np.round(np.array([[0.5], [1.0]]) * before), 1, mdp.spec.batch_limits)
+    assert decided.max_batch_size.tolist() == law.tolist()
+    assert decided.max_batch_size[0, 0] < decided.max_batch_size[1, 0]
+    assert decided.selectivities.tolist() == [[0.0], [0.6]]
+
+
+def test_over_other_prices_they_are_what_held_there():
+    constants = Constants(hysteresis=(0.0, 0.4), selectivity=0.5, miss_price=(1.0, 100.0))
+    over = constants.over((10.0, 1000.0))
+    assert over.hysteresis == pytest.approx((0.2, 0.4))
+    assert (over.selectivity, over.cap_share, over.miss_price) == (0.5, 1.0, (10.0, 1000.0))
+    assert constants.over((10.0, 10.0)).hysteresis == pytest.approx(0.2)
+    assert constants.over((1.0, 100.0)) == constants
