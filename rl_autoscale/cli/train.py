@@ -19,6 +19,7 @@ from rl_autoscale.fleet.errors import MissingExtraError, SpecError
 if TYPE_CHECKING:
     from rl_autoscale.agents.ppo import TrainingProgress
     from rl_autoscale.envs.scenario import Scenario
+    from rl_autoscale.experiments.offset_search import SearchProgress
     from rl_autoscale.experiments.train_config import TrainConfig
 
 stderr = Console(stderr=True)
@@ -46,10 +47,17 @@ class TrainingBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, progress: TrainingProgress | str) -> None:
-        """Show how far the training is, or what is done after it."""
+    def __call__(self, progress: TrainingProgress | SearchProgress | str) -> None:
+        """Show how far the training or the search is, or what is done after them."""
+        from rl_autoscale.experiments.offset_search import SearchProgress
+
         if isinstance(progress, str):
             self._progress.update(self._task, completed=self._total, status=progress)
+            return
+        if isinstance(progress, SearchProgress):
+            self._total = progress.most_runs
+            status = "runs at most of the search of constants and offsets"
+            self._progress.update(self._task, total=self._total, completed=progress.runs, status=status)
             return
         status = (
             f"{progress.steps_per_s:,.0f} steps/s  cost {progress.cost_over_ideal:.2f} x ideal  "
@@ -99,8 +107,8 @@ def command(
     start_from: Annotated[
         list[str] | None,
         typer.Option(
-            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers and prices; "
-            "few steps, large rollouts and a small search of constants and offsets unless told otherwise. May be "
+            help="Adapt an exported policy: its folder, or pretrained/NAME. Keeps its layers and prices, "
+            "and only searches constants and offsets unless told --timesteps to train for, too. May be "
             "repeated: from the mean of several."
         ),
     ] = None,
@@ -168,7 +176,7 @@ def command(
     store = TraceStore(traces or [])
     with (
         make_tracker(track, out, training_job(chosen)) as tracker,
-        TrainingBar(chosen.ppo.total_timesteps) as bar,
+        TrainingBar(chosen.ppo.total_timesteps, "training PPO" if chosen.ppo.total_timesteps else "searching") as bar,
     ):
         result = train(chosen, resolved, store, out, resume=not fresh, tracker=tracker, report=bar)
         tracker.show(policy_showing(result.policy_folder))
@@ -177,7 +185,8 @@ def command(
     if as_json:
         print(json.dumps({"policy": str(result.policy_folder), "timesteps": result.timesteps}))
     else:
-        print(f"trained {result.timesteps:,} steps; policy in {result.policy_folder}")
+        done = f"trained {result.timesteps:,} steps" if chosen.ppo.total_timesteps else "searched"
+        print(f"{done}; policy in {result.policy_folder}")
 
 
 def _train_seeds(

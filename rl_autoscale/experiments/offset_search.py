@@ -63,8 +63,14 @@ CARRY = 0.1
 """Scale at which a unit passes another tanh; a value of 1 loses 0.3 %."""
 
 _TRIED, _CONFIRMING = 0, 1
-Progress = Callable[[int, int], None]
-"""Told runs done and how many there are at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchProgress:
+    """How far a search is: runs done, and how many there are at most."""
+
+    runs: int
+    most_runs: int
 
 
 class OffsetSearchConfig(Config):
@@ -116,7 +122,7 @@ def search_offsets(
     config: OffsetSearchConfig,
     *,
     seed: int,
-    progress: Progress | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
 ) -> Offsets:
     """Search the offsets of a policy, and its constants.
 
@@ -155,7 +161,7 @@ def search_offsets(
         found = np.array([player.bills(layers, offsets, set_to, seed=2 * seed + episodes) for player in players])
         done += 1
         if progress is not None:
-            progress(done, most_runs)
+            progress(SearchProgress(done, most_runs))
         return found
 
     best = np.zeros((len(prices), len(names)))

@@ -34,7 +34,7 @@ from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.dial import measure_dial
 from rl_autoscale.experiments.miss_forecast import learn_misses, play_policy
-from rl_autoscale.experiments.offset_search import search_offsets, with_offsets
+from rl_autoscale.experiments.offset_search import SearchProgress, search_offsets, with_offsets
 from rl_autoscale.experiments.runs import describe_run, write_run
 from rl_autoscale.experiments.tracking import Tracker
 from rl_autoscale.experiments.train_config import (
@@ -53,7 +53,7 @@ NO_DIAL = (
     "training source holds a trace; add one made of generators"
 )
 NO_HORIZON = "no training traffic is as long as the miss forecast's horizon: there is no such forecast and no envelope"
-TrainingReport = Callable[[TrainingProgress | str], None]
+TrainingReport = Callable[[TrainingProgress | SearchProgress | str], None]
 """Told how a training goes: numbers after each rollout, then words."""
 
 
@@ -226,15 +226,11 @@ def _searched(
     if config.offset_search.rounds == 0:
         return layers, config, {}
 
-    def progress(done: int, total: int) -> None:
-        if report is not None:
-            report(f"searching its constants and offsets, run {done} of {total} at most ...")
-
     as_deployed = partial(_training_mdp, _without_faults(config))
     found = search_offsets(
         *(layers, scenarios, store, as_deployed, config.constants, config.offset_search),
         seed=config.ppo.seed,
-        progress=progress,
+        progress=report,
     )
     schema = Schema.of(scenarios[0].fleet)
     layers = with_offsets(layers, found, schema.features.index("miss_price"))

@@ -23,6 +23,7 @@ from rl_autoscale.experiments.offset_search import (
     LEAST_GAIN,
     Offsets,
     OffsetSearchConfig,
+    SearchProgress,
     choose_steps,
     search_offsets,
     with_offsets,
@@ -131,7 +132,7 @@ def make_mdp(scenario: Scenario, sampler: ScenarioSampler, num_fleets: int) -> F
 
 def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path) -> None:
     scenario = load_scenario(tiny_scenario)
-    ran: list[tuple[int, int]] = []
+    ran: list[SearchProgress] = []
     search = partial(
         search_offsets,
         scenarios=[scenario],
@@ -141,13 +142,13 @@ def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path)
         seed=0,
     )
     wasteful = untrained(scenario, 1.0)
-    found = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=4), progress=lambda k, n: ran.append((k, n)))
+    found = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=4), progress=ran.append)
     floor = [name.endswith(".floor") for name in Schema.of(scenario.fleet).actions].index(True)
     assert found.offsets[0, floor] < 0.0
     assert found.change[0] < -LEAST_GAIN
     assert (found.change <= 1e-12).all()
     most_runs = runs_of_a_round(scenario)
-    assert ran == [(k, most_runs) for k in range(1, len(ran) + 1)]
+    assert ran == [SearchProgress(k, most_runs) for k in range(1, len(ran) + 1)]
     assert most_runs - len(FIRST_STEPS) <= len(ran) <= most_runs
     again = search(wasteful, config=OffsetSearchConfig(rounds=1, episodes=4))
     assert (again.offsets == found.offsets).all()
@@ -172,7 +173,7 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
     assert card["offset_search"]["timesteps"] > 0
     most_runs = runs_of_a_round(scenario)
-    assert f"searching its constants and offsets, run 1 of {most_runs} at most ..." in told
+    assert SearchProgress(1, most_runs) in told
     asked = PpoConfig.model_validate({"total_timesteps": 0, "num_fleets": 2, "num_threads": 1})
     alone = with_what_it_starts_from(
         TrainConfig(
