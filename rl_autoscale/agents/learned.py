@@ -234,8 +234,10 @@ class LearnedPolicy(RegisteredPolicy):
     def name(self) -> str:
         """The registered name with the dial's setting."""
         closed = "" if self.admission is None else f", admission={self.admission:g}"
-        if self.constants.selectivity != constants_of(self.card).selectivity:
-            closed += f", selectivity={self.constants.selectivity}"
+        theirs = constants_of(self.card)
+        for name in CONSTANTS:
+            if (value := getattr(self.constants, name)) != getattr(theirs, name):
+                closed += f", {name}={value:g}" if isinstance(value, float) else f", {name}={value}"
         if self.attainment is None:
             dial = f"miss_price={self.miss_price:g}" + _by_class(", miss_weight", self.miss_weight)
         elif isinstance(self.attainment, Mapping):

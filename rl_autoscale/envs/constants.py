@@ -82,10 +82,6 @@ class Constants:
                 values[name] = tuple(self._at(value, prices).tolist())
         return replace(self, **values, miss_price=miss_price)
 
-    def with_values(self, values: dict[str, Any]) -> Constants:
-        """The same with some of them changed."""
-        return replace(self, **values)
-
     def to_card(self) -> dict[str, float | list[float]]:
         """Entries of a policy's card, by name."""
         values = {name: getattr(self, name) for name in CONSTANTS}

@@ -20,7 +20,7 @@ each hidden layer. Constants go into the card, a value for each price.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -194,7 +194,7 @@ def _moved(constants: Constants, moves: Mapping[str, FloatArray], prices: FloatA
         if move.any():
             value = at[name] * 2.0**move if name == "cap_share" else np.maximum(at[name] + move, 0.0)
             values[name] = tuple(np.round(value, 4).tolist())
-    return constants.with_values(values)
+    return replace(constants, **values)
 
 
 def search_timesteps(training: Mapping[str, Any]) -> int:
