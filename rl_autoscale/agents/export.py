@@ -166,8 +166,7 @@ def export_policy(
         dial: what it delivered at some prices (``miss_price``, ``slo_attainment``, ``cost_over_ideal`` and, of several
             classes, ``slo_attainment/class0.KIND``) on validation traffic.
         forecast: layers of its miss forecast (experiments/miss_forecast.py).
-        constants: that it was trained with (envs/constants.py), and has unless told otherwise; their prices are
-            ``miss_price_range``.
+        constants: that it was trained with (envs/constants.py), and has unless told otherwise.
 
     Returns:
         The card's path.
@@ -186,7 +185,7 @@ def export_policy(
         "actions": list(schema.actions),
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
         "refuse": refuse,
-        **(Constants() if constants is None else constants).to_card(),
+        **(Constants() if constants is None else constants).over(miss_price_range).to_card(),
         "miss_price_range": list(miss_price_range),
         "dial": [dict(point) for point in dial],
         "miss_forecast": forecast is not None,

@@ -19,7 +19,7 @@ from rl_autoscale.agents.error_budget import check_attainment
 from rl_autoscale.agents.export import CARD_FORMAT, MISS_SHARE
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.action import ActionDecoder
-from rl_autoscale.envs.constants import CONSTANTS, ByPrice, Constants, neutral
+from rl_autoscale.envs.constants import CONSTANTS, ByPrice, Constants
 from rl_autoscale.envs.observation import ObservationEncoder, price_feature
 from rl_autoscale.envs.reward import LEAST_WEIGHT
 from rl_autoscale.envs.schema import SCHEMA_VERSION, Schema
@@ -60,11 +60,11 @@ def read_card(path: Path) -> dict[str, Any]:
     if card["format"] != CARD_FORMAT:
         raise PolicyFileError(f"{card_path}: card format {card['format']}, this version reads {CARD_FORMAT}")
     for name in CONSTANTS:
-        card.setdefault(name, neutral(name))  # cards of before the constant had none
+        card.setdefault(name, getattr(Constants(), name))  # cards of before the constant had none
     try:
         constants_of(card)
-    except SpecError as error:
-        raise PolicyFileError(f"{card_path}: {error}; export again") from None
+    except (SpecError, TypeError, ValueError) as error:  # the others where miss_price_range is no pair of numbers
+        raise PolicyFileError(f"{card_path}: constants or miss_price_range: {error}; export again") from None
     return dict(card)
 
 

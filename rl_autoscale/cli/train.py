@@ -165,6 +165,8 @@ def command(
         )
     if ray is not None and seeds == 1:
         raise SpecError("--ray trains several seeds at once; say how many with --seeds")
+    if seeds > 1 and chosen.ppo.total_timesteps == 0:
+        raise SpecError("--seeds trains several times, and there is nothing to train; say how long with --timesteps")
     if mean and seeds == 1:
         raise SpecError("--mean is of several seeds; say how many with --seeds")
     if seeds > 1:

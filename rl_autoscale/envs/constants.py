@@ -14,7 +14,8 @@ interpolated. They are no actions because noise in them teaches a policy little:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ class ConstantsInForce(NamedTuple):
     hysteresis: FloatArray
     selectivity: FloatArray
     cap_share: FloatArray
+
+
+CONSTANTS = ConstantsInForce._fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,17 @@ class Constants:
         return {name: value if isinstance(value, float) else list(value) for name, value in values.items()}
 
 
-CONSTANTS = tuple(field.name for field in fields(Constants) if field.name != "miss_price")
-
-
-def neutral(name: str) -> float:
-    """What a constant is where nobody set it, and in cards of before there was one."""
-    return float({field.name: field.default for field in fields(Constants)}[name])  # type: ignore[arg-type]
+def mean_constants(several: Sequence[Constants]) -> Constants:
+    """The mean of constants whose prices are the same; of those that all agree on, what they are."""
+    first, values = several[0], {}
+    for name in CONSTANTS:
+        given = [getattr(item, name) for item in several]
+        if any(value != given[0] for value in given):
+            count = max(len(value) if isinstance(value, tuple) else 1 for value in given)
+            low, high = first.miss_price
+            prices = np.geomspace(low, high, count)
+            values[name] = tuple(np.mean([getattr(item.at(prices), name) for item in several], axis=0).tolist())
+    return replace(first, **values)
 
 
 def _checked(name: str, value: Any, miss_price: tuple[float, float]) -> ByPrice:

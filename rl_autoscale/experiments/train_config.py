@@ -12,7 +12,7 @@ from rl_autoscale.agents.export import Layer, mean_network, read_actor
 from rl_autoscale.agents.learned import check_schema, constants_of, read_card, read_network
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.agents.pretrained import policy_folder
-from rl_autoscale.envs.constants import CONSTANTS, Constants
+from rl_autoscale.envs.constants import CONSTANTS, ByPrice, Constants, mean_constants
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
@@ -114,7 +114,7 @@ ADAPTING_PPO: Mapping[str, float] = {
     "initial_log_std": -1.9,
 }
 """How a policy is adapted to the traffic of one fleet, where nothing else is said: by the search alone, which does more
-in the same simulated hours than with 115,200 steps of PPO before it (docs/learner.md). For a training that is given
+in about as many simulated hours than 115,200 steps of PPO before it (docs/learner.md). For a training that is given
 steps, rollouts are as large as in the training of `single-pool`: a smaller one sees too few bursts."""
 ADAPTING_FAULTS = FaultConfig(missing=0.003, frozen=0.003)
 ADAPTING_SEARCH = OffsetSearchConfig(rounds=1, episodes=8)
@@ -154,10 +154,7 @@ def train_on(config: TrainConfig, policies: Sequence[str]) -> TrainConfig:
     """
     kind = _kind_of(policies)
     adapting = {name: value for name, value in ADAPTING_PPO.items() if name not in config.ppo.model_fields_set}
-    kept = {
-        "hidden_sizes": _sizes_in(policies),
-        **{name: kind[name] for name in ("refuse", *CONSTANTS)},
-    }
+    kept = {"hidden_sizes": _sizes_in(policies), "refuse": kind["refuse"], **_constants_in(policies)}
     unsaid = {"faults": ADAPTING_FAULTS, "offset_search": ADAPTING_SEARCH}
     changes = {name: value for name, value in unsaid.items() if name not in config.model_fields_set}
     ppo = config.ppo.model_copy(update=adapting | kept)
@@ -175,8 +172,7 @@ def with_what_it_starts_from(config: TrainConfig) -> TrainConfig:
     """A configuration with the hidden layers and constants of what it starts from, unless it says which it wants."""
     if not config.start_from:
         return config
-    constants = constants_of(read_card(Path(config.start_from[0]))).over(config.miss_price)
-    theirs = {"hidden_sizes": _sizes_in(config.start_from), **{name: getattr(constants, name) for name in CONSTANTS}}
+    theirs = {"hidden_sizes": _sizes_in(config.start_from), **_constants_in(config.start_from, config.miss_price)}
     unsaid = {name: value for name, value in theirs.items() if name not in config.ppo.model_fields_set}
     return config.model_copy(update={"ppo": config.ppo.model_copy(update=unsaid)})
 
@@ -203,18 +199,11 @@ def first_actor(config: TrainConfig, scenarios: Sequence[Scenario]) -> list[Laye
 
 
 def _kind_of(policies: Sequence[str]) -> dict[str, Any]:
-    """Prices, refusal and constants; a mean means something only where these are the same."""
+    """Prices and refusal; a mean means something only where these are the same."""
     kinds = []
     for name in policies:
         card = read_card(Path(name))
-        constants = constants_of(card)
-        kinds.append(
-            {
-                "miss_price_range": tuple(card["miss_price_range"]),
-                "refuse": bool(card["refuse"]),
-                **{constant: getattr(constants, constant) for constant in CONSTANTS},
-            }
-        )
+        kinds.append({"miss_price_range": tuple(card["miss_price_range"]), "refuse": bool(card["refuse"])})
     for name, kind in zip(policies, kinds, strict=True):
         if kind != kinds[0]:
             raise SpecError(
@@ -226,6 +215,13 @@ def _kind_of(policies: Sequence[str]) -> dict[str, Any]:
 
 def _written(kind: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in kind.items())
+
+
+def _constants_in(policies: Sequence[str], miss_price: tuple[float, float] | None = None) -> dict[str, ByPrice]:
+    """Constants of the mean of policies, by name, for a dial of this range or of theirs."""
+    several = [constants_of(read_card(Path(name))) for name in policies]
+    mean = mean_constants([item.over(miss_price or several[0].miss_price) for item in several])
+    return {name: getattr(mean, name) for name in CONSTANTS}
 
 
 def _sizes_in(policies: Sequence[str]) -> tuple[int, ...]:

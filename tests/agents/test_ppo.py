@@ -12,7 +12,7 @@ pytest.importorskip("stable_baselines3")
 from rl_autoscale.agents.export import export_policy, onnx_bytes, read_actor
 from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.ppo import CRITIC_FIRST, PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
-from rl_autoscale.envs.constants import CONSTANTS, Constants, neutral
+from rl_autoscale.envs.constants import CONSTANTS, Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
 from rl_autoscale.envs.schema import Schema
@@ -189,6 +189,8 @@ def test_bad_admission_is_refused(exported, admission):
     [
         ({"schema_version": 3}, "schema version 3, this package reads"),
         ({"hysteresis": "much"}, "hysteresis='much' is not allowed"),
+        ({"miss_price_range": None}, "constants or miss_price_range: .*export again"),
+        ({"miss_price_range": [1.0]}, "constants or miss_price_range: .*export again"),
     ],
 )
 def test_a_card_of_another_time_or_hand_is_refused(exported, tmp_path, change, message):
@@ -220,7 +222,7 @@ def test_a_policy_keeps_the_constants_it_was_trained_with(exported, tmp_path, na
     export_policy(layers, Schema.of(toy_spec()), tmp_path, refuse=True, training={}, constants=given)
     assert getattr(LearnedPolicy(tmp_path).constants, name) == (0.1, 0.2, 0.4)
     assert getattr(LearnedPolicy(tmp_path, **{name: 0.5}).constants, name) == 0.5
-    assert getattr(LearnedPolicy(exported[1]).constants, name) == neutral(name)
+    assert getattr(LearnedPolicy(exported[1]).constants, name) == getattr(Constants(), name)
 
 
 def test_a_card_of_before_a_constant_does_without_it(exported, tmp_path):

@@ -109,6 +109,9 @@ def test_the_mean_of_seeds_is_searched_and_trained_again_as_its_card_says(run: R
     code, _, err = run(*command, "--mean")
     assert code == 2
     assert "--mean is of several seeds; say how many with --seeds" in err
+    code, _, err = run(*command, "--timesteps", 0, "--seeds", 2, "--out", "two")
+    assert code == 2
+    assert "there is nothing to train; say how long with --timesteps" in err
     code, out, err = run(*command, "--seeds", 2, "--mean", "--out", "two")
     assert code == 0, err
     assert "their mean is in two/mean/policy" in out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_autoscale.envs.action import ActionDecoder
-from rl_autoscale.envs.constants import CONSTANTS, Constants, neutral
+from rl_autoscale.envs.constants import Constants, mean_constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.fleet.errors import SpecError
 
@@ -29,11 +29,6 @@ def test_several_cover_the_prices_evenly_in_their_logarithm():
 def test_what_is_alike_at_all_prices_is_one_number_and_a_card_says_so():
     assert Constants(cap_share=(0.5, 0.5)).cap_share == 0.5
     assert Constants(cap_share=[0.5, 1.0]).to_card() == {"hysteresis": 0.0, "selectivity": 0.0, "cap_share": [0.5, 1.0]}
-
-
-@pytest.mark.parametrize("name", CONSTANTS)
-def test_neutral_constants_change_nothing(name: str):
-    assert getattr(Constants(), name) == neutral(name)
 
 
 def test_no_replica_takes_a_share_of_nothing():
@@ -71,3 +66,11 @@ def test_over_other_prices_they_are_what_held_there():
     assert (over.selectivity, over.cap_share, over.miss_price) == (0.5, 1.0, (10.0, 1000.0))
     assert constants.over((10.0, 10.0)).hysteresis == pytest.approx(0.2)
     assert constants.over((1.0, 100.0)) == constants
+
+
+def test_the_mean_of_several_keeps_what_they_agree_on():
+    by_price = Constants(hysteresis=(0.0, 0.2, 0.4), cap_share=0.5, miss_price=(1.0, 100.0))
+    mean = mean_constants([by_price, Constants(hysteresis=0.2, cap_share=1.0, miss_price=(1.0, 100.0))])
+    assert mean.hysteresis == pytest.approx((0.1, 0.2, 0.3))
+    assert (mean.cap_share, mean.selectivity) == (0.75, 0.0)
+    assert mean_constants([by_price, by_price]) == by_price

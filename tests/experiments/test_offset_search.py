@@ -155,6 +155,15 @@ def test_a_policy_that_wastes_is_cut_where_misses_are_cheap(tiny_scenario: Path)
     assert again.num_steps == found.num_steps > 0
 
 
+def test_a_cap_that_is_far_too_small_is_raised(tiny_scenario: Path) -> None:
+    scenario = load_scenario(tiny_scenario)
+    tight = Constants(cap_share=0.02, miss_price=(1.0, 600.0))
+    config = OffsetSearchConfig(rounds=1, episodes=2)
+    found = search_offsets(untrained(scenario, 0.0), [scenario], TraceStore(), make_mdp, tight, config, seed=0)
+    assert found.constants.cap_share == pytest.approx(0.02 * 2.0**0.5, abs=1e-4)
+    assert found.change.mean() < -LEAST_GAIN
+
+
 def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_scenario: Path, tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
     from rl_autoscale.agents.learned import read_card
@@ -172,6 +181,8 @@ def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_s
     card = read_card(trained.policy_folder)["training"]
     assert set(card["offset_search"]["offsets"]) == set(Schema.of(scenario.fleet).actions)
     assert card["offset_search"]["timesteps"] > 0
+    whole = read_card(trained.policy_folder)
+    assert card["offset_search"]["constants"] == {name: whole[name] for name in CONSTANTS}
     most_runs = runs_of_a_round(scenario)
     assert SearchProgress(1, most_runs) in told
     asked = PpoConfig.model_validate({"total_timesteps": 0, "num_fleets": 2, "num_threads": 1})

@@ -168,17 +168,30 @@ def test_several_policies_to_start_from_are_their_mean(tiny: Scenario, tmp_path:
 
 
 def test_a_mean_of_policies_of_different_kinds_is_refused(tiny: Scenario, tmp_path: Path) -> None:
-    for name, hidden, card in (
-        ("a", (8,), {}),
-        ("b", (8,), {"constants": Constants(hysteresis=0.1)}),
-        ("c", (8, 8), {}),
-    ):
+    narrow = {"miss_price_range": (3.0, 60.0)}
+    for name, hidden, card in (("a", (8,), {}), ("b", (8,), narrow), ("c", (8, 8), {})):
         export_random(tmp_path / name, tiny, 1, hidden, **card)
     first, other, deep = (str(tmp_path / name) for name in "abc")
-    with pytest.raises(SpecError, match=r"b has .*hysteresis=0.1, .*a .*hysteresis=0.0, .*; a mean needs"):
+    with pytest.raises(SpecError, match=r"b has miss_price_range=\(3.0, 60.0\), .*a .*; a mean needs"):
         train_on(TrainConfig(), [first, other])
     with pytest.raises(SpecError, match=r"networks with \[1, 2\] hidden layers have no mean"):
         train_on(TrainConfig(), [first, deep])
+
+
+def test_the_mean_of_policies_has_the_mean_of_the_constants_that_were_found_for_them(
+    tiny: Scenario, tmp_path: Path
+) -> None:
+    for name, hysteresis in (("a", (0.1, 0.1, 0.4)), ("b", 0.3)):
+        export_random(tmp_path / name, tiny, 1, (8,), constants=Constants(hysteresis=hysteresis))
+    folders = [str(tmp_path / name) for name in "ab"]
+    expected = pytest.approx((0.2, 0.2, 0.35))
+    assert train_on(TrainConfig(), folders).ppo.hysteresis == expected
+    assert with_what_it_starts_from(TrainConfig(start_from=tuple(folders))).ppo.hysteresis == expected
+
+
+def test_a_bad_constant_is_named() -> None:
+    with pytest.raises(SpecError, match=r"ppo.hysteresis=-0.1 is not allowed; it must be at least 0"):
+        TrainConfig.from_dict({"ppo": {"hysteresis": -0.1}})
 
 
 @pytest.mark.parametrize("name", pretrained_names())
