@@ -102,7 +102,9 @@ def _check_kind(policy: str, parameter: inspect.Parameter, value: object) -> Non
     annotation, optional = str(parameter.annotation), parameter.default is None
     if optional or isinstance(parameter.default, Real):
         per_pool = "Mapping" in annotation and isinstance(value, Mapping)
-        fits, kind = isinstance(value, Real) or (optional and value is None) or per_pool, "a number"
+        by_price = "ByPrice" in annotation and isinstance(value, list | tuple)
+        fits = isinstance(value, Real) or (optional and value is None) or per_pool or by_price
+        kind = "a number, or several by price" if "ByPrice" in annotation else "a number"
     elif "str" in annotation:
         fits, kind = isinstance(value, str | Path), "text"
     else:

@@ -30,10 +30,11 @@ is less by what that was found to be off by (fleet/corrections.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
-Three more are no actions but constants of a policy (envs/constants.py). With *hysteresis* h a pool keeps what it has
+Four more are no actions but constants of a policy (envs/constants.py). With *hysteresis* h a pool keeps what it has
 while that is between the replicas wanted and ceil((1 + h) x them): it is asked for no less before the demand has fallen
 by more than noise does. Refusal weighs requests by their work to the power of *selectivity* (fleet/admission.py). The
-*cap share* multiplies the batch cap.
+*cap share* multiplies the batch cap. The *found share* is of the fleet that a policy finds when it begins: it asks for
+no less than that, which is forgotten as peaks are, since whoever sized it may have seen bursts that the policy has not.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class ActionDecoder:
             constants: of the policy, shape (...) or ().
         """
         spec = self.spec
-        hysteresis, selectivity, cap_share = (constant[..., None] for constant in constants)
+        hysteresis, selectivity, cap_share, found_share = (constant[..., None] for constant in constants)
         num_pools = len(spec.pools)
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         num_pool_actions = num_pools * len(self._pool_actions)
@@ -102,7 +103,7 @@ class ActionDecoder:
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * of_pools["headroom"])
         base = np.where(anchors.replicas > 0, anchors.replicas, 0.0)
         floor = (1.0 + of_pools["floor"]) * anchors.peak
-        asked = overflow(spec, np.maximum(headroom * base, floor))
+        asked = np.maximum(overflow(spec, np.maximum(headroom * base, floor)), found_share * anchors.found)
         held = np.fmax(state.pools.asked_for, 0.0)
         least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + hysteresis))
         wanted = np.clip(held, least, most)

@@ -5,6 +5,7 @@
 | hysteresis | 0 | share of the replicas wanted that a pool may have more of before it gives any back (envs/action.py) |
 | selectivity | 0 | how much more readily requests of much work are refused (fleet/admission.py) |
 | cap_share | 1 | requests in flight per replica over what the load allows (fleet/in_flight.py) |
+| found_share | 0 | share of the fleet it finds that a pool keeps at least, forgotten over 900 s (envs/action.py) |
 
 Each is one number, or several for prices of a miss that cover the dial's range evenly in their logarithm: how long to
 keep a replica that is not needed now depends on what a miss costs. Between two of these prices a constant is
@@ -34,9 +35,12 @@ class ConstantsInForce(NamedTuple):
     hysteresis: FloatArray
     selectivity: FloatArray
     cap_share: FloatArray
+    found_share: FloatArray
 
 
 CONSTANTS = ConstantsInForce._fields
+MOST = {"found_share": 1.0}
+"""The largest value of a constant that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Constants:
         hysteresis: >= 0.
         selectivity: >= 0.
         cap_share: > 0; at the law's own value, the engine's limit still holds.
+        found_share: 0 to 1; with more, a policy that begins anew again and again would grow its fleet.
         miss_price: the prices at which the first and the last of several values hold.
 
     Raises:
@@ -56,6 +61,7 @@ class Constants:
     hysteresis: ByPrice = 0.0
     selectivity: ByPrice = 0.0
     cap_share: ByPrice = 1.0
+    found_share: ByPrice = 0.0
     miss_price: tuple[float, float] = PRICE_RANGE
 
     def __post_init__(self) -> None:
@@ -108,13 +114,14 @@ def mean_constants(several: Sequence[Constants]) -> Constants:
 def _checked(name: str, value: Any, miss_price: tuple[float, float]) -> ByPrice:
     """One float, or a tuple of them; a list of equal numbers is one."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    low = "more than 0" if name == "cap_share" else "at least 0"
+    most = MOST.get(name, np.inf)
     allowed = all(
-        isinstance(item, int | float) and not isinstance(item, bool) and np.isfinite(item) and item >= 0.0
+        isinstance(item, int | float) and not isinstance(item, bool) and np.isfinite(item) and 0.0 <= item <= most
         for item in values
     )
     if not (values and allowed) or (name == "cap_share" and min(values) == 0.0):
-        raise SpecError(f"{name}={value!r} is not allowed; it must be {low}, one number or several by price")
+        bounds = "more than 0" if name == "cap_share" else "at least 0" if most == np.inf else f"0 to {most:g}"
+        raise SpecError(f"{name}={value!r} is not allowed; it must be {bounds}, one number or several by price")
     if len(set(values)) == 1:
         return float(values[0])
     if not miss_price[0] < miss_price[1]:

@@ -25,7 +25,6 @@ from rl_autoscale.fleet.state import ClassTelemetry, FleetState, FloatArray, Poo
 from rl_autoscale.sim.fleet import FleetBatch
 from rl_autoscale.workload.trace import Workload
 
-_OPENING_S = 60.0
 _ENDS = ("finished", "refused", "queue_full", "timed_out", "failed")
 
 
@@ -39,8 +38,7 @@ class EpisodeSetup:
         miss_weight: of each class, see there; None for 1.
         speed: true iteration time over the profile's (capacity error).
         startup_scale: true start-up time over the spec's.
-        initial_headroom: replicas ready at time 0 over the demand of the first minute; None for the spec's initial
-            replicas.
+        initial_headroom: replicas ready at time 0 over the episode's mean demand; None for the spec's initial replicas.
     """
 
     workload: Workload
@@ -154,10 +152,10 @@ class FleetMdp:
         episode_seed = int(np.random.SeedSequence([self._seed, e, int(self._episode[e])]).generate_state(1)[0])
         setup = self._sampler(episode_seed)
         workload, spec = setup.workload, self.spec
+        work_s = self._work_s(workload)
         initial = None
         if setup.initial_headroom is not None:
-            opening = int(np.searchsorted(workload.arrival_s, _OPENING_S))
-            wanted = setup.initial_headroom * setup.speed * self._work_s(workload, opening).sum(axis=1) / _OPENING_S
+            wanted = setup.initial_headroom * setup.speed * work_s.sum(axis=1) / workload.span_s
             initial = np.clip(np.ceil(overflow(spec, wanted)), spec.min_replicas, spec.max_replicas).astype(np.int64)
         self._batch.load(
             e,
@@ -169,7 +167,7 @@ class FleetMdp:
         )
         num_steps = max(int(workload.span_s / spec.control_interval_s), 1)
         self._horizon_s[e] = num_steps * spec.control_interval_s
-        gpu_s = spec.gpus_per_replica @ self._work_s(workload, workload.num_requests)
+        gpu_s = spec.gpus_per_replica @ work_s
         self._ideal_gpu_s[e] = max(float(gpu_s.sum()) / num_steps, 1e-6)
         requests = np.maximum(np.bincount(workload.class_index, minlength=len(spec.classes)), 1)
         is_batch = np.array([item.kind == "batch" for item in spec.classes])
@@ -179,12 +177,12 @@ class FleetMdp:
         self.miss_weight[e] = 1.0 if setup.miss_weight is None else setup.miss_weight
         self._foresight.load(e, workload, setup.speed, setup.startup_scale)
 
-    def _work_s(self, workload: Workload, count: int) -> FloatArray:
-        """Replica-seconds of the first requests by the pool that they count for and class, (num_pools, num_classes)."""
+    def _work_s(self, workload: Workload) -> FloatArray:
+        """Replica-seconds of all requests by the pool that they count for and class, (num_pools, num_classes)."""
         num_classes = len(self.spec.classes)
-        classes = workload.class_index[:count]
-        prompt = np.bincount(classes, workload.prompt_tokens[:count], num_classes).astype(np.float64)
-        output = np.bincount(classes, workload.output_tokens[:count], num_classes).astype(np.float64)
+        classes = workload.class_index
+        prompt = np.bincount(classes, workload.prompt_tokens, num_classes).astype(np.float64)
+        output = np.bincount(classes, workload.output_tokens, num_classes).astype(np.float64)
         every, pools = np.arange(num_classes), range(len(self.spec.pools))
         return np.array([self._demand.pool_work_s(prompt, output, every, p) for p in pools])
 

@@ -74,12 +74,14 @@ class Anchors:
         in_flight: the batch cap, or what its action multiplies, see fleet/in_flight.py; of the 120 s average, and
             corrected by what came of it (fleet/corrections.py).
         admission: what the admission action multiplies, see fleet/corrections.py; shape (..., num_classes).
+        found: replicas asked for when the policy began, forgotten as the peak is; 0 of a batch pool, whose work waits.
     """
 
     replicas: FloatArray
     peak: FloatArray
     in_flight: FloatArray
     admission: FloatArray
+    found: FloatArray
 
 
 class ObservationEncoder:
@@ -110,6 +112,7 @@ class ObservationEncoder:
         self._peak_demand = np.zeros((*batch_shape, len(spec.pools)))
         self._spread = np.zeros((*batch_shape, len(spec.pools)))
         self._backlog = np.zeros((*batch_shape, len(spec.pools)))
+        self._found = np.full((*batch_shape, len(spec.pools)), np.nan)
         self._is_batch = np.array([pool.role == "batch" for pool in spec.pools])
         self._of_pool = np.ones((len(spec.pools), len(POOL_FEATURES) + len(BATCH_POOL_FEATURES)), dtype=np.bool_)
         self._of_pool[~self._is_batch, len(POOL_FEATURES) :] = False
@@ -126,6 +129,7 @@ class ObservationEncoder:
         self._peak_demand[chosen] = 0.0
         self._spread[chosen] = 0.0
         self._backlog[chosen] = 0.0
+        self._found[chosen] = np.nan
 
     def adopt(self, other: ObservationEncoder, which: npt.NDArray[np.bool_]) -> None:
         """Take over the memory of an encoder of fewer fleets for the selected ones."""
@@ -138,6 +142,7 @@ class ObservationEncoder:
         self._peak_demand[which] = other._peak_demand
         self._spread[which] = other._spread
         self._backlog[which] = other._backlog
+        self._found[which] = other._found
 
     def demand_replicas(self) -> FloatArray:
         """The 30 s average of demand, shape (..., num_pools)."""
@@ -152,6 +157,7 @@ class ObservationEncoder:
             peak=np.where(self._is_batch, demand, self._peak_demand),
             in_flight=self.demand.in_flight(SLOW) * self.cap.factor,
             admission=self.strictness.factor,
+            found=np.where(self._is_batch, 0.0, np.nan_to_num(self._found)),
         )
 
     def encode(
@@ -198,7 +204,10 @@ class ObservationEncoder:
             return np.asarray(np.log2((demand[scale] + 0.2) / (fast + 0.2)))
 
         before = np.where(np.isnan(self._last_demand), fast, self._last_demand)
-        self._remember_demand(demand[WINDOW], before, np.asarray(state.window_s)[..., None])
+        window_s = np.asarray(state.window_s)[..., None]
+        self._remember_demand(demand[WINDOW], before, window_s)
+        remembered = self._found * np.exp(-window_s / PEAK_TIME_CONSTANT_S)
+        self._found = np.where(np.isnan(self._found), pools.asked_for, remembered)
         self._last_demand = fast
         limits = spec.batch_limits
         return [

@@ -13,8 +13,8 @@ from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.workload.spec import BuiltWorkload, TraceSource
 from rl_autoscale.workload.trace import Workload
 
-INITIAL_HEADROOM = (0.8, 2.0)
-"""Replicas ready when an episode begins, over the demand of its first minute."""
+INITIAL_HEADROOM = (0.8, 3.0)
+"""Replicas ready when an episode begins, over its mean demand: fleets are found as somebody sized them."""
 EQUAL_WEIGHTS = 1 / 3
 """Share of the episodes of several classes in which a miss of each costs the same."""
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rl_autoscale.agents.export import Layer
-from rl_autoscale.envs.constants import CONSTANTS, Constants
+from rl_autoscale.envs.constants import CONSTANTS, MOST, Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.observation import price_feature
 from rl_autoscale.envs.sampler import ScenarioSampler
@@ -43,6 +43,7 @@ FloatArray = npt.NDArray[np.float64]
 
 FIRST_STEPS = {
     "cap_share": (-1.0, -0.5, 0.5),
+    "found_share": (-0.3, 0.3, 0.6, 0.9),
     "hysteresis": (-0.1, 0.1, 0.3),
     "selectivity": (-0.25, 0.25, 0.5),
     "admission": (-0.6, -0.3, 0.3),
@@ -157,7 +158,7 @@ def search_offsets(
 
     def bills(moves: FloatArray, episodes: int) -> FloatArray:
         nonlocal done
-        offsets, set_to = moves[:, : len(actions)], _moved(constants, dict(zip(names, moves.T, strict=True)), prices)
+        offsets, set_to = moves[:, : len(actions)], moved_by(constants, dict(zip(names, moves.T, strict=True)), prices)
         found = np.array([player.bills(layers, offsets, set_to, seed=2 * seed + episodes) for player in players])
         done += 1
         if progress is not None:
@@ -182,17 +183,17 @@ def search_offsets(
         now = np.where(kept, tried[chosen, :, np.arange(len(prices))].T, now)
     change = np.exp(np.log(confirmed / first).mean(axis=0)) - 1.0
     num_steps = sum(player.num_steps for player in players)
-    found = _moved(constants, dict(zip(names, best.T, strict=True)), prices)
+    found = moved_by(constants, dict(zip(names, best.T, strict=True)), prices)
     return Offsets(prices, best[:, : len(actions)], change, num_steps, found)
 
 
-def _moved(constants: Constants, moves: Mapping[str, FloatArray], prices: FloatArray) -> Constants:
+def moved_by(constants: Constants, moves: Mapping[str, FloatArray], prices: FloatArray) -> Constants:
     """Constants after moves at each price; of those that nothing moves, as they were."""
     at, values = constants.at(prices)._asdict(), {}
     for name in CONSTANTS:
         move = moves.get(name, np.zeros(1))
         if move.any():
-            value = at[name] * 2.0**move if name == "cap_share" else np.maximum(at[name] + move, 0.0)
+            value = at[name] * 2.0**move if name == "cap_share" else np.clip(at[name] + move, 0.0, MOST.get(name))
             values[name] = tuple(np.round(value, 4).tolist())
     return replace(constants, **values)
 

@@ -12,6 +12,7 @@ pytest.importorskip("stable_baselines3")
 from rl_autoscale.agents.export import export_policy, onnx_bytes, read_actor
 from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.ppo import CRITIC_FIRST, PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
+from rl_autoscale.agents.registry import make_policy
 from rl_autoscale.envs.constants import CONSTANTS, Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
@@ -223,6 +224,14 @@ def test_a_policy_keeps_the_constants_it_was_trained_with(exported, tmp_path, na
     assert getattr(LearnedPolicy(tmp_path).constants, name) == (0.1, 0.2, 0.4)
     assert getattr(LearnedPolicy(tmp_path, **{name: 0.5}).constants, name) == 0.5
     assert getattr(LearnedPolicy(exported[1]).constants, name) == getattr(Constants(), name)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_by_price_can_be_given_by_name_as_a_benchmark_does(exported, name):
+    policy = make_policy("learned", path=str(exported[1]), **{name: [0.1, 0.2]})
+    assert getattr(policy.constants, name) == (0.1, 0.2)
+    with pytest.raises(SpecError, match=f"{name}='much' is not allowed; it must be a number, or several by price"):
+        make_policy("learned", path=str(exported[1]), **{name: "much"})
 
 
 def test_a_card_of_before_a_constant_does_without_it(exported, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_autoscale.agents.registry import POLICIES, make_policy, policy_class
+from rl_autoscale.envs.constants import CONSTANTS
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.state import ClassTelemetry, FleetState, PoolTelemetry, ScalingDecision
 
@@ -160,10 +161,13 @@ def test_a_knob_of_the_wrong_kind_is_one_clear_line(name):
         wrong = ("abc", [1.0], *([] if parameter.default is None else [None]))
         if knob == "path" or isinstance(parameter.default, str):
             wrong = (3.0,)
+        elif knob in CONSTANTS:
+            wrong = ("abc", {"a": 1.0})  # several by price may be a list
         elif parameter.default is Parameter.empty:
             continue  # a column of a workload
+        kinds = "(a number|a number, or several by price|text)"
         for value in wrong:
-            with pytest.raises(SpecError, match=rf"policy '{name}': {knob}=.* it must be (a number|text)$") as caught:
+            with pytest.raises(SpecError, match=rf"policy '{name}': {knob}=.* it must be {kinds}$") as caught:
                 make_policy(name, **{**given, knob: value})
             assert "\n" not in str(caught.value)
 

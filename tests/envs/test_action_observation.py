@@ -45,7 +45,13 @@ def anchored(
 ) -> Anchors:
     """Of one fleet, as if it had been measured."""
     base = np.array([replicas])
-    return Anchors(base, np.broadcast_to(peak, base.shape), np.full_like(base, in_flight), np.full((1, 1), admission))
+    return Anchors(
+        base,
+        peak=np.broadcast_to(peak, base.shape),
+        in_flight=np.full_like(base, in_flight),
+        admission=np.full((1, 1), admission),
+        found=np.zeros_like(base),
+    )
 
 
 def side_by_side() -> FleetSpec:

@@ -25,6 +25,7 @@ from rl_autoscale.experiments.offset_search import (
     OffsetSearchConfig,
     SearchProgress,
     choose_steps,
+    moved_by,
     search_offsets,
     with_offsets,
 )
@@ -162,6 +163,13 @@ def test_a_cap_that_is_far_too_small_is_raised(tiny_scenario: Path) -> None:
     found = search_offsets(untrained(scenario, 0.0), [scenario], TraceStore(), make_mdp, tight, config, seed=0)
     assert found.constants.cap_share == pytest.approx(0.02 * 2.0**0.5, abs=1e-4)
     assert found.change.mean() < -LEAST_GAIN
+
+
+def test_no_more_than_all_that_was_found_is_kept() -> None:
+    prices = np.array([1.0, 10.0])
+    constants = Constants(found_share=(0.0, 0.5), miss_price=(1.0, 10.0))
+    moved = moved_by(constants, {"found_share": np.array([-0.3, 0.9])}, prices)
+    assert moved.found_share == (0.0, 1.0)
 
 
 def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_scenario: Path, tmp_path: Path) -> None:
