@@ -1,4 +1,4 @@
-"""Training and validation episodes of a scenario, each a function of its seed alone."""
+"""Training, validation and history episodes of a scenario, each a function of its seed alone."""
 
 from __future__ import annotations
 
@@ -96,6 +96,32 @@ class ScenarioSampler:
             initial_headroom=float(rng.uniform(*INITIAL_HEADROOM)),
             miss_weight=draw_weights(rng, len(self._scenario.fleet.classes)) if self._weighted else None,
         )
+
+
+class RecordedScenario(Protocol):
+    """What `HistorySampler` needs of a scenario."""
+
+    def build_history(self, seed: int, store: TraceSource, *, span_s: float | None = None) -> BuiltWorkload:
+        """Traffic that was on record before the test."""
+        ...
+
+
+class HistorySampler:
+    """Draws what a fleet's owner has on record, from the replicas that it begins with and at its own speed.
+
+    Args:
+        scenario: whose history it is.
+        store: where traces come from.
+        span_s: length of an episode; a trace that has less gives what it has.
+    """
+
+    def __init__(self, scenario: RecordedScenario, store: TraceSource, *, span_s: float) -> None:
+        self._scenario, self._store, self._span_s = scenario, store, span_s
+
+    def __call__(self, seed: int) -> EpisodeSetup:
+        """The episode of a seed, at a price of a miss of 1."""
+        built = self._scenario.build_history(seed, self._store, span_s=self._span_s)
+        return EpisodeSetup(built.workload, miss_price=1.0)
 
 
 def draw_weights(rng: np.random.Generator, num_classes: int) -> tuple[float, ...]:

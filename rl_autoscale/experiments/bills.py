@@ -2,8 +2,9 @@
 
 The bill of an episode is the reward's, ``cost + miss_price * misses`` (envs/reward.py). A price is in force for a whole
 episode, so it can be asked for at all prices at once. By bills on validation traffic, and not by test traffic, it is
-decided which of two networks ships (`compare_policies`), and by bills on training traffic what a search of offsets
-keeps (`rl_autoscale.experiments.offset_search`).
+decided which of two networks ships, by bills on a fleet's own history which of them its owner runs
+(`compare_policies`), and by bills on training traffic what a search of offsets keeps
+(`rl_autoscale.experiments.offset_search`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from rl_autoscale.agents.export import Layer, forward, read_actor
 from rl_autoscale.agents.learned import check_schema, constants_of, read_card, read_network
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.constants import Constants
-from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.observation import price_feature
-from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.sampler import HistorySampler, ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.fleet.errors import SpecError
@@ -33,6 +34,8 @@ FloatArray = npt.NDArray[np.float64]
 NUM_PRICES = 7
 NUM_WORKLOADS = 1_000_000
 """Traffic is drawn anew for each episode: a few draws, seen at every price, would be learned by heart."""
+HISTORY_SPAN_S = 1800.0
+"""Length of an episode of a history, as of the benchmark's suites."""
 MOST_FLEETS = 16
 """Fleets in memory at a time: at hundreds of requests per second one takes as much as half a gigabyte."""
 
@@ -55,8 +58,8 @@ class PricedEpisodes:
 
     def __init__(
         self,
-        make_mdp: Callable[[ScenarioSampler, int], FleetMdp],
-        sampler: ScenarioSampler,
+        make_mdp: Callable[[EpisodeSampler, int], FleetMdp],
+        sampler: EpisodeSampler,
         prices: FloatArray,
         episodes: int,
     ) -> None:
@@ -141,23 +144,25 @@ def compare_policies(
     *,
     episodes: int,
     seed: int,
+    history: bool = False,
     report: Callable[[ScenarioBills], None] | None = None,
 ) -> tuple[FloatArray, list[ScenarioBills]]:
-    """Play trained policies as they are deployed, without exploration, in the same episodes of validation traffic.
+    """Play trained policies as they are deployed, without exploration, in the same episodes.
 
     Args:
         policies: folders, or ``pretrained/NAME``; the first one's dial gives the prices.
-        scenarios: whose validation traffic it is; left out are those that have none.
+        scenarios: whose validation traffic it is, or history; left out are those that have none.
         store: where traces come from.
         episodes: of each scenario at each price.
         seed: of the episodes.
+        history: play the scenarios' history, from the replicas that they begin with, instead of validation traffic.
         report: called after each scenario.
 
     Returns:
         The prices, shape (num_prices,), and the bills of each scenario.
 
     Raises:
-        SpecError: no scenario has validation traffic.
+        SpecError: no scenario has such traffic.
         PolicyFileError: a policy is damaged, or of another schema than a scenario.
     """
     folders = [policy_folder(path) for path in policies]
@@ -166,17 +171,26 @@ def compare_policies(
         for item in scenarios:
             check_schema(card, Schema.of(item.fleet), path)
     networks = [read_actor(read_network(*pair)[1]) for pair in zip(folders, cards, strict=True)]
-    judged = [item for item in scenarios if item.validation_sources]
+    judged = [item for item in scenarios if (item.history is not None if history else item.validation_sources)]
     if not judged:
+        names = ", ".join(item.name for item in scenarios)
+        if history:
+            raise SpecError(
+                f"no history: {names}; their tests begin with a trace's first second; give them a later slice_s"
+            )
         raise SpecError(
-            f"no validation traffic: {', '.join(item.name for item in scenarios)}; every training source of theirs "
-            "holds a trace, which is all for training; name a scenario with generators"
+            f"no validation traffic: {names}; every training source of theirs holds a trace, which is all for "
+            "training; name a scenario with generators"
         )
     low, high = cards[0]["miss_price_range"]
     prices = prices_of((low, high))
     found = []
     for item in judged:
-        sampler = ScenarioSampler(item, store, num_workloads=NUM_WORKLOADS, validation=True, weighted=False)
+        sampler: EpisodeSampler = (
+            HistorySampler(item, store, span_s=HISTORY_SPAN_S)
+            if history
+            else ScenarioSampler(item, store, num_workloads=NUM_WORKLOADS, validation=True, weighted=False)
+        )
         bills = [
             PricedEpisodes(partial(_as_deployed, item, card), sampler, prices, episodes).bills(layers, seed=seed)
             for layers, card in zip(networks, cards, strict=True)
@@ -192,7 +206,7 @@ def mean_changes(found: Sequence[ScenarioBills]) -> FloatArray:
     return np.asarray(np.exp(np.mean([np.log(item.bills / item.bills[0]) for item in found], axis=0)) - 1.0)
 
 
-def _as_deployed(scenario: Scenario, card: dict[str, Any], sampler: ScenarioSampler, num_fleets: int) -> FleetMdp:
+def _as_deployed(scenario: Scenario, card: dict[str, Any], sampler: EpisodeSampler, num_fleets: int) -> FleetMdp:
     """With the policy's own refusal and constants."""
     return FleetMdp(
         scenario.fleet,

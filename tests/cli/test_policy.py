@@ -94,10 +94,13 @@ def test_compare_plays_both_on_the_same_traffic(
     assert answer["policies"] == ["pretrained/tiny", str(tiny_pretrained)]
     assert answer["change"][1] == [0.0] * len(answer["miss_price"])
     assert answer["bill"]["tiny"][0] == answer["bill"]["tiny"][1]
-    code, out, err = run(capsys, *asked)
+    code, out, err = run(capsys, *asked, "--history")
     assert (code, err) == (0, "")
     assert "+0.0%" in out
     assert "mean" in out
+    code, out, _ = run(capsys, *asked, "--history", "--json")
+    on_record = json.loads(out)["bill"]["tiny"]
+    assert on_record[0] == on_record[1] != answer["bill"]["tiny"][0]
 
 
 def test_compare_wants_a_scenario_that_fits(tiny_pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rl_autoscale.agents.export import Layer, export_policy
+from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
@@ -77,6 +78,35 @@ def test_without_validation_traffic_nothing_is_judged(tiny_scenario: Path, tmp_p
     traced = scenario.model_copy(update={"train": scenario.train[:0]})
     with pytest.raises(SpecError, match="no validation traffic: tiny"):
         compare_policies([policy], [traced], TraceStore(), episodes=1, seed=0)
+
+
+def test_on_record_a_fleet_begins_with_what_its_file_says(tiny_scenario: Path, tmp_path: Path) -> None:
+    """Who keeps all that is found pays for a fleet that is far too large, and for that alone."""
+    scenario = load_scenario(tiny_scenario)
+    layers, schema = same_action(scenario, -1.0), Schema.of(scenario.fleet)
+    policies = [tmp_path / "gives-back", tmp_path / "keeps"]
+    for folder, share in zip(policies, (0.0, 1.0), strict=True):
+        export_policy(layers, schema, folder, refuse=True, training={}, constants=Constants(found_share=share))
+    paid = {}
+    for initial in (1, scenario.fleet.pools[0].max_replicas):
+        pool = scenario.fleet.pools[0].model_copy(update={"initial_replicas": initial})
+        found = scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"pools": (pool,)})})
+        _, (item,) = compare_policies(list(map(str, policies)), [found], TraceStore(), episodes=2, seed=3, history=True)
+        paid[initial] = item.bills[:, 0]
+    assert paid[1][0] == pytest.approx(paid[1][1], rel=0.05)
+    most = scenario.fleet.pools[0].max_replicas
+    assert paid[most][1] > 1.5 * paid[most][0]
+
+
+def test_without_a_history_nothing_is_judged(tiny_scenario: Path, tmp_path: Path) -> None:
+    scenario = load_scenario("azure-conversation")
+    policy = exported(scenario, 0.0, tmp_path / "one")
+    whole = scenario.test.model_copy(
+        update={"streams": (scenario.test.streams[0].model_copy(update={"slice_s": None}),)}
+    )
+    item = scenario.model_copy(update={"test": whole})
+    with pytest.raises(SpecError, match=r"no history: azure-conversation; .* give them a later slice_s"):
+        compare_policies([policy], [item], TraceStore(), episodes=1, seed=0, history=True)
 
 
 def test_one_price_is_one_price() -> None:
