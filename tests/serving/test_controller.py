@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from live_world import World, world_spec
 
+from rl_autoscale.agents.registry import make_policy
 from rl_autoscale.fleet.spec import ShieldSpec
 from rl_autoscale.serving.modes import ModeSwitch, Reread
 from rl_autoscale.serving.protocols import BackendError
@@ -206,6 +207,21 @@ def test_a_restart_holds_what_it_finds_and_cools_down_first(stage):
     assert show.target == 6
     show.steps(6)
     assert show.target == 1
+
+
+def test_started_in_a_lull_a_trained_policy_keeps_what_it_finds_for_a_while(stage):
+    """Without it a restart between two bursts gives back in a minute what the next one needs."""
+    records = {}
+    for share in (0.0, 1.0):
+        world = World(world_spec(pool={"initial_replicas": 8, "max_replicas": 12}), rate_per_s=1.0)
+        policy = make_policy("pretrained/single-pool", miss_price=600.0, found_share=share)
+        show = stage(world=world, policy=policy, down_cooldown_s=0.0)
+        records[share] = [show.steps(1) for _ in range(200)]
+    without, targets = ([record.final.target_replicas.item() for record in taken] for taken in records.values())
+    age_s = np.array([record.time_s for record in records[1.0]]) - records[1.0][0].time_s
+    assert min(without[:10]) == 1
+    assert (np.array(targets) >= np.ceil(8 * np.exp(-age_s / 900.0) - 1e-9)).all()
+    assert targets[-1] == 1
 
 
 def test_a_restart_may_scale_up_at_once(stage):
