@@ -145,6 +145,7 @@ def compare(
             report=lambda _: bar.advance(task),
         )
     mean = mean_changes(found)
+    notes = sorted({note for item in found for note in item.notes})
     if as_json:
         bills = {item.scenario: item.bills.round(4).tolist() for item in found}
         answer = {
@@ -152,6 +153,7 @@ def compare(
             "miss_price": prices.tolist(),
             "bill": bills,
             "change": mean.round(4).tolist(),
+            "notes": notes,
         }
         typer.echo(json.dumps(answer, indent=2))
         return
@@ -169,6 +171,8 @@ def compare(
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(table)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     judged = {item.scenario for item in found}
     left_out = [item.name for item in scenarios if item.name not in judged]
     if left_out:

@@ -113,14 +113,19 @@ class HistorySampler:
         scenario: whose history it is.
         store: where traces come from.
         span_s: length of an episode; a trace that has less gives what it has.
+
+    Attributes:
+        notes: what is to be told of the traffic drawn, for example a trace that a generator stands in for.
     """
 
     def __init__(self, scenario: RecordedScenario, store: TraceSource, *, span_s: float) -> None:
         self._scenario, self._store, self._span_s = scenario, store, span_s
+        self.notes: set[str] = set()
 
     def __call__(self, seed: int) -> EpisodeSetup:
         """The episode of a seed, at a price of a miss of 1."""
         built = self._scenario.build_history(seed, self._store, span_s=self._span_s)
+        self.notes.update(built.notes)
         return EpisodeSetup(built.workload, miss_price=1.0)
 
 

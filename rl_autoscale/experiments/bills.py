@@ -131,10 +131,12 @@ class ScenarioBills:
     Attributes:
         scenario: its name.
         bills: over the ideal GPU time, shape (num_policies, num_prices).
+        notes: what is to be told of its traffic, for example a trace that a generator stands in for.
     """
 
     scenario: str
     bills: FloatArray
+    notes: tuple[str, ...] = ()
 
 
 def compare_policies(
@@ -186,7 +188,7 @@ def compare_policies(
     prices = prices_of((low, high))
     found = []
     for item in judged:
-        sampler: EpisodeSampler = (
+        sampler = (
             HistorySampler(item, store, span_s=HISTORY_SPAN_S)
             if history
             else ScenarioSampler(item, store, num_workloads=NUM_WORKLOADS, validation=True, weighted=False)
@@ -195,7 +197,7 @@ def compare_policies(
             PricedEpisodes(partial(_as_deployed, item, card), sampler, prices, episodes).bills(layers, seed=seed)
             for layers, card in zip(networks, cards, strict=True)
         ]
-        found.append(ScenarioBills(item.name, np.array(bills)))
+        found.append(ScenarioBills(item.name, np.array(bills), tuple(sorted(sampler.notes))))
         if report is not None:
             report(found[-1])
     return prices, found

@@ -113,9 +113,9 @@ ADAPTING_PPO: Mapping[str, float] = {
     "entropy_coefficient": 5e-4,
     "initial_log_std": -1.9,
 }
-"""How a policy is adapted to the traffic of one fleet, where nothing else is said: by the search alone, which does more
-in about as many simulated hours than 115,200 steps of PPO before it (docs/learner.md). For a training that is given
-steps, rollouts are as large as in the training of `single-pool`: a smaller one sees too few bursts."""
+"""How a policy is adapted to the traffic of one fleet, where nothing else is said: by the search alone, to which
+115,200 steps of PPO before it add nothing in about as many simulated hours (docs/learner.md). For a training that is
+given steps, rollouts are as large as in the training of `single-pool`: a smaller one sees too few bursts."""
 ADAPTING_FAULTS = FaultConfig(missing=0.003, frozen=0.003)
 ADAPTING_SEARCH = OffsetSearchConfig(rounds=1, episodes=8)
 

@@ -98,7 +98,16 @@ def test_on_record_a_fleet_begins_with_what_its_file_says(tiny_scenario: Path, t
     assert paid[most][1] > 1.5 * paid[most][0]
 
 
-def test_without_a_history_nothing_is_judged(tiny_scenario: Path, tmp_path: Path) -> None:
+def test_a_record_that_a_generator_stands_in_for_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RL_AUTOSCALE_TRACES", raising=False)
+    monkeypatch.setattr("rl_autoscale.experiments.bills.HISTORY_SPAN_S", 60.0)
+    scenario = load_scenario("azure-conversation")
+    policy = exported(scenario, 0.0, tmp_path / "one")
+    _, (item,) = compare_policies([policy], [scenario], TraceStore(), episodes=1, seed=0, history=True)
+    assert any("azure2023_conv" in note and "generator" in note for note in item.notes)
+
+
+def test_without_a_history_nothing_is_judged(tmp_path: Path) -> None:
     scenario = load_scenario("azure-conversation")
     policy = exported(scenario, 0.0, tmp_path / "one")
     whole = scenario.test.model_copy(
