@@ -56,7 +56,9 @@ def command(
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="A ready benchmark, many scenarios: quick, rules, deployed, fronts, tuned or full."),
+        typer.Option(
+            help="A ready benchmark, many scenarios: quick, rules, deployed, fronts, tuned, deployed-tuned or full."
+        ),
     ] = None,
     learned: Annotated[
         list[str] | None,

@@ -124,7 +124,8 @@ def command(
     """Train PPO on a scenario and export the policy.
 
     A second call with the same folder goes on where the first stopped. The result is <out>/policy (ONNX and JSON),
-    ready for 'rl-autoscale evaluate --policy <out>/policy'.
+    ready for 'rl-autoscale evaluate --policy <out>/policy'. With --start-from it is played beside the policy that it
+    came of, on validation traffic and on the fleet's own past, and the last line says which of the two to run.
 
     Examples:
         rl-autoscale train --scenario bursty --timesteps 200000 --out runs/bursty
@@ -141,6 +142,8 @@ def command(
     """
     require_training()
     from rl_autoscale.envs.scenario import load_scenario
+    from rl_autoscale.experiments.adapting import VERDICT_FILE, judge_adapted
+    from rl_autoscale.experiments.runs import write_text
     from rl_autoscale.experiments.showings import policy_showing, training_job
     from rl_autoscale.experiments.tracking import check_tracker, make_tracker
     from rl_autoscale.experiments.train import check_training, train
@@ -182,13 +185,21 @@ def command(
     ):
         result = train(chosen, resolved, store, out, resume=not fresh, tracker=tracker, report=bar)
         tracker.show(policy_showing(result.policy_folder))
-    for note in result.notes:
+        start = chosen.start_from[0] if chosen.start_from else None
+        verdict = None if start is None else judge_adapted(result.policy_folder, start, resolved, store, report=bar)
+    told = set(result.notes) if verdict is None else set(result.notes) | verdict.notes
+    for note in sorted(told):
         stderr.print(f"note: {note}")
+    if verdict is not None:
+        write_text(out / VERDICT_FILE, json.dumps(verdict.to_dict(), indent=2) + "\n")
     if as_json:
-        print(json.dumps({"policy": str(result.policy_folder), "timesteps": result.timesteps}))
-    else:
-        done = f"trained {result.timesteps:,} steps" if chosen.ppo.total_timesteps else "searched"
-        print(f"{done}; policy in {result.policy_folder}")
+        judged = {} if verdict is None else {"verdict": verdict.to_dict()}
+        print(json.dumps({"policy": str(result.policy_folder), "timesteps": result.timesteps, **judged}))
+        return
+    done = f"trained {result.timesteps:,} steps" if chosen.ppo.total_timesteps else "searched"
+    print(f"{done}; policy in {result.policy_folder}")
+    if verdict is not None:
+        print(verdict.in_words())
 
 
 def _train_seeds(

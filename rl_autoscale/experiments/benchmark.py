@@ -204,7 +204,9 @@ def _tune(
     """Tune what is to be tuned and is not in ``tuning.json`` yet; the constants that are swept come first."""
     path = out_dir / "tuning.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    targets = tuple(dict.fromkeys((config.tune_target, *(config.asked or ()))))
+    # a knob that is chosen for each attainment asked needs constants for one of them
+    asked_for = () if config.chosen_on is not None else config.asked or ()
+    targets = tuple(dict.fromkeys((config.tune_target, *asked_for)))
     wanted = [
         (name, sweep, refusal, target)
         for name in scenarios

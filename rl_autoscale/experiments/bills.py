@@ -173,7 +173,7 @@ def compare_policies(
         for item in scenarios:
             check_schema(card, Schema.of(item.fleet), path)
     networks = [read_actor(read_network(*pair)[1]) for pair in zip(folders, cards, strict=True)]
-    judged = [item for item in scenarios if (item.history is not None if history else item.validation_sources)]
+    judged = with_traffic(scenarios, history=history)
     if not judged:
         names = ", ".join(item.name for item in scenarios)
         if history:
@@ -201,6 +201,11 @@ def compare_policies(
         if report is not None:
             report(found[-1])
     return prices, found
+
+
+def with_traffic(scenarios: Sequence[Scenario], *, history: bool) -> list[Scenario]:
+    """Those that have a history, or validation traffic."""
+    return [item for item in scenarios if (item.history is not None if history else item.validation_sources)]
 
 
 def mean_changes(found: Sequence[ScenarioBills]) -> FloatArray:

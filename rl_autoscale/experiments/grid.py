@@ -100,8 +100,8 @@ class BenchmarkConfig(Config):
     asked: tuple[float, ...] | None = Field(
         default=None,
         min_length=1,
-        description="attainments asked of deployed policies, rules tuned anew for each; default tune_target of rules, "
-        "and the targets of policies that can be asked",
+        description="attainments asked of deployed policies, rules tuned anew for each unless chosen_on is given; "
+        "default tune_target of rules, and the targets of policies that can be asked",
     )
     chosen_on: Literal["history", "validation"] | None = Field(
         default=None,

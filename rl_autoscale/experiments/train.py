@@ -4,6 +4,7 @@
 <out>/checkpoint/              to resume from; tensors and JSON
 <out>/learning.jsonl           one line per rollout
 <out>/policy/                  policy.onnx and policy.json: the result
+<out>/verdict.json             of a policy that came of another: which of the two to run
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.sampler import ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
+from rl_autoscale.experiments.adapting import VERDICT_FILE
 from rl_autoscale.experiments.dial import measure_dial
 from rl_autoscale.experiments.miss_forecast import learn_misses, play_policy
 from rl_autoscale.experiments.offset_search import SearchProgress, search_offsets, with_offsets
@@ -158,7 +160,7 @@ def _forget(out: Path) -> None:
         SpecError: it cannot be removed.
     """
     try:
-        for name in ("policy/policy.json", "learning.jsonl"):
+        for name in ("policy/policy.json", "learning.jsonl", VERDICT_FILE):
             (out / name).unlink(missing_ok=True)
         if (out / "checkpoint").exists():
             shutil.rmtree(out / "checkpoint")

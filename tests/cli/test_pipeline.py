@@ -75,6 +75,9 @@ def test_a_trained_policy_is_adapted(run: Run, tiny_scenario: Path, trained: Pat
     code, out, err = run(*command, "--start-from", trained / "policy")
     assert code == 0, err
     assert "policy in on/policy" in out
+    verdict = json.loads(Path("on/verdict.json").read_text())
+    assert verdict["start"] == str(trained / "policy")
+    assert out.splitlines()[-1].endswith(f"run {'on/policy' if verdict['keep'] else verdict['start']}")
     assert (trained / "policy/policy.onnx").read_bytes() == before
     assert yaml.safe_load(Path("on/config.yaml").read_text())["start_from"] == [str(trained / "policy")]
     timesteps = json.loads(Path("on/policy/policy.json").read_text())["training"]["timesteps"]

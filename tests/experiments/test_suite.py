@@ -174,17 +174,17 @@ def test_the_report_begins_with_the_suite(rows: list[Row], tmp_path: Path) -> No
 
 
 def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_only() -> None:
-    assert suite_names() == ["deployed", "fronts", "full", "quick", "rules", "tuned"]
+    assert suite_names() == ["deployed", "deployed-tuned", "fronts", "full", "quick", "rules", "tuned"]
     for name in suite_names():
         suite = load_suite(name)
         assert list(suite.scenarios) == shipped_scenario_names()
-        if name in ("rules", "fronts", "deployed", "tuned"):
+        if name in ("rules", "fronts", "deployed", "deployed-tuned", "tuned"):
             continue
         assert {"oracle", "chiron-tuned", "chiron-literal", "hpa-tuned", "headroom-tuned"} <= {
             sweep.policy for sweep in suite.policies
         }
         assert suite.refusal == (("off", "on") if name == "full" else ("on",))
-    assert load_suite("deployed").chosen_on == "history"
+    assert load_suite("deployed").chosen_on == load_suite("deployed-tuned").chosen_on == "history"
     assert {"headroom", "hpa", "chiron-robust"} <= {sweep.policy for sweep in load_suite("deployed").policies}
     rules = load_suite("rules")
     part_of_ours = {"learned", "headroom-backpressure"}  # its laws without a network: no rule that anybody runs
@@ -193,6 +193,7 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
     assert all(sweep.values is None for sweep in load_suite("fronts").policies)
     every_tuned_rule = set(SEARCH_SPACES) - {"static-tuned"}  # a fixed fleet is no rule
     assert {sweep.policy for sweep in load_suite("tuned").policies} == every_tuned_rule | {"oracle"}
+    assert {sweep.policy for sweep in load_suite("deployed-tuned").policies} == every_tuned_rule
     for sweep in rules.policies:
         rule = policy_class(sweep.policy)
         assert rule.KNOB is not None
@@ -200,7 +201,7 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
         assert sweep.values == (default,) or sweep.policy in ("static", "oracle")
     assert load_suite("full").span_s is None
     assert load_suite("full").num_seeds >= 5
-    with pytest.raises(UnknownNameError, match="known: deployed, fronts, full, quick, rules, tuned"):
+    with pytest.raises(UnknownNameError, match="known: deployed, deployed-tuned, fronts, full, quick, rules, tuned"):
         load_suite("fulll")
 
 
