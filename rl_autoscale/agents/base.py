@@ -104,11 +104,13 @@ class RulePolicy(RegisteredPolicy):
         selectivity: how much more readily requests of much work are refused (fleet/admission.py), the same for all
             classes; 0 treats all alike.
         batch_cap: requests in flight the gateway allows per replica; None leaves the engine's ``max_num_seqs``.
+        least_replicas: of each pool, whatever the rule says: ``minReplicas`` of an HPA, ``min-scale`` of Knative.
     """
 
     admission: float = NEVER_REFUSE
     selectivity: float = 0.0
     batch_cap: int | None = None
+    least_replicas: int = 0
     _spec: FleetSpec | None = field(default=None, init=False, repr=False)
     _stand_ins: StandIns | None = field(default=None, init=False, repr=False)
     _last_target: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), init=False, repr=False)
@@ -119,6 +121,7 @@ class RulePolicy(RegisteredPolicy):
         self._check("selectivity", self.selectivity, low=0.0)
         if self.batch_cap is not None:
             self._check("batch_cap", self.batch_cap, low=1)
+        self._check("least_replicas", self.least_replicas, low=0)
 
     @property
     def name(self) -> str:
@@ -173,7 +176,8 @@ class RulePolicy(RegisteredPolicy):
         spec = self.spec
         if max_batch_size is None:
             max_batch_size = self.batch_ceiling()
-        target = np.clip(target_replicas, spec.min_replicas, spec.max_replicas).astype(np.int64)
+        target = np.maximum(target_replicas, self.least_replicas)
+        target = np.clip(target, spec.min_replicas, spec.max_replicas).astype(np.int64)
         self._last_target = target
         return ScalingDecision(
             target_replicas=target.copy(),

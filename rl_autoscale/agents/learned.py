@@ -170,6 +170,7 @@ class LearnedPolicy(RegisteredPolicy):
         selectivity: how much more readily requests of much work are refused, likewise; 0 treats all alike.
         cap_share: requests in flight per replica over what the load allows, likewise.
         found_share: of the fleet it finds when it begins what it keeps at least, forgotten over 900 s, likewise.
+        least_replicas: that a pool keeps at least, likewise.
     """
 
     NAME: ClassVar[str] = "learned"
@@ -197,6 +198,7 @@ class LearnedPolicy(RegisteredPolicy):
         selectivity: ByPrice | None = None,
         cap_share: ByPrice | None = None,
         found_share: ByPrice | None = None,
+        least_replicas: ByPrice | None = None,
     ) -> None:
         if not (np.isfinite(miss_price) and miss_price > 0):
             raise SpecError(f"policy 'learned': miss_price={miss_price} is not allowed; it must be a finite number > 0")
@@ -215,7 +217,7 @@ class LearnedPolicy(RegisteredPolicy):
                 check_attainment(self.NAME, share)
         if miss_weight is not None and isinstance(attainment, Mapping):
             raise SpecError("policy 'learned': attainment by class finds miss_weight; give one of the two")
-        asked = zip(CONSTANTS, (hysteresis, selectivity, cap_share, found_share), strict=True)
+        asked = zip(CONSTANTS, (hysteresis, selectivity, cap_share, found_share, least_replicas), strict=True)
         given = {name: value for name, value in asked if value is not None}
         try:
             self.constants = constants_of(self.card | given)

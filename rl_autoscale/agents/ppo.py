@@ -71,6 +71,7 @@ class PpoConfig(Config):
     selectivity: ByPrice = Field(default=SELECTIVITY, description="of refusal: 0 treats all requests alike")
     cap_share: ByPrice = Field(default=1.0, description="requests in flight per replica over what the load allows")
     found_share: ByPrice = Field(default=0.0, description="of the fleet it finds, kept at least (envs/constants.py)")
+    least_replicas: ByPrice = Field(default=0.0, description="kept at least, of one fleet (envs/constants.py)")
     seed: NonNegativeInt = 0
 
 

@@ -30,11 +30,13 @@ is less by what that was found to be off by (fleet/corrections.py).
 
 ``class.in_flight`` is there for batch classes beside others: what of them is beyond it waits at the gateway.
 
-Four more are no actions but constants of a policy (envs/constants.py). With *hysteresis* h a pool keeps what it has
+Five more are no actions but constants of a policy (envs/constants.py). With *hysteresis* h a pool keeps what it has
 while that is between the replicas wanted and ceil((1 + h) x them): it is asked for no less before the demand has fallen
 by more than noise does. Refusal weighs requests by their work to the power of *selectivity* (fleet/admission.py). The
 *cap share* multiplies the batch cap. The *found share* is of the fleet that a policy finds when it begins: it asks for
 no less than that, which is forgotten as peaks are, since whoever sized it may have seen bursts that the policy has not.
+Nor does it ever ask for less than *least replicas*: what the bursts of one fleet come to, which its record tells and
+the last quarter of an hour does not.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ class ActionDecoder:
             constants: of the policy, shape (...) or ().
         """
         spec = self.spec
-        hysteresis, selectivity, cap_share, found_share = (constant[..., None] for constant in constants)
+        hysteresis, selectivity, cap_share, found_share, least_replicas = (
+            constant[..., None] for constant in constants
+        )
         num_pools = len(spec.pools)
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         num_pool_actions = num_pools * len(self._pool_actions)
@@ -103,7 +107,8 @@ class ActionDecoder:
         headroom = NEUTRAL_HEADROOM * 2.0 ** (HEADROOM_OCTAVES * of_pools["headroom"])
         base = np.where(anchors.replicas > 0, anchors.replicas, 0.0)
         floor = (1.0 + of_pools["floor"]) * anchors.peak
-        asked = np.maximum(overflow(spec, np.maximum(headroom * base, floor)), found_share * anchors.found)
+        kept = np.maximum(found_share * anchors.found, least_replicas)
+        asked = np.maximum(overflow(spec, np.maximum(headroom * base, floor)), kept)
         held = np.fmax(state.pools.asked_for, 0.0)
         least, most = (np.ceil(share * asked - self._unrounded) for share in (1.0, 1.0 + hysteresis))
         wanted = np.clip(held, least, most)

@@ -6,6 +6,7 @@
 | selectivity | 0 | how much more readily requests of much work are refused (fleet/admission.py) |
 | cap_share | 1 | requests in flight per replica over what the load allows (fleet/in_flight.py) |
 | found_share | 0 | share of the fleet it finds that a pool keeps at least, forgotten over 900 s (envs/action.py) |
+| least_replicas | 0 | replicas that a pool keeps at least, of a policy adapted to one fleet (envs/action.py) |
 
 Each is one number, or several for prices of a miss that cover the dial's range evenly in their logarithm: how long to
 keep a replica that is not needed now depends on what a miss costs. Between two of these prices a constant is
@@ -36,6 +37,7 @@ class ConstantsInForce(NamedTuple):
     selectivity: FloatArray
     cap_share: FloatArray
     found_share: FloatArray
+    least_replicas: FloatArray
 
 
 CONSTANTS = ConstantsInForce._fields
@@ -52,6 +54,7 @@ class Constants:
         selectivity: >= 0.
         cap_share: > 0; at the law's own value, the engine's limit still holds.
         found_share: 0 to 1; with more, a policy that begins anew again and again would grow its fleet.
+        least_replicas: >= 0, a number of one fleet: a policy for many has 0.
         miss_price: the prices at which the first and the last of several values hold.
 
     Raises:
@@ -62,6 +65,7 @@ class Constants:
     selectivity: ByPrice = 0.0
     cap_share: ByPrice = 1.0
     found_share: ByPrice = 0.0
+    least_replicas: ByPrice = 0.0
     miss_price: tuple[float, float] = PRICE_RANGE
 
     def __post_init__(self) -> None:

@@ -120,6 +120,11 @@ class FleetMdp:
         """The fleets."""
         return self._batch
 
+    @property
+    def ideal_gpus(self) -> FloatArray:
+        """GPUs that the work of each episode takes at full load, on average, shape (num_fleets,)."""
+        return self._ideal_gpu_s / self.spec.control_interval_s
+
     def reset(self, seed: int) -> npt.NDArray[np.float32]:
         """Begin a run: a first episode in every fleet. Returns observations, shape (num_fleets, num_features)."""
         self._seed = seed

@@ -227,6 +227,8 @@ def _tune(
             "budget_episodes": config.tune_episodes if hours is None else budget_episodes(hours, episode_s),
             "num_seeds": config.tune_seeds,
             "target": target,
+            "one_pool": len(scenarios[name].fleet.pools) == 1,
+            "history": config.tune_history and scenarios[name].history is not None,
         }
         key = _digest([context[name], sweep.policy, refusal, fixed, asked, asdict(search_space(sweep.policy))])
         if key not in known:

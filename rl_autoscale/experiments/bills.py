@@ -68,6 +68,12 @@ class PricedEpisodes:
         self._price = np.repeat(prices, episodes)
         self.num_steps = 0
 
+    def mean_demand(self, seed: int) -> float:
+        """Replicas of its one pool that the work of such episodes takes at full load."""
+        mdp = self._make_mdp(self._sampler, min(len(self._price), MOST_FLEETS))
+        mdp.reset(seed)
+        return float(mdp.ideal_gpus.mean() / mdp.spec.gpus_per_replica[0])
+
     def bills(
         self,
         layers: list[Layer],

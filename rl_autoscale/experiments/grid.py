@@ -96,6 +96,9 @@ class BenchmarkConfig(Config):
     )
     tune_seeds: PositiveInt = Field(default=4, description="training episodes each candidate is judged on")
     tune_episode_s: PositiveFloat | None = Field(default=None, description="their length; default the scenario's")
+    tune_history: bool = Field(
+        default=False, description="every second of them is of the fleet's own history, where the scenario has one"
+    )
     tune_target: float = Field(default=0.98, gt=0, lt=1, description="attainment the rules are tuned for")
     asked: tuple[float, ...] | None = Field(
         default=None,

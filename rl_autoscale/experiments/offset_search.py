@@ -4,14 +4,16 @@ A policy trained for six million steps was found to hold too little where misses
 cheap (docs/learner.md). How an action should depend on the price is slow for PPO to learn: the price is one feature
 among fifty, and what a reserve is worth shows in rare bursts only.
 
-It is cheap to see directly. Here the policy is played as it is deployed, on training traffic, twice with common
-random numbers: with an *offset* on one action, and without. A price is in force for a whole episode, so an offset at
-one price says nothing of the others, and one pair of runs tells of all prices. The bill of an episode is the reward's,
-``cost + miss_price * misses`` (envs/reward.py); bills of one scenario and price are averaged, and what is compared is
-the mean over scenarios of their logarithms, smoothed over neighbouring prices. For each constant of the policy
-(envs/constants.py), each class's admission and the batch cap, floor and headroom of each pool in turn the move with the
-smallest bill is chosen at each price, and kept where other episodes confirm it: dear misses are rare, and the best of
-several trials is partly luck. Then the steps are made smaller, and it begins again.
+It is cheap to see directly. Here the policy is played as it is deployed, twice with common random numbers: with an
+*offset* on one action, and without. It is played on training traffic, and, where a policy is adapted to one fleet, on
+that fleet's past as well: what its bursts come to, broad training traffic does not say. A price is in force for a whole
+episode, so an offset at one price says nothing of the others, and one pair of runs tells of all prices. The bill of an
+episode is the reward's, ``cost + miss_price * misses`` (envs/reward.py); bills of one kind of traffic and price are
+averaged, and what is compared is the mean over kinds of their logarithms, smoothed over neighbouring prices.
+For each constant of the policy (envs/constants.py), each class's admission and the batch cap, floor and headroom of
+each pool in turn the move with the smallest bill is chosen at each price, and kept where other episodes confirm it:
+dear misses are rare, and the best of several trials is partly luck. Then the steps are made smaller, and it begins
+again.
 
 Offsets of actions between prices are interpolated, and become part of the network (`with_offsets`): a few more units in
 each hidden layer. Constants go into the card, a value for each price.
@@ -30,12 +32,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rl_autoscale.agents.export import Layer
 from rl_autoscale.envs.constants import CONSTANTS, MOST, Constants
-from rl_autoscale.envs.mdp import FleetMdp
+from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp
 from rl_autoscale.envs.observation import price_feature
-from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.sampler import HistorySampler, ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
-from rl_autoscale.experiments.bills import NUM_WORKLOADS, PricedEpisodes, prices_of
+from rl_autoscale.experiments.bills import HISTORY_SPAN_S, NUM_WORKLOADS, PricedEpisodes, prices_of, with_traffic
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.workload.spec import TraceSource
 
@@ -44,6 +46,7 @@ FloatArray = npt.NDArray[np.float64]
 FIRST_STEPS = {
     "cap_share": (-1.0, -0.5, 0.5),
     "found_share": (-0.3, 0.3, 0.6, 0.9),
+    "least_replicas": (-2.0, 1.0, 1.75, 3.0, 5.0, 9.0),
     "hysteresis": (-0.1, 0.1, 0.3),
     "selectivity": (-0.25, 0.25, 0.5),
     "admission": (-0.6, -0.3, 0.3),
@@ -52,8 +55,8 @@ FIRST_STEPS = {
     "headroom": (-0.25, 0.25),
 }
 """Moves tried in the first round, by constant and action, in the order in which they are searched, halved in every
-other; of a cap share octaves, else what is added. Over many scenarios together admission and batch cap bring next to
-nothing; on a single one they can bring most."""
+other; of a cap share octaves, of least replicas multiples of the mean demand, else what is added. Over
+many scenarios together admission and batch cap bring next to nothing; on a single one they can bring most."""
 SAME_AT_ALL_PRICES = ("cap_share", "selectivity")
 """Constants of which one move is chosen for all prices: what differs by price there is mostly the luck of episodes."""
 LEAST_GAIN = 0.002
@@ -80,6 +83,9 @@ class OffsetSearchConfig(Config):
     rounds: NonNegativeInt = Field(default=2, description="0: no search")
     episodes: PositiveInt = Field(
         default=8, description="of each scenario at each price; as many others confirm what they say"
+    )
+    history: bool = Field(
+        default=False, description="half as many of the fleet's own past count as much, where a scenario has one"
     )
 
 
@@ -118,7 +124,7 @@ def search_offsets(
     layers: list[Layer],
     scenarios: Sequence[Scenario],
     store: TraceSource,
-    make_mdp: Callable[[Scenario, ScenarioSampler, int], FleetMdp],
+    make_mdp: Callable[[Scenario, EpisodeSampler, int], FleetMdp],
     constants: Constants,
     config: OffsetSearchConfig,
     *,
@@ -129,7 +135,7 @@ def search_offsets(
 
     Args:
         layers: the policy's network.
-        scenarios: of one schema; their training traffic is played.
+        scenarios: of one schema; their training traffic is played, and their history where it is to count.
         store: where traces come from.
         make_mdp: scenario, sampler and number of fleets to an MDP, without telemetry faults.
         constants: that it has; their prices are the dial's range.
@@ -140,15 +146,23 @@ def search_offsets(
     prices = prices_of(constants.miss_price)
     fleet = scenarios[0].fleet
     actions = Schema.of(fleet).actions
-    names = (*actions, *(name for name in CONSTANTS if name != "cap_share" or fleet.is_simple))  # else an action
+    names = (*actions, *_constants_to_turn(scenarios))
     players = [
         PricedEpisodes(
             partial(make_mdp, item), ScenarioSampler(item, store, num_workloads=NUM_WORKLOADS), prices, config.episodes
         )
         for item in scenarios
     ]
+    players += [
+        PricedEpisodes(
+            *(partial(make_mdp, item), HistorySampler(item, store, span_s=HISTORY_SPAN_S), prices),
+            episodes=-(-config.episodes // 2),
+        )
+        for item in (with_traffic(scenarios, history=True) if config.history else ())
+    ]
+    unit = float(np.mean([player.mean_demand(seed) for player in players])) if "least_replicas" in names else 1.0
     trials = [
-        (k, tuple(step / 2.0**number for step in steps))
+        (k, tuple(step * (unit if kind == "least_replicas" else 1.0) / 2.0**number for step in steps))
         for number in range(config.rounds)
         for kind, steps in FIRST_STEPS.items()
         for k, name in enumerate(names)
@@ -185,6 +199,13 @@ def search_offsets(
     num_steps = sum(player.num_steps for player in players)
     found = moved_by(constants, dict(zip(names, best.T, strict=True)), prices)
     return Offsets(prices, best[:, : len(actions)], change, num_steps, found)
+
+
+def _constants_to_turn(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
+    """All but a cap share where that is an action, and least replicas where not one pool of one fleet is meant."""
+    fleet = scenarios[0].fleet
+    turned = {"cap_share": fleet.is_simple, "least_replicas": len(fleet.pools) == len(scenarios) == 1}
+    return tuple(name for name in CONSTANTS if turned.get(name, True))
 
 
 def moved_by(constants: Constants, moves: Mapping[str, FloatArray], prices: FloatArray) -> Constants:

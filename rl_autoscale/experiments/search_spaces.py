@@ -1,8 +1,8 @@
 """Which constants of a rule are tuned, and between which bounds: the tuned variants of the benchmark.
 
-The knob that the benchmark sweeps comes first. Every space ends with the batch cap, which any rule may set; early
-refusal's strictness is added where a rule refuses. ``default`` is where the search begins: the rule as published, or as
-its class has it.
+The knob that the benchmark sweeps comes first. Every space ends with the batch cap, which any rule may set; what early
+refusal is set to is added where a rule refuses, and least replicas where the fleet has one pool. ``default`` is where
+the search begins: the rule as published, or as its class has it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ STRICTNESS = Dimension("admission", 0.25, 4.0, 1.0, log=True)
 """How strict early refusal is; searched too where a rule refuses, since the learned policy may set it."""
 SELECTIVITY = Dimension("selectivity", 0.0, 1.0, 0.0)
 """How much more readily it refuses requests of much work; likewise, since the learned policy has it."""
+LEAST_REPLICAS = Dimension("least_replicas", 1.0, 50.0, 1.0, log=True)
+"""That it keeps whatever it says, where a fleet has one pool; likewise, since an adapted policy has it."""
 
 
 def _space(base: str, *dimensions: Dimension) -> SearchSpace:

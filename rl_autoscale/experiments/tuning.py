@@ -1,8 +1,9 @@
 """Tune a rule's constants on training traffic, by the same budget for every rule.
 
 An operator who deploys a rule tunes it on yesterday's traffic. So does this: candidates are judged on *training*
-episodes only (capacity error and start-up scale drawn as in the training of the learned policy), each on the same
-seeds, and the winner goes through the benchmark unchanged.
+episodes (capacity error and start-up scale drawn as in the training of the learned policy), every second one of the
+fleet's own history where that is asked for, each on the same seeds, and the winner goes through the benchmark
+unchanged.
 
 The loss of a candidate is its GPU-hours, relative to the rule's defaults, plus a price on every point of attainment
 that it stays below the asked one. The price is finite on purpose: where the asked attainment is out of reach on the
@@ -27,7 +28,7 @@ import numpy as np
 
 from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool
 from rl_autoscale.experiments.offset_search import search_timesteps
-from rl_autoscale.experiments.search_spaces import SELECTIVITY, STRICTNESS, Dimension, search_space
+from rl_autoscale.experiments.search_spaces import LEAST_REPLICAS, SELECTIVITY, STRICTNESS, Dimension, search_space
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
 
@@ -37,7 +38,7 @@ SHORTFALL_PRICE = 20.0
 
 FIRST_STEP = 0.15
 SMALLEST_STEP = 0.005
-_WHOLE = frozenset({"batch_cap", "replicas"})
+_WHOLE = frozenset({"batch_cap", "least_replicas", "replicas"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,8 @@ def tune_policy(
     budget_episodes: int,
     num_seeds: int = 4,
     target: float = 0.98,
+    one_pool: bool = False,
+    history: bool = False,
     fixed: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> TuningResult:
@@ -129,6 +132,8 @@ def tune_policy(
         budget_episodes: episodes in all; candidates = budget / seeds.
         num_seeds: training episodes each candidate is judged on.
         target: attainment asked for.
+        one_pool: whether the fleet has one pool, so that a number of replicas to keep means something.
+        history: every second episode is of the fleet's own past, not of its training traffic.
         fixed: further keyword arguments, not searched (early refusal).
         seed: of the search; the training episodes are numbers 0..num_seeds - 1.
     """
@@ -136,13 +141,23 @@ def tune_policy(
     dimensions = space.dimensions
     if math.isfinite((fixed or {}).get("admission", math.inf)):
         dimensions = (*dimensions, STRICTNESS, SELECTIVITY)
+    if one_pool and space.base != "static":
+        dimensions = (*dimensions, LEAST_REPLICAS)
     if budget_episodes < num_seeds:
         raise SpecError(f"budget_episodes={budget_episodes} is below num_seeds={num_seeds}; raise it")
     given = fixed or {}
 
     def evaluate(candidates: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
         jobs = [
-            EpisodeJob(str(number), scenario, "train", episode, space.base, {**given, **knobs}, episode_s)
+            EpisodeJob(
+                str(number),
+                scenario,
+                "history" if history and episode % 2 else "train",
+                episode,
+                space.base,
+                {**given, **knobs},
+                episode_s,
+            )
             for episode in range(num_seeds)
             for number, knobs in enumerate(candidates)
         ]

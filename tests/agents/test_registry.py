@@ -113,6 +113,11 @@ class TestEveryPolicy:
             assert decision.admission.tolist() == [1.0, 1.0]
             assert (decision.max_batch_size <= 17).all()
 
+    def test_least_replicas_are_kept_whatever_the_rule_says(self, name, three_pools):
+        least = int(three_pools.max_replicas.min())
+        for decision in run(build(name, least_replicas=least), three_pools, seed=3):
+            assert (decision.target_replicas >= least).all()
+
     def test_total_blindness_is_not_idleness(self, name, three_pools, make_state):
         if name in ("static", "oracle"):
             pytest.skip("reads no telemetry")

@@ -32,7 +32,7 @@ def test_several_cover_the_prices_evenly_in_their_logarithm():
 def test_what_is_alike_at_all_prices_is_one_number_and_a_card_says_so():
     assert Constants(cap_share=(0.5, 0.5)).cap_share == 0.5
     assert Constants(cap_share=[0.5, 1.0]).to_card() == {
-        "hysteresis": 0.0, "selectivity": 0.0, "cap_share": [0.5, 1.0], "found_share": 0.0,
+        "hysteresis": 0.0, "selectivity": 0.0, "cap_share": [0.5, 1.0], "found_share": 0.0, "least_replicas": 0.0,
     }  # fmt: skip
 
 
@@ -75,6 +75,19 @@ def test_what_was_found_is_kept_for_a_while_and_most_of_it_where_misses_are_dear
         least = np.ceil(share * found[fleet] * np.exp(-age_s / 900.0) - 1e-9)
         assert least[1] == np.ceil(share * 7 * np.exp(-5 / 900))
         assert (kept[1:, fleet] == np.maximum(least, kept[:, 0])[1:]).all()
+
+
+def test_no_lull_takes_the_least_replicas_of_a_price():
+    mdp = FleetMdp(
+        toy_spec(initial_replicas=1, max_replicas=6), SHIELD, sampler(rate_per_s=2.0, span_s=2000.0), num_fleets=4,
+        constants=Constants(least_replicas=(0.0, 3.4, 9.0), miss_price=(1.0, 100.0)),
+    )  # fmt: skip
+    mdp.reset(0)
+    mdp.miss_price[:] = 1.0, 10.0**0.5, 10.0, 100.0
+    idle = -np.ones((4, ActionDecoder(mdp.spec).num_actions))
+    kept = np.array([mdp.step(idle).decision.target_replicas[:, 0] for _ in range(300)])
+    assert kept[:, 0].min() == 1
+    assert (kept[1:, 1:].min(axis=0) == [2, 4, 6]).all()  # between two prices between theirs; never above the maximum
 
 
 def test_one_price_has_one_value():

@@ -166,6 +166,7 @@ def test_constants_are_searched_once_and_the_knob_is_chosen_for_each_attainment(
     [searched] = json.loads((out / "tuning.json").read_text()).values()
     chosen = json.loads((out / "chosen.json").read_text())
     assert (searched["asked_attainment"], [item["asked_attainment"] for item in chosen]) == (0.98, asked)
+    assert searched["knobs"]["least_replicas"] >= 1  # of a fleet of one pool
     constants = {name: value for name, value in searched["knobs"].items() if name != "headroom"}
     for item in chosen:
         assert {name: value for name, value in item["knobs"].items() if name != "headroom"} == constants

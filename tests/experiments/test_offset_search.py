@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
 
 from rl_autoscale.agents.export import Layer, forward
 from rl_autoscale.envs.constants import CONSTANTS, Constants
@@ -118,11 +119,12 @@ def runs_of_a_round(scenario: Scenario) -> int:
     return 2 + sum(len(FIRST_STEPS[kind]) + 1 for kind in kinds)
 
 
-def untrained(scenario: Scenario, floor: float) -> list[Layer]:
-    """A policy that always does the same: neutral, but for its floor."""
+def untrained(scenario: Scenario, floor: float, headroom: float = 0.0) -> list[Layer]:
+    """A policy that always does the same: neutral, but for its floor and headroom."""
     schema = Schema.of(scenario.fleet)
     bias = np.zeros(len(schema.actions), dtype=np.float32)
     bias[[name.endswith(".floor") for name in schema.actions]] = floor
+    bias[[name.endswith(".headroom") for name in schema.actions]] = headroom
     zeros = np.zeros((4, len(schema.features)), dtype=np.float32)
     return [(zeros, np.zeros(4, dtype=np.float32)), (np.zeros((len(bias), 4), dtype=np.float32), bias)]
 
@@ -163,6 +165,50 @@ def test_a_cap_that_is_far_too_small_is_raised(tiny_scenario: Path) -> None:
     found = search_offsets(untrained(scenario, 0.0), [scenario], TraceStore(), make_mdp, tight, config, seed=0)
     assert found.constants.cap_share == pytest.approx(0.02 * 2.0**0.5, abs=1e-4)
     assert found.change.mean() < -LEAST_GAIN
+
+
+def test_a_fleet_keeps_what_its_load_needs_where_misses_are_dear(
+    tiny_scenario: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl_autoscale.envs.sampler.INITIAL_HEADROOM", (0.2, 0.3))  # else what is found will do
+    given = yaml.safe_load(tiny_scenario.read_text())
+    given["train"][0]["workload"]["streams"][0]["generator"]["rate_per_s"] = {"low": 15, "high": 45}
+    tiny_scenario.write_text(yaml.safe_dump(given))
+    scenario = load_scenario(tiny_scenario)
+    lean = untrained(scenario, -1.0, -1.0)
+    config = OffsetSearchConfig(rounds=1, episodes=4)
+    search = partial(search_offsets, lean, store=TraceStore(), make_mdp=make_mdp, config=config, seed=0)
+    constants = Constants(miss_price=(1.0, 600.0))
+    found = search([scenario], constants=constants).constants.least_replicas
+    assert isinstance(found, tuple)
+    assert found[0] < found[-1]
+    assert found[-1] > 1.0
+    together = search([scenario, scenario], constants=constants)
+    assert together.constants.least_replicas == 0.0  # no number of replicas fits two fleets
+
+
+def test_what_only_its_past_tells_of_a_fleet_counts_where_it_is_adapted_to_it(
+    tiny_scenario: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training a share of the fleet found suffices; its own past begins with one replica, and has more to do."""
+    monkeypatch.setattr("rl_autoscale.experiments.offset_search.HISTORY_SPAN_S", 120.0)
+    given = yaml.safe_load(tiny_scenario.read_text())
+    given["train"][0]["workload"]["streams"][0]["generator"]["rate_per_s"] = 20
+    given["test"]["streams"][0]["generator"]["rate_per_s"] = 50
+    given["fleet"]["pools"][0]["initial_replicas"] = 1
+    tiny_scenario.write_text(yaml.safe_dump(given))
+    scenario = load_scenario(tiny_scenario)
+    found = {}
+    for history in (False, True):
+        config = OffsetSearchConfig(rounds=1, episodes=2, history=history)
+        constants = Constants(miss_price=(1.0, 600.0))
+        policy = untrained(scenario, -1.0, -1.0)
+        found[history] = search_offsets(policy, [scenario], TraceStore(), make_mdp, constants, config, seed=0)
+    assert found[False].constants.least_replicas == 0.0
+    kept = found[True].constants.least_replicas
+    assert isinstance(kept, tuple)
+    assert kept[-1] > 2.0
+    assert found[True].num_steps > found[False].num_steps
 
 
 def test_no_more_than_all_that_was_found_is_kept() -> None:

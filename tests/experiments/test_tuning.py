@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rl_autoscale.agents.registry import policy_class
+from rl_autoscale.experiments.episodes import EpisodeJob, EpisodeOutcome
 from rl_autoscale.experiments.search_spaces import SEARCH_SPACES, Dimension, search_space
-from rl_autoscale.experiments.tuning import budget_episodes, describe_budgets, loss, search, trained_hours
+from rl_autoscale.experiments.tuning import budget_episodes, describe_budgets, loss, search, trained_hours, tune_policy
 from rl_autoscale.fleet.errors import SpecError
 
 SPACE = (Dimension("x", 0.1, 10.0, 1.0, log=True), Dimension("y", -1.0, 1.0, 0.9))
@@ -41,6 +42,29 @@ def test_search_keeps_its_budget_and_beats_the_defaults(budget: int) -> None:
     _, (_, hours), tried = search(SPACE, counting, budget, target=0.98, rng=np.random.default_rng(1))
     assert asked == tried <= budget
     assert hours <= bowl([{"x": 1.0, "y": 0.9}])[0][1]
+
+
+class Recorded:
+    """A pool that plays nothing and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.jobs: list[EpisodeJob] = []
+
+    def run(self, jobs: Sequence[EpisodeJob]) -> Iterator[EpisodeOutcome]:
+        self.jobs += jobs
+        return (EpisodeOutcome(job, {"slo_attainment": 1.0, "gpu_hours": 1.0}, 0.0) for job in jobs)
+
+
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("one_pool", [False, True])
+def test_what_is_tuned_and_on_what(history: bool, one_pool: bool) -> None:
+    pool, budget = Recorded(), {"episode_s": 60.0, "budget_episodes": 12, "num_seeds": 4}
+    tune_policy("hpa-tuned", "any", pool, history=history, one_pool=one_pool, **budget)  # type: ignore[arg-type]
+    assert {job.seed: job.split for job in pool.jobs} == dict(
+        enumerate(("train", "history" if history else "train") * 2)
+    )
+    assert all(("least_replicas" in job.knobs) == one_pool for job in pool.jobs)
+    assert all(isinstance(job.knobs["batch_cap"], int) for job in pool.jobs)
 
 
 def test_loss_prefers_enough_attainment_then_fewer_hours() -> None:
