@@ -55,8 +55,8 @@ FIRST_STEPS = {
     "headroom": (-0.25, 0.25),
 }
 """Moves tried in the first round, by constant and action, in the order in which they are searched, halved in every
-other; of a cap share octaves, of least replicas multiples of the mean demand, else what is added. Over
-many scenarios together admission and batch cap bring next to nothing; on a single one they can bring most."""
+other; of a cap share octaves, of least replicas multiples of the mean demand, else what is added. Over many scenarios
+together admission and batch cap bring next to nothing; on a single one they can bring most."""
 SAME_AT_ALL_PRICES = ("cap_share", "selectivity")
 """Constants of which one move is chosen for all prices: what differs by price there is mostly the luck of episodes."""
 LEAST_GAIN = 0.002
