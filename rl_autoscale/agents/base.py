@@ -176,7 +176,7 @@ class RulePolicy(RegisteredPolicy):
         spec = self.spec
         if max_batch_size is None:
             max_batch_size = self.batch_ceiling()
-        target = np.maximum(target_replicas, self.least_replicas)
+        target = np.maximum(target_replicas, math.ceil(self.least_replicas))
         target = np.clip(target, spec.min_replicas, spec.max_replicas).astype(np.int64)
         self._last_target = target
         return ScalingDecision(

@@ -169,8 +169,7 @@ class LearnedPolicy(RegisteredPolicy):
             (envs/constants.py), one number or several by price; None for what it was trained with.
         selectivity: how much more readily requests of much work are refused, likewise; 0 treats all alike.
         cap_share: requests in flight per replica over what the load allows, likewise.
-        found_share: of the fleet it finds when it begins what it keeps at least, forgotten over 900 s, likewise.
-        least_replicas: that a pool keeps at least, likewise.
+        found_share, least_replicas: what a pool keeps at least, likewise.
     """
 
     NAME: ClassVar[str] = "learned"

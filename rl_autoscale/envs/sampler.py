@@ -8,6 +8,7 @@ import numpy as np
 
 from rl_autoscale.envs.mdp import EpisodeSetup
 from rl_autoscale.envs.reward import LEAST_WEIGHT, PRICE_RANGE
+from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.workload.spec import BuiltWorkload, TraceSource
@@ -15,6 +16,9 @@ from rl_autoscale.workload.trace import Workload
 
 INITIAL_HEADROOM = (0.8, 3.0)
 """Replicas ready when an episode begins, over its mean demand: fleets are found as somebody sized them."""
+MOST_DRAWS = 50
+"""Windows of a fleet's past that are tried for one that holds requests."""
+_NEXT_DRAW = 1 << 32
 EQUAL_WEIGHTS = 1 / 3
 """Share of the episodes of several classes in which a miss of each costs the same."""
 
@@ -114,6 +118,9 @@ class HistorySampler:
         store: where traces come from.
         span_s: length of an episode; a trace that has less gives what it has.
 
+    Raises:
+        SpecError: when called, if there is no past, or no request in it.
+
     Attributes:
         notes: what is to be told of the traffic drawn, for example a trace that a generator stands in for.
     """
@@ -124,9 +131,21 @@ class HistorySampler:
 
     def __call__(self, seed: int) -> EpisodeSetup:
         """The episode of a seed, at a price of a miss of 1."""
-        built = self._scenario.build_history(seed, self._store, span_s=self._span_s)
+        built = self._build(seed)
         self.notes.update(built.notes)
         return EpisodeSetup(built.workload, miss_price=1.0)
+
+    def _build(self, seed: int) -> BuiltWorkload:
+        """A window of the past; another one where it is silent, as nights are."""
+        for draw in range(MOST_DRAWS):
+            try:
+                return self._scenario.build_history(seed + draw * _NEXT_DRAW, self._store, span_s=self._span_s)
+            except SpecError as problem:
+                silent = problem
+        raise SpecError(
+            f"the fleet's past: {silent} (in {MOST_DRAWS} windows of it); begin the test's slice_s where seconds "
+            "before it hold requests, or at 0, which leaves the past out"
+        )
 
 
 def draw_weights(rng: np.random.Generator, num_classes: int) -> tuple[float, ...]:

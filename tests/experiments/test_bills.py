@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from rl_autoscale.agents.export import Layer, export_policy
 from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.mdp import FleetMdp
-from rl_autoscale.envs.sampler import ScenarioSampler
+from rl_autoscale.envs.sampler import HistorySampler, ScenarioSampler
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.bills import MOST_FLEETS, PricedEpisodes, compare_policies, mean_changes, prices_of
@@ -120,3 +121,28 @@ def test_without_a_history_nothing_is_judged(tmp_path: Path) -> None:
 
 def test_one_price_is_one_price() -> None:
     assert prices_of((20.0, 20.0)).tolist() == [20.0]
+
+
+def a_past_with_requests_until(end_s: float, tiny_scenario: Path, folder: Path) -> Scenario:
+    """The test begins after two hours; before it there is traffic for a while, if any, and then none."""
+    times = [*(0.2 * k for k in range(int(5 * end_s))), *(7200.0 + 0.2 * k for k in range(100))]
+    path = folder / "nights.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{time},500,50\n" for time in times))
+    given = yaml.safe_load(tiny_scenario.read_text())
+    given["test"]["streams"] = [{"trace": str(path), "slice_s": [7200, 7220]}]
+    tiny_scenario.write_text(yaml.safe_dump(given))
+    return load_scenario(tiny_scenario)
+
+
+def test_of_a_past_with_silent_nights_windows_with_traffic_are_played(tiny_scenario: Path, tmp_path: Path) -> None:
+    scenario = a_past_with_requests_until(1200.0, tiny_scenario, tmp_path)
+    sampler = HistorySampler(scenario, TraceStore(), span_s=1800.0)
+    drawn = [sampler(seed).workload for seed in range(5)]
+    assert all(workload.num_requests > 0 for workload in drawn)
+    assert np.array_equal(sampler(3).workload.arrival_s, drawn[3].arrival_s)
+
+
+def test_a_past_without_any_traffic_says_what_to_do(tiny_scenario: Path, tmp_path: Path) -> None:
+    scenario = a_past_with_requests_until(0.0, tiny_scenario, tmp_path)
+    with pytest.raises(SpecError, match=r"the fleet's past: .*no requests arrive .* begin the test's slice_s where"):
+        HistorySampler(scenario, TraceStore(), span_s=1800.0)(0)
