@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.envs.scenario import Scenario, load_scenario, shipped_scenario_names
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.episodes import policy_for, run_episode

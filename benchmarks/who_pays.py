@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rl_autoscale.agents.learned import LearnedPolicy, price_sweep
+from rl_autoscale.agents.learned import LearnedPolicy
+from rl_autoscale.agents.policy_file import price_sweep
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.fleet.protocols import run_control_loop
 from rl_autoscale.fleet.state import FloatArray

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.scenario import Scenario, load_scenario
 from rl_autoscale.experiments.choice import FOLDER, Choice, choice_split, choose, deployed, trial_config

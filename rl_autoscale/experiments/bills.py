@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_autoscale.agents.export import Layer, forward, read_actor
-from rl_autoscale.agents.learned import check_schema, constants_of, read_card, read_network
+from rl_autoscale.agents.policy_file import check_schema, constants_of, read_card, read_network
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.constants import Constants
 from rl_autoscale.envs.mdp import EpisodeSampler, FleetMdp

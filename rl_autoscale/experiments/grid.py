@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from rl_autoscale.agents.learned import price_sweep, read_card
+from rl_autoscale.agents.policy_file import price_sweep, read_card
 from rl_autoscale.agents.registry import policy_class
 from rl_autoscale.experiments.episodes import Split, check_policy, is_whole
 from rl_autoscale.experiments.rows import Refusal, Row

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.experiments.ray_workers import Files, RayCluster, SentTraces, other_code, write_files
 from rl_autoscale.experiments.runs import code_fingerprint

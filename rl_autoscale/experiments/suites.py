@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.agents.pretrained import PREFIX, pretrained_names
 from rl_autoscale.envs.scenario import Scenario, load_scenario, shipped_scenario_names
 from rl_autoscale.envs.schema import Schema

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from rl_autoscale.agents.envelope import Envelope
 from rl_autoscale.agents.export import Layer, export_policy
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.agents.ppo import (
     TrainingProgress,
     build_ppo,

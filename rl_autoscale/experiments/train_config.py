@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from rl_autoscale.agents.export import Layer, mean_network, read_actor
-from rl_autoscale.agents.learned import check_schema, constants_of, read_card, read_network
+from rl_autoscale.agents.policy_file import check_schema, constants_of, read_card, read_network
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.agents.pretrained import policy_folder
 from rl_autoscale.envs.constants import CONSTANTS, ByPrice, Constants, mean_constants

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rl_autoscale.agents import pretrained
-from rl_autoscale.agents.learned import LearnedPolicy, read_card
+from rl_autoscale.agents.learned import LearnedPolicy
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.agents.pretrained import CARD_PARTS, card_problems, pretrained_names, shipped_folder
 from rl_autoscale.agents.registry import make_policy
 from rl_autoscale.envs.scenario import load_scenario

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl_autoscale.agents.learned import price_sweep
+from rl_autoscale.agents.policy_file import price_sweep
 from rl_autoscale.agents.running_dial import OPENING_S, TIME_CONSTANT_S, RunningDial, price_at
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.fleet.errors import PolicyFileError, SpecError

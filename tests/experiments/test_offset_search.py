@@ -220,7 +220,7 @@ def test_no_more_than_all_that_was_found_is_kept() -> None:
 
 def test_training_searches_writes_down_what_it_found_and_can_search_alone(tiny_scenario: Path, tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
-    from rl_autoscale.agents.learned import read_card
+    from rl_autoscale.agents.policy_file import read_card
     from rl_autoscale.agents.ppo import PpoConfig
 
     scenario = load_scenario(tiny_scenario)

@@ -14,7 +14,7 @@ import yaml
 pytest.importorskip("stable_baselines3")
 
 from rl_autoscale.agents.export import Layer, export_policy, forward
-from rl_autoscale.agents.learned import read_card
+from rl_autoscale.agents.policy_file import read_card
 from rl_autoscale.agents.ppo import PpoConfig
 from rl_autoscale.agents.pretrained import pretrained_names
 from rl_autoscale.envs.constants import Constants
