@@ -8,10 +8,12 @@ unchanged.
 The loss of a candidate is its GPU-hours, relative to the rule's defaults, plus a price on every point of attainment
 that it stays below the asked one. The price is finite on purpose: where the asked attainment is out of reach on the
 hardest training episodes, a strict constraint would drive the search into corners. The defaults are the first
-candidate, so tuning never loses to them on training traffic; then half of the budget is random search (uniform in the
-unit cube that the ranges span), the rest is coordinate search around the best point with a step that halves when a
-round over all coordinates brings nothing. Where the step has become small before the budget is spent, the same begins
-again elsewhere: every rule spends all of its budget.
+candidate, so tuning never loses to them on training traffic; then a quarter of the budget is random search (uniform in
+the unit cube that the ranges span), the rest is drawn around the best point so far, with a third of the constants moved
+by steps that widen where a better one is found and narrow where none is. Candidates *race*: one episode after another,
+and whoever is behind the best on the episodes so far by more than a tenth for each that is left is played no further,
+so most of the budget goes to candidates that may win (the idea is irace's: Lopez-Ibanez et al., Operations Research
+Perspectives 3, 2016; the rule here is simpler).
 
 The budget is counted in simulated hours of training traffic, the currency in which the learned policy's training is
 counted too (`trained_hours`), so that a rule can be given exactly what PPO got.
@@ -25,19 +27,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool
+from rl_autoscale.experiments.episodes import EpisodeJob, EpisodePool, Split
 from rl_autoscale.experiments.offset_search import search_timesteps
 from rl_autoscale.experiments.search_spaces import LEAST_REPLICAS, SELECTIVITY, STRICTNESS, Dimension, search_space
 from rl_autoscale.fleet.errors import SpecError
 from rl_autoscale.fleet.rng import stream
 
-RANDOM_SHARE = 0.5
+RANDOM_SHARE = 0.25
 SHORTFALL_PRICE = 20.0
 """Bills of the defaults per unit of attainment missing: a point below the asked one weighs 20 % of the bill."""
 
-FIRST_STEP = 0.15
-SMALLEST_STEP = 0.005
+CANDIDATES_PER_RACE = 4
+BEHIND = 0.1
+"""A candidate leaves the race whose loss is above the best's on the same episodes by this share for each one left."""
+FIRST_STEP, LARGEST_STEP, SMALLEST_STEP = 0.25, 0.4, 0.03
+"""Standard deviation of a move in the unit cube."""
+WIDENING, NARROWING = 1.5, 0.9
+MOVED_SHARE = 0.3
+"""Of the constants, those that a move changes, on average."""
+
+FloatArray = npt.NDArray[np.float64]
+
 _WHOLE = frozenset({"batch_cap", "least_replicas", "replicas"})
 
 
@@ -51,7 +63,7 @@ class TuningResult:
         asked_attainment: what was tuned for.
         slo_attainment: mean over the training episodes.
         gpu_hours: mean over the training episodes.
-        num_candidates: points tried.
+        num_candidates: points tried, some of them in the first episodes only.
         num_episodes: episodes run.
         simulated_hours: fleet time simulated, the budget all rules share.
     """
@@ -66,11 +78,8 @@ class TuningResult:
     simulated_hours: float
 
 
-_Scored = tuple[float, np.ndarray, tuple[float, float]]
-"""(loss, place in the unit cube, (attainment, GPU-hours))."""
-
-Evaluate = Callable[[Sequence[dict[str, Any]]], list[tuple[float, float]]]
-"""Candidates -> (attainment, GPU-hours) of each."""
+Play = Callable[[Sequence[dict[str, Any]], int], FloatArray]
+"""Candidates and the number of an episode -> (attainment, GPU-hours) of each, shape (num_candidates, 2)."""
 
 
 def budget_episodes(hours: float, episode_s: float) -> int:
@@ -129,8 +138,8 @@ def tune_policy(
         scenario: name of one of the pool's scenarios.
         pool: runs the episodes.
         episode_s: length of each, the same for every rule.
-        budget_episodes: episodes in all; candidates = budget / seeds.
-        num_seeds: training episodes each candidate is judged on.
+        budget_episodes: episodes in all.
+        num_seeds: training episodes that a candidate is judged on, unless it falls behind.
         target: attainment asked for.
         one_pool: whether the fleet has one pool, so that a number of replicas to keep means something.
         history: every second episode is of the fleet's own past, not of its training traffic.
@@ -147,108 +156,126 @@ def tune_policy(
         raise SpecError(f"budget_episodes={budget_episodes} is below num_seeds={num_seeds}; raise it")
     given = fixed or {}
 
-    def evaluate(candidates: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    def play(candidates: Sequence[dict[str, Any]], episode: int) -> FloatArray:
+        split: Split = "history" if history and episode % 2 else "train"
         jobs = [
-            EpisodeJob(
-                str(number),
-                scenario,
-                "history" if history and episode % 2 else "train",
-                episode,
-                space.base,
-                {**given, **knobs},
-                episode_s,
-            )
-            for episode in range(num_seeds)
+            EpisodeJob(str(number), scenario, split, episode, space.base, {**given, **knobs}, episode_s)
             for number, knobs in enumerate(candidates)
         ]
-        totals = np.zeros((len(candidates), 2))
+        scores = np.zeros((len(candidates), 2))
         for outcome in pool.run(jobs):
             metrics = outcome.metrics
-            totals[int(outcome.job.identity)] += (metrics["slo_attainment"], metrics["gpu_hours"])
-        return [(float(a), float(h)) for a, h in totals / num_seeds]
+            scores[int(outcome.job.identity)] = (metrics["slo_attainment"], metrics["gpu_hours"])
+        return scores
 
-    num_candidates = budget_episodes // num_seeds
-    knobs, (attainment, hours), tried = search(
-        dimensions, evaluate, num_candidates, target=target, rng=stream(seed, f"tune/{policy}")
+    found = search(
+        dimensions, play, budget_episodes, num_seeds=num_seeds, target=target, rng=stream(seed, f"tune/{policy}")
     )
-    num_episodes = tried * num_seeds
+    attainment, hours = found.scores.mean(axis=0)
     return TuningResult(
-        policy, {**given, **knobs}, target, attainment, hours, tried, num_episodes, num_episodes * episode_s / 3600.0
+        policy,
+        {**given, **found.knobs},
+        target,
+        float(attainment),
+        float(hours),
+        found.num_candidates,
+        found.num_episodes,
+        found.num_episodes * episode_s / 3600.0,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What a search ends with.
+
+    Attributes:
+        knobs: the best candidate.
+        scores: its (attainment, GPU-hours) in each episode, shape (num_seeds, 2).
+        num_candidates: that began a race.
+        num_episodes: that were played.
+    """
+
+    knobs: dict[str, Any]
+    scores: FloatArray
+    num_candidates: int
+    num_episodes: int
 
 
 def search(
     dimensions: Sequence[Dimension],
-    evaluate: Evaluate,
-    num_candidates: int,
+    play: Play,
+    budget_episodes: int,
     *,
+    num_seeds: int,
     target: float,
     rng: np.random.Generator,
-) -> tuple[dict[str, Any], tuple[float, float], int]:
-    """The defaults, random search, then coordinate search, again while there is budget; see the module.
+) -> Found:
+    """The defaults, random search, then moves around the best; see the module.
 
-    Returns:
-        (best candidate, its (attainment, GPU-hours), candidates tried).
+    Args:
+        dimensions: what is searched.
+        play: one episode of each candidate.
+        budget_episodes: episodes in all, at least ``num_seeds``; fewer than ``num_seeds`` of them may stay unspent.
+        num_seeds: episodes of a candidate that is not behind.
+        target: attainment asked for.
+        rng: of the candidates.
     """
-    start = np.array([item.unit(item.default) for item in dimensions])
-    start_score = evaluate([_candidate(dimensions, start)])[0]
-    bill = start_score[1]
-    best, tried = (loss(start_score, target, bill), start, start_score), 1
-    while tried < num_candidates:
-        left = num_candidates - tried
-        points = rng.random((max(1, round(RANDOM_SHARE * left)), len(dimensions)))
-        scores = evaluate([_candidate(dimensions, point) for point in points])
-        drawn = [(loss(score, target, bill), point, score) for point, score in zip(points, scores, strict=True)]
-        if tried == 1:
-            drawn.append(best)  # the first descent may begin at the defaults; later ones begin elsewhere
-        tried += len(points)
-        local = min(drawn, key=lambda item: item[0])
-        local, used = _descend(dimensions, evaluate, local, num_candidates - tried, target, bill)
-        tried += used
-        best = min(best, local, key=lambda item: item[0])
-    return _candidate(dimensions, best[1]), best[2], tried
+    size = len(dimensions)
+    best = np.array([item.unit(item.default) for item in dimensions])
+    scores = np.concatenate([play([_candidate(dimensions, best)], episode) for episode in range(num_seeds)])
+    bill = float(scores[:, 1].mean())
+    num_candidates, spent, step = 1, num_seeds, FIRST_STEP
+    while (places := min(CANDIDATES_PER_RACE, (budget_episodes - spent) // num_seeds)) > 0:
+        if spent < RANDOM_SHARE * budget_episodes:
+            points = rng.random((places, size))
+        else:
+            moved = rng.random((places, size)) < MOVED_SHARE
+            moved[np.arange(places), rng.integers(size, size=places)] = True
+            points = np.clip(best + moved * step * rng.standard_normal((places, size)), 0.0, 1.0)
+        winner, theirs, played = _race(dimensions, play, points, scores, target, bill)
+        num_candidates, spent = num_candidates + places, spent + played
+        if spent - played >= RANDOM_SHARE * budget_episodes:
+            step = max(step * NARROWING, SMALLEST_STEP) if winner is None else min(step * WIDENING, LARGEST_STEP)
+        if winner is not None:
+            best, scores = points[winner], theirs
+    return Found(_candidate(dimensions, best), scores, num_candidates, spent)
 
 
-def _descend(
-    dimensions: Sequence[Dimension], evaluate: Evaluate, point: _Scored, budget: int, target: float, bill: float
-) -> tuple[_Scored, int]:
-    """Coordinate search from a point until its step is small or the budget is spent; (best point, candidates tried)."""
-    tried, step, coordinate, improved = 0, FIRST_STEP, 0, False
-    while tried < budget and step > SMALLEST_STEP:
-        neighbours = _neighbours(point[1], coordinate, step)[: budget - tried]
-        found = evaluate([_candidate(dimensions, neighbour) for neighbour in neighbours])
-        tried += len(neighbours)
-        for neighbour, score in zip(neighbours, found, strict=True):
-            if loss(score, target, bill) < point[0]:
-                point, improved = (loss(score, target, bill), neighbour, score), True
-        coordinate += 1
-        if coordinate == len(dimensions):
-            step, coordinate, improved = (step if improved else step / 2.0), 0, False
-    return point, tried
+def _race(
+    dimensions: Sequence[Dimension], play: Play, points: FloatArray, best: FloatArray, target: float, bill: float
+) -> tuple[int | None, FloatArray, int]:
+    """Who of several candidates beats the best; (which, or None, the scores of the best now, episodes played)."""
+    candidates = [_candidate(dimensions, point) for point in points]
+    scores = np.zeros((len(points), *best.shape))
+    running, played = np.arange(len(points)), 0
+    for episode in range(len(best)):
+        scores[running, episode] = play([candidates[k] for k in running], episode)
+        played += len(running)
+        so_far = np.array([loss(scores[k, : episode + 1], target, bill) for k in running])
+        behind = BEHIND * (len(best) - 1 - episode)
+        running = running[so_far <= (1.0 + behind) * loss(best[: episode + 1], target, bill)]
+        if len(running) == 0:
+            return None, best, played
+    final = [loss(scores[k], target, bill) for k in running]
+    if min(final) >= loss(best, target, bill):
+        return None, best, played
+    winner = int(running[int(np.argmin(final))])
+    return winner, scores[winner], played
 
 
-def loss(score: tuple[float, float], target: float, bill_hours: float) -> float:
+def loss(scores: npt.ArrayLike, target: float, bill_hours: float) -> float:
     """Smaller is better.
 
     Args:
-        score: (attainment, GPU-hours) of a candidate.
+        scores: (attainment, GPU-hours) of a candidate, shape (2,), or one such row for each episode, of which the mean
+            counts.
         target: attainment asked for.
         bill_hours: GPU-hours of the defaults.
     """
-    attainment, hours = score
-    return hours / max(bill_hours, 1e-9) + SHORTFALL_PRICE * max(0.0, target - attainment)
+    attainment, hours = np.asarray(scores, dtype=np.float64).reshape(-1, 2).mean(axis=0)
+    return float(hours / max(bill_hours, 1e-9) + SHORTFALL_PRICE * max(0.0, target - attainment))
 
 
-def _candidate(dimensions: Sequence[Dimension], point: np.ndarray) -> dict[str, Any]:
+def _candidate(dimensions: Sequence[Dimension], point: FloatArray) -> dict[str, Any]:
     values = {item.name: item.value(float(unit)) for item, unit in zip(dimensions, point, strict=True)}
     return {name: round(value) if name in _WHOLE else value for name, value in values.items()}
-
-
-def _neighbours(point: np.ndarray, coordinate: int, step: float) -> list[np.ndarray]:
-    moved = []
-    for direction in (-step, step):
-        neighbour = point.copy()
-        neighbour[coordinate] = np.clip(point[coordinate] + direction, 0.0, 1.0)
-        if neighbour[coordinate] != point[coordinate]:
-            moved.append(neighbour)
-    return moved
