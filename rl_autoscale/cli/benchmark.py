@@ -73,11 +73,11 @@ def command(
         int | None, typer.Option(min=0, help="Rounds of knob values added around each target; default 2.")
     ] = None,
     tune_episodes: Annotated[
-        int | None, typer.Option(min=1, help="Training episodes per tuned rule; default 96.")
+        int | None, typer.Option(min=1, help="Training episodes per tuned rule and attainment; default 96.")
     ] = None,
     tune_hours: Annotated[
         str | None,
-        typer.Option(help="Simulated hours per tuned rule instead; as-trained: what the learned policy got."),
+        typer.Option(help="Simulated hours for each of them instead; as-trained: what the learned policy got."),
     ] = None,
     span: Annotated[float | None, typer.Option(help="Cut the test traffic to so many seconds, for a look.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a benchmark found there is resumed.")] = None,

@@ -3,7 +3,7 @@
 A search of a few episodes a price keeps some of their luck, and a fleet's own past may differ from what was searched
 on: of twenty adapted networks seven were dearer than before on one of the two (docs/results.md). So both
 policies are played on validation traffic and on the fleet's history, and the adapted one is to be run where its bill is
-lower on each that there is.
+lower on the history, and on both together, weighted as the search weighs them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.experiments.bills import compare_policies, mean_changes, with_traffic
+from rl_autoscale.experiments.offset_search import traffic_weights
 from rl_autoscale.workload.spec import TraceSource
 
 EPISODES = {"validation": 12, "history": 6}
@@ -64,8 +65,12 @@ class Verdict:
 
     @property
     def keep(self) -> bool | None:
-        """Whether its bill is lower on all there is; None where there is nothing."""
-        return all(change.mean < 0.0 for change in self.changes.values()) if self.changes else None
+        """Whether its bill is lower on the past and on the weighted mean of all; None where there is nothing."""
+        if not self.changes:
+            return None
+        weights = traffic_weights(1, 1) if len(self.changes) == 2 else np.ones(1)
+        means = [self.changes[name].mean for name in EPISODES if name in self.changes]
+        return bool(means[-1] < 0.0 and weights @ np.log1p(means) < 0.0)
 
     @property
     def notes(self) -> set[str]:

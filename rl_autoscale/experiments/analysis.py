@@ -43,6 +43,10 @@ NOT_ADAPTIVE = "static"
 """Its knob is chosen in hindsight; nobody could have deployed it. It is shown, but is not a rule to beat."""
 
 
+Place = tuple[float | None, float | None]
+"""(`Row.tuned_for`, `Row.knob_value`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One policy with early refusal off or on.
@@ -52,7 +56,7 @@ class Entry:
         registered: its name in the registry.
         refusal: early refusal off or on.
         knob: name of the swept knob.
-        values: shape (num_knobs,), increasing.
+        settings: what was swept: which set of tuned constants (`Row.tuned_for`), and the knob's value, increasing.
         sweep: its episodes.
         hours: GPU-hours at each target.
         hypervolume: share of the reference rectangle.
@@ -62,7 +66,7 @@ class Entry:
     registered: str
     refusal: Refusal
     knob: str
-    values: tuple[float, ...]
+    settings: tuple[Place, ...]
     sweep: Sweep
     hours: tuple[Estimate, ...]
     hypervolume: Estimate
@@ -174,12 +178,12 @@ def _findings(scenario: str, rows: list[Row], targets: tuple[float, ...], seed: 
     entries = tuple(
         Entry(
             *(group[0], registered[group][0], group[1], registered[group][1]),
-            values=values,
+            settings=settings,
             sweep=sweep,
             hours=tuple(hours_at_attainment(sweep, targets, rng=rng)),
             hypervolume=_hypervolume(sweep, reference, rng),
         )
-        for group, (values, sweep) in known.items()
+        for group, (settings, sweep) in known.items()
     )
     focal = _focal(entries)
     used = tuple(_used(rows, entry) for entry in entries)
@@ -201,20 +205,20 @@ def _findings(scenario: str, rows: list[Row], targets: tuple[float, ...], seed: 
 
 def _sweep(
     rows: list[Row], policy: str, refusal: Refusal, seeds: tuple[int, ...]
-) -> tuple[tuple[float, ...], Sweep] | None:
-    """A complete sweep (every knob value on every seed); knob values still missing a seed are left out."""
+) -> tuple[tuple[Place, ...], Sweep] | None:
+    """A complete sweep (every setting on every seed); settings still missing a seed are left out."""
     mine = {
-        (row.knob_value, row.seed): row
+        ((row.tuned_for, row.knob_value), row.seed): row
         for row in rows
         if (row.policy, row.refusal) == (policy, refusal) and row.asked_attainment is None
     }
-    values = sorted({value for value, _ in mine}, key=lambda value: -np.inf if value is None else value)
-    values = [value for value in values if all((value, seed) in mine for seed in seeds)]
-    if not values:
+    settings = sorted({place for place, _ in mine}, key=lambda place: [-np.inf if x is None else x for x in place])
+    settings = [place for place in settings if all((place, seed) in mine for seed in seeds)]
+    if not settings:
         return None
-    attainment = np.array([[mine[value, seed].slo_attainment for value in values] for seed in seeds])
-    hours = np.array([[mine[value, seed].gpu_hours for value in values] for seed in seeds])
-    return tuple(np.nan if value is None else value for value in values), Sweep(np.nan_to_num(attainment), hours)
+    attainment = np.array([[mine[place, seed].slo_attainment for place in settings] for seed in seeds])
+    hours = np.array([[mine[place, seed].gpu_hours for place in settings] for seed in seeds])
+    return tuple(settings), Sweep(np.nan_to_num(attainment), hours)
 
 
 def _counts(registered: str) -> bool:
@@ -279,11 +283,11 @@ def _deployed(rows: list[Row], findings: Findings) -> list[Deployed]:
 
 def _used(rows: list[Row], entry: Entry) -> Used:
     k = operating_point(entry, USAGE_TARGET)
-    value = None if np.isnan(entry.values[k]) else entry.values[k]
     mine = [
         row.metrics
         for row in rows
-        if (row.policy, row.refusal, row.knob_value, row.asked_attainment) == (entry.policy, entry.refusal, value, None)
+        if (row.policy, row.refusal, row.asked_attainment) == (entry.policy, entry.refusal, None)
+        and (row.tuned_for, row.knob_value) == entry.settings[k]
     ]
     metrics = {name: float(np.mean([item.get(name, np.nan) for item in mine])) for name in USAGE_METRICS}
     metrics["qoe"] = float(np.mean([min(_of_classes(item, "qoe")) for item in mine]))

@@ -201,22 +201,19 @@ def _tune(
     out_dir: Path,
     progress: Progress | None,
 ) -> dict[tuple[str, str, Refusal], list[TuningResult]]:
-    """Tune what is to be tuned and is not in ``tuning.json`` yet; the constants that are swept come first."""
+    """Tune what is to be tuned and is not in ``tuning.json`` yet; of each, constants for every attainment."""
     path = out_dir / "tuning.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    # a knob that is chosen for each attainment asked needs constants for one of them
-    asked_for = () if config.chosen_on is not None else config.asked or ()
-    targets = tuple(dict.fromkeys((config.tune_target, *asked_for)))
+    targets = tuple(dict.fromkeys((config.tune_target, *(config.asked or ()))))
     wanted = [
-        (name, sweep, refusal, target)
+        (name, sweep, refusal)
         for name in scenarios
         for sweep in config.policies
         if sweep.tuned
         for refusal in config.refusal
-        for target in targets
     ]
     results: dict[tuple[str, str, Refusal], list[TuningResult]] = {}
-    for done, (name, sweep, refusal, target) in enumerate(wanted):
+    for done, (name, sweep, refusal) in enumerate(wanted):
         if progress is not None:
             progress(f"tuning {sweep.policy}", done, len(wanted))
         fixed = {**sweep.knobs, **refusal_knobs(sweep, refusal, config.refusal_strictness)}
@@ -226,17 +223,19 @@ def _tune(
             "episode_s": episode_s,
             "budget_episodes": config.tune_episodes if hours is None else budget_episodes(hours, episode_s),
             "num_seeds": config.tune_seeds,
-            "target": target,
+            "targets": targets,
             "one_pool": len(scenarios[name].fleet.pools) == 1,
             "history": config.tune_history and scenarios[name].history is not None,
         }
         key = _digest([context[name], sweep.policy, refusal, fixed, asked, asdict(search_space(sweep.policy))])
         if key not in known:
-            result = tune_policy(sweep.policy, name, pool, fixed=fixed, **asked)  # type: ignore[arg-type]
-            known[key] = {"scenario": name, "refusal": refusal, **asdict(result)}
+            found = tune_policy(sweep.policy, name, pool, fixed=fixed, **asked)  # type: ignore[arg-type]
+            known[key] = [{"scenario": name, "refusal": refusal, **asdict(result)} for result in found]
             write_text(path, json.dumps(known, indent=2) + "\n")
-        stored = {field: value for field, value in known[key].items() if field not in ("scenario", "refusal")}
-        results.setdefault((name, sweep.name, refusal), []).append(TuningResult(**stored))
+        results[name, sweep.name, refusal] = [
+            TuningResult(**{field: value for field, value in stored.items() if field not in ("scenario", "refusal")})
+            for stored in known[key]
+        ]
     return results
 
 
@@ -308,6 +307,7 @@ def _row(cell: Cell, outcome: EpisodeOutcome) -> Row:
         gpu_hours=outcome.metrics["gpu_hours"],
         slo_attainment=outcome.metrics["slo_attainment"],
         asked_attainment=cell.asked_attainment,
+        tuned_for=cell.tuned_for,
         knobs=cell.knobs,
         metrics=outcome.metrics,
         wall_s=outcome.wall_s,

@@ -26,6 +26,9 @@ from rl_autoscale.experiments.tuning import TuningResult
 from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import SpecError
 
+BESIDE = 0.1
+"""How far beside its tuned value a knob is swept, as a share of its range, where constants were searched for several
+attainments."""
 RESOLUTION = 0.002
 """Neighbours on a front closer than this in attainment are not refined further."""
 
@@ -89,10 +92,12 @@ class BenchmarkConfig(Config):
     refinements: NonNegativeInt = Field(default=2, description="rounds of added knob values around each target")
     targets: tuple[float, ...] = Field(default=TARGETS, min_length=1, description="attainments that are reported")
     span_s: PositiveFloat | None = Field(default=None, description="cut the test traffic, for quick looks")
-    tune_episodes: PositiveInt = Field(default=96, description="training episodes per tuned rule, the same for all")
+    tune_episodes: PositiveInt = Field(
+        default=96, description="training episodes per tuned rule and attainment, the same for all"
+    )
     tune_hours: PositiveFloat | Literal["as-trained"] | None = Field(
         default=None,
-        description="simulated hours per tuned rule instead of episodes; as-trained: what the learned policy got",
+        description="simulated hours per tuned rule and attainment instead; as-trained: what the learned policy got",
     )
     tune_seeds: PositiveInt = Field(default=4, description="training episodes each candidate is judged on")
     tune_episode_s: PositiveFloat | None = Field(default=None, description="their length; default the scenario's")
@@ -103,7 +108,7 @@ class BenchmarkConfig(Config):
     asked: tuple[float, ...] | None = Field(
         default=None,
         min_length=1,
-        description="attainments asked of deployed policies, rules tuned anew for each unless chosen_on is given; "
+        description="attainments asked of deployed policies, constants of rules are searched for each; "
         "default tune_target of rules, and the targets of policies that can be asked",
     )
     chosen_on: Literal["history", "validation"] | None = Field(
@@ -147,6 +152,7 @@ class Cell:
     knobs: dict[str, Any]
     asked_attainment: float | None = None
     split: Split = "test"
+    tuned_for: float | None = None
 
 
 def parse_policies(words: Sequence[str]) -> tuple[PolicySweep, ...]:
@@ -191,7 +197,7 @@ def grid(
     Args:
         config: what to compare.
         sweeps: who runs, by name of the scenario (`suites.sweeps_that_fit`).
-        tuned: by (scenario, name of the sweep, refusal): constants that are swept, then those for other attainments.
+        tuned: by (scenario, name of the sweep, refusal): constants for each attainment they were searched for.
     """
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
     return [
@@ -222,7 +228,14 @@ def _sweep_cells(
     if knob is None:
         return [cell]
     values = thin(sweep.values or default_sweep(sweep), config.max_knob_values)
-    cells = [replace(cell, knob_value=value, knobs={**base, knob.name: value}) for value in values]
+    if len(results) > 1:
+        cells = [
+            replace(cell, knob_value=value, knobs={**result.knobs, knob.name: value}, tuned_for=result.asked_attainment)
+            for result in results
+            for value in sweep.values or _around(result, knob.name)
+        ]
+    else:
+        cells = [replace(cell, knob_value=value, knobs={**base, knob.name: value}) for value in values]
     for result in results:
         if config.asked is None or result.asked_attainment in config.asked:
             chosen = float(result.knobs[knob.name])
@@ -232,6 +245,14 @@ def _sweep_cells(
         asked = config.targets if config.asked is None else config.asked
         cells += [replace(cell, knobs={**base, "attainment": one}, asked_attainment=one) for one in asked]
     return cells
+
+
+def _around(result: TuningResult, knob: str) -> list[float]:
+    """The knob as it was tuned, and a little to both sides: constants for one attainment serve those beside it."""
+    tuned, dimension = float(result.knobs[knob]), search_space(result.policy).dimensions[0]
+    beside = (dimension.value(min(max(dimension.unit(tuned) + step, 0.0), 1.0)) for step in (-BESIDE, BESIDE))
+    whole = is_whole(policy_class(search_space(result.policy).base), knob)
+    return sorted({tuned, *(float(round(value)) if whole else value for value in beside)})
 
 
 def thin(values: tuple[float, ...], at_most: int | None) -> tuple[float, ...]:
@@ -261,10 +282,11 @@ def refine(done: Sequence[tuple[Cell, Row]], targets: tuple[float, ...]) -> list
     Returns:
         New cells, all seeds of each new knob value, those that share a workload together.
     """
-    groups: dict[tuple[str, str, Refusal], list[tuple[Cell, Row]]] = {}
+    groups: dict[tuple[str, str, Refusal, float | None], list[tuple[Cell, Row]]] = {}
     for cell, row in done:
         if cell.knob_value is not None and cell.asked_attainment is None:
-            groups.setdefault((cell.scenario, cell.sweep.name, cell.refusal), []).append((cell, row))
+            place = (cell.scenario, cell.sweep.name, cell.refusal, cell.tuned_for)
+            groups.setdefault(place, []).append((cell, row))
     added = []
     for group in groups.values():
         values = np.array(sorted({cell.knob_value for cell, _ in group if cell.knob_value is not None}))

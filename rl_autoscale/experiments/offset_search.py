@@ -9,11 +9,13 @@ It is cheap to see directly. Here the policy is played as it is deployed, twice 
 that fleet's past as well: what its bursts come to, broad training traffic does not say. A price is in force for a whole
 episode, so an offset at one price says nothing of the others, and one pair of runs tells of all prices. The bill of an
 episode is the reward's, ``cost + miss_price * misses`` (envs/reward.py); bills of one kind of traffic and price are
-averaged, and what is compared is the mean over kinds of their logarithms, smoothed over neighbouring prices.
+averaged, and what is compared is the mean over kinds of their logarithms, smoothed over neighbouring prices; the past
+weighs three times as much as training traffic, which keeps the policy fit for loads that the past has not had.
 For each constant of the policy (envs/constants.py), each class's admission and the batch cap, floor and headroom of
 each pool in turn the move with the smallest bill is chosen at each price, and kept where other episodes confirm it:
 dear misses are rare, and the best of several trials is partly luck. Then the steps are made smaller, and it begins
-again.
+again. What pays only together moves of one thing do not find: fleets that keep more and scale less are tried before
+them, and *joint moves* of several things, drawn at random and ever smaller, after them.
 
 Offsets of actions between prices are interpolated, and become part of the network (`with_offsets`): a few more units in
 each hidden layer. Constants go into the card, a value for each price.
@@ -39,6 +41,7 @@ from rl_autoscale.envs.scenario import Scenario
 from rl_autoscale.envs.schema import Schema
 from rl_autoscale.experiments.bills import HISTORY_SPAN_S, NUM_WORKLOADS, PricedEpisodes, prices_of, with_traffic
 from rl_autoscale.fleet.config import Config
+from rl_autoscale.fleet.rng import stream
 from rl_autoscale.workload.spec import TraceSource
 
 FloatArray = npt.NDArray[np.float64]
@@ -57,12 +60,33 @@ FIRST_STEPS = {
 """Moves tried in the first round, by constant and action, in the order in which they are searched, halved in every
 other; of a cap share octaves, of least replicas multiples of the mean demand, else what is added. Over many scenarios
 together admission and batch cap bring next to nothing; on a single one they can bring most."""
+FIXED_FLEETS = (1.0, 1.75, 2.5, 3.5, 5.0, 6.5, 9.0)
+"""Sizes of a fleet that hardly scales at all, tried before all else where least replicas are searched, in multiples of
+the mean demand: so many are kept, and floor and headroom lowered by 1. On ``coder`` nothing beats that, and no move of
+one of the three leads there."""
+JOINT_STEPS = {
+    "found_share": 0.3,
+    "least_replicas": 2.0,
+    "hysteresis": 0.1,
+    "admission": 0.3,
+    "batch_cap": 0.3,
+    "floor": 0.4,
+    "headroom": 0.25,
+}
+"""Standard deviations of what joint moves begin with; in the same units."""
+JOINT_SHARE = 0.5
+"""Of actions and constants, those that a joint move changes, on average."""
+LAST_JOINT_STEP = 0.25
+"""What the last joint move is to the first."""
 SAME_AT_ALL_PRICES = ("cap_share", "selectivity")
 """Constants of which one move is chosen for all prices: what differs by price there is mostly the luck of episodes."""
 LEAST_GAIN = 0.002
 """An offset that lowers the bill by less than this share is noise, and not kept."""
 SMOOTHING = 0.25
 """Weight of each neighbouring price in what an offset is said to gain."""
+HISTORY_WEIGHT = 0.75
+"""Of a fleet's past beside its training traffic, in what is compared. Weighed alike, the low loads of training traffic
+outweighed on ``coder`` what a reserve was worth on its past."""
 CARRY = 0.1
 """Scale at which a unit passes another tanh; a value of 1 loses 0.3 %."""
 
@@ -80,13 +104,22 @@ class SearchProgress:
 class OffsetSearchConfig(Config):
     """How long to search."""
 
-    rounds: NonNegativeInt = Field(default=2, description="0: no search")
+    rounds: NonNegativeInt = Field(default=2, description="of moves of one action or constant; 0: none")
     episodes: PositiveInt = Field(
         default=8, description="of each scenario at each price; as many others confirm what they say"
     )
-    history: bool = Field(
-        default=False, description="half as many of the fleet's own past count as much, where a scenario has one"
+    joint_moves: NonNegativeInt = Field(
+        default=0, description="after the rounds: moves of several actions and constants at once"
     )
+    history: bool = Field(
+        default=False,
+        description="half as many of the fleet's own past count three times as much, where a scenario has one",
+    )
+
+    @property
+    def searches(self) -> bool:
+        """Whether anything is searched."""
+        return self.rounds + self.joint_moves > 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,6 +193,7 @@ def search_offsets(
         )
         for item in (with_traffic(scenarios, history=True) if config.history else ())
     ]
+    weights = traffic_weights(len(scenarios), len(players) - len(scenarios))
     unit = float(np.mean([player.mean_demand(seed) for player in players])) if "least_replicas" in names else 1.0
     trials = [
         (k, tuple(step * (unit if kind == "least_replicas" else 1.0) / 2.0**number for step in steps))
@@ -168,7 +202,9 @@ def search_offsets(
         for k, name in enumerate(names)
         if name.split(".")[-1] == kind
     ]
-    most_runs, done = 2 + sum(len(steps) + 1 for _, steps in trials), 0
+    fixed = _fixed_fleets(names, unit) if config.rounds else np.empty((0, len(names)))
+    batches = ([len(fixed)] if len(fixed) else []) + [len(steps) for _, steps in trials] + [1] * config.joint_moves
+    most_runs, done = 2 + sum(trials_of + 1 for trials_of in batches), 0
 
     def bills(moves: FloatArray, episodes: int) -> FloatArray:
         nonlocal done
@@ -182,23 +218,60 @@ def search_offsets(
     best = np.zeros((len(prices), len(names)))
     now, first = bills(best, _TRIED), bills(best, _CONFIRMING)
     confirmed = first
-    for k, steps in trials:
-        moved = [best + step * (np.arange(len(names)) == k) for step in (0.0, *steps)]
+
+    def consider(steps: FloatArray, *, together: bool = False) -> None:
+        """Try steps of shape (num_trials, num_names), all of them at every price, and keep what is confirmed."""
+        nonlocal best, now, confirmed
+        moved = np.array([best, *(best + step for step in steps)])
         tried = np.array([now, *(bills(moves, _TRIED) for moves in moved[1:])])
-        together = names[k] in SAME_AT_ALL_PRICES
-        chosen = choose_steps(tried, together=together)
+        chosen = choose_steps(tried, weights, together=together)
         if not chosen.any():
-            continue
-        candidate = np.array(moved)[chosen, np.arange(len(prices))]
+            return
+        candidate = moved[chosen, np.arange(len(prices))]
         again = bills(candidate, _CONFIRMING)
-        kept = (choose_steps(np.array([confirmed, again]), together=together) == 1) & (chosen > 0)
+        kept = (choose_steps(np.array([confirmed, again]), weights, together=together) == 1) & (chosen > 0)
+        if not together:  # a large move that pays at both neighbours may not at the price between them
+            kept &= weights @ np.log(again / confirmed) <= 0.0
         best = np.where(kept[:, None], candidate, best)
         confirmed = np.where(kept, again, confirmed)
         now = np.where(kept, tried[chosen, :, np.arange(len(prices))].T, now)
-    change = np.exp(np.log(confirmed / first).mean(axis=0)) - 1.0
+
+    if len(fixed):
+        consider(fixed)
+    for k, steps in trials:
+        consider(np.outer(steps, np.arange(len(names)) == k), together=names[k] in SAME_AT_ALL_PRICES)
+    for step in joint_steps(names, unit, config.joint_moves, seed):
+        consider(step[None])
+    change = np.exp(weights @ np.log(confirmed / first)) - 1.0
     num_steps = sum(player.num_steps for player in players)
     found = moved_by(constants, dict(zip(names, best.T, strict=True)), prices)
     return Offsets(prices, best[:, : len(actions)], change, num_steps, found)
+
+
+def _fixed_fleets(names: Sequence[str], unit: float) -> FloatArray:
+    """Moves to a fleet that keeps its size, shape (number, num_names); none where least replicas are not searched."""
+    if "least_replicas" not in names:
+        return np.empty((0, len(names)))
+    lowered = np.array([-1.0 if name.endswith((".floor", ".headroom")) else 0.0 for name in names])
+    kept = np.array([name == "least_replicas" for name in names])
+    return lowered + np.outer(np.array(FIXED_FLEETS) * unit, kept)
+
+
+def joint_steps(names: Sequence[str], unit: float, number: int, seed: int) -> FloatArray:
+    """Moves of several things at once, ever smaller ones, shape (number, num_names).
+
+    Args:
+        names: of what is searched.
+        unit: of least replicas.
+        number: how many.
+        seed: of the draws.
+    """
+    rng = stream(seed, "joint moves")
+    size = np.array([JOINT_STEPS.get(name.split(".")[-1], 0.0) for name in names])
+    size[[name == "least_replicas" for name in names]] *= unit
+    moved = rng.random((number, len(names))) < JOINT_SHARE
+    narrowing = np.geomspace(1.0, LAST_JOINT_STEP, number)[:, None] if number else np.ones((0, 1))
+    return np.asarray(moved * size * narrowing * rng.standard_normal(moved.shape))
 
 
 def _constants_to_turn(scenarios: Sequence[Scenario]) -> tuple[str, ...]:
@@ -225,17 +298,24 @@ def search_timesteps(training: Mapping[str, Any]) -> int:
     return int(searched) + int(training.get("search_timesteps_before", 0))
 
 
-def choose_steps(bills: FloatArray, *, together: bool = False) -> npt.NDArray[np.int64]:
+def traffic_weights(num_training: int, num_histories: int) -> FloatArray:
+    """How much each kind of traffic counts, shape (num_training + num_histories,), sum 1; training traffic first."""
+    share = HISTORY_WEIGHT if num_histories else 0.0
+    return np.repeat([(1.0 - share) / num_training, share / max(num_histories, 1)], [num_training, num_histories])
+
+
+def choose_steps(bills: FloatArray, weights: FloatArray, *, together: bool = False) -> npt.NDArray[np.int64]:
     """At each price the trial with the smallest bill; the first, which moves nothing, unless that gains enough.
 
     Args:
-        bills: shape (num_trials, num_scenarios, num_prices), > 0.
+        bills: shape (num_trials, num_kinds, num_prices), > 0.
+        weights: of kinds of traffic, shape (num_kinds,), sum 1.
         together: whether it is to be the same at all prices.
 
     Returns:
         Indices of trials, shape (num_prices,).
     """
-    gain = np.log(bills / bills[0]).mean(axis=1)
+    gain = np.einsum("tkp,k->tp", np.log(bills / bills[0]), weights)
     padded = np.pad(gain, ((0, 0), (1, 1)), mode="edge")
     smooth = (1.0 - 2.0 * SMOOTHING) * gain + SMOOTHING * (padded[:, :-2] + padded[:, 2:])
     if together:

@@ -92,7 +92,8 @@ def write_report(
     findings = analyse(rows) if config is None else analyse(rows, targets=config.targets)
     cards = _read_json(folder / "workloads.json")
     suite = analyse_suite(rows, findings, {name: card.get("groups", ()) for name, card in cards.items()})
-    extra_notes = (*extra_notes, *describe_budgets(list(_read_json(folder / "tuning.json").values())))
+    tuned = [item if isinstance(item, list) else [item] for item in _read_json(folder / "tuning.json").values()]
+    extra_notes = (*extra_notes, *describe_budgets([result for results in tuned for result in results]))
     figures = _draw(folder, rows, findings, _scenarios(config), trace_folders, timeline, config)
     if config is not None and config.span_s is not None:
         extra_notes = (*extra_notes, f"Test traffic cut to {config.span_s:g} s: a look, not the benchmark.")
@@ -324,14 +325,14 @@ def _timeline_pair(one: Findings, chosen: tuple[str, str] | None) -> tuple[Entry
 def _timeline(entry: Entry, one: Findings, rows: Sequence[Row], runner: EpisodeRunner, span_s: float | None) -> Any:
     from rl_autoscale.experiments.figures import Timeline
 
-    value = entry.values[operating_point(entry, TIMELINE_TARGET)]
+    setting = entry.settings[operating_point(entry, TIMELINE_TARGET)]
     row = next(
         row
         for row in rows
         if (row.scenario, row.policy, row.refusal, row.seed)
         == (one.scenario, entry.policy, entry.refusal, one.seeds[0])
         and row.asked_attainment is None
-        and (row.knob_value is None or row.knob_value == value)
+        and (row.tuned_for, row.knob_value) == setting
     )
     knobs = {name: float(v) if v in ("inf", "-inf") else v for name, v in row.knobs.items()}
     result = runner.result(EpisodeJob(row.key, one.scenario, "test", row.seed, row.registered, knobs, span_s))

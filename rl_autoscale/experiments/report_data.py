@@ -32,7 +32,9 @@ def as_data(findings: Sequence[Findings]) -> list[dict[str, Any]]:
                     "hypervolume": number(item.hypervolume.value),
                     "front": [
                         {item.knob or "knob": value, "slo_attainment": a, "gpu_hours": h}
-                        for value, a, h in zip(item.values, *(x.tolist() for x in item.sweep.mean()), strict=True)
+                        for (_, value), a, h in zip(
+                            item.settings, *(x.tolist() for x in item.sweep.mean()), strict=True
+                        )
                     ],
                 }
                 for item in one.entries

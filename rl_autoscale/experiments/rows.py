@@ -36,6 +36,7 @@ class Row:
         gpu_hours: starting, ready and draining replicas.
         slo_attainment: share of arrived requests that met all their SLOs.
         asked_attainment: what the knobs were tuned for on training traffic; None for a point of a sweep.
+        tuned_for: which of several sets of tuned constants its knob is swept with; None where there is one.
         knobs: all keyword arguments of the policy, for the reader; without a workload's arrays.
         metrics: `EpisodeResult.summary()`; docs/metrics.md defines each.
         wall_s: time the episode took.
@@ -52,6 +53,7 @@ class Row:
     gpu_hours: float
     slo_attainment: float
     asked_attainment: float | None = None
+    tuned_for: float | None = None
     knobs: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0

@@ -117,7 +117,7 @@ def _front_rows(findings: Sequence[Findings]) -> list[tuple[str | float | None, 
         (one.scenario, item.policy, item.refusal, item.knob, value, attainment, hours)
         for one in findings
         for item in one.entries
-        for value, attainment, hours in zip(item.values, *(x.tolist() for x in item.sweep.mean()), strict=True)
+        for (_, value), attainment, hours in zip(item.settings, *(x.tolist() for x in item.sweep.mean()), strict=True)
     ]
 
 

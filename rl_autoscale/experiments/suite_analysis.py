@@ -193,9 +193,10 @@ _Runs = dict[_Key, tuple[str, tuple[Setting, ...]]]
 
 def _settings(rows: Sequence[Row], names: Sequence[str], seeds: Sequence[int], reference: FloatArray) -> _Runs:
     """The settings of every policy that were run on all scenarios and seeds, with its name in the registry."""
-    by_setting: dict[_Key, dict[tuple[float | None, float | None], dict[tuple[str, int], Row]]] = {}
+    by_setting: dict[_Key, dict[tuple[float | None, ...], dict[tuple[str, int], Row]]] = {}
     for row in rows:
-        place = (row.asked_attainment, None if row.asked_attainment is not None else row.knob_value)
+        swept = (None, None) if row.asked_attainment is not None else (row.knob_value, row.tuned_for)
+        place = (row.asked_attainment, *swept)
         mine = by_setting.setdefault((row.policy, row.refusal), {})
         mine.setdefault(place, {})[row.scenario, row.seed] = row
     wanted = [(name, seed) for name in names for seed in seeds]
@@ -213,9 +214,9 @@ def _settings(rows: Sequence[Row], names: Sequence[str], seeds: Sequence[int], r
 
 
 def _setting(
-    place: tuple[float | None, float | None], rows: Sequence[Row], num_scenarios: int, reference: FloatArray
+    place: tuple[float | None, ...], rows: Sequence[Row], num_scenarios: int, reference: FloatArray
 ) -> Setting:
-    asked, value = place
+    asked, value, _ = place
     label = f"asked {asked:.3g}" if asked is not None else "" if value is None else f"{rows[0].knob} {value:.3g}"
 
     def mean(*metrics: str) -> float:

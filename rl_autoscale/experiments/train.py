@@ -225,7 +225,7 @@ def _searched(
     report: TrainingReport | None,
 ) -> tuple[list[Layer], TrainConfig, dict[str, Any]]:
     """The network with the offsets found for it, the configuration with its constants, and what the card says."""
-    if config.offset_search.rounds == 0:
+    if not config.offset_search.searches:
         return layers, config, {}
 
     as_deployed = partial(_training_mdp, _without_faults(config))

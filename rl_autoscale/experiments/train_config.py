@@ -117,7 +117,7 @@ ADAPTING_PPO: Mapping[str, float] = {
 115,200 steps of PPO before it add nothing in about as many simulated hours (docs/learner.md). For a training that is
 given steps, rollouts are as large as in the training of `single-pool`: a smaller one sees too few bursts."""
 ADAPTING_FAULTS = FaultConfig(missing=0.003, frozen=0.003)
-ADAPTING_SEARCH = OffsetSearchConfig(rounds=1, episodes=8, history=True)
+ADAPTING_SEARCH = OffsetSearchConfig(rounds=1, joint_moves=40, episodes=8, history=True)
 
 
 def timesteps_before(config: TrainConfig) -> int:

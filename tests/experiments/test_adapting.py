@@ -55,6 +55,19 @@ def test_what_changes_nothing_is_not_worth_a_new_policy(scenario: Scenario, tmp_
     assert (verdict.keep, verdict.changes["history"].mean) == (False, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("validation", "history", "keep"),
+    [(0.05, -0.1, True), (-0.3, 0.01, False), (0.6, -0.05, False), (None, -0.1, True), (-0.1, None, True)],
+)
+def test_the_past_weighs_more_than_what_may_come(validation: float | None, history: float | None, keep: bool) -> None:
+    changes = {
+        name: Change(np.ones(2), np.full(2, change), ())
+        for name, change in (("validation", validation), ("history", history))
+        if change is not None
+    }
+    assert Verdict("a", "b", changes).keep is keep
+
+
 def test_where_there_is_no_traffic_to_judge_by_it_says_so(scenario: Scenario, tmp_path: Path) -> None:
     policy = exported(scenario, 0.0, tmp_path / "one")
     from_the_start = tuple(stream.model_copy(update={"slice_s": None}) for stream in scenario.test.streams)

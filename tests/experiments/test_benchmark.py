@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,9 @@ def test_changed_code_runs_anew(
 def test_a_rule_tuned_twice_keeps_what_was_found_for_each(
     tiny_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(policy: str, *_: object, fixed: dict[str, float], **asked: float) -> TuningResult:
+    def found(policy: str, *_: object, fixed: dict[str, float], targets: Sequence[float], **asked: float) -> object:
         headroom = 1.1 if fixed["admission"] == 1.0 else 3.3
-        return TuningResult(policy, {**fixed, "headroom": headroom}, asked["target"], 0.98, 1.0, 1, 1, 1.0)
+        return [TuningResult(policy, {**fixed, "headroom": headroom}, one, 0.98, 1.0, 1, 1, 1.0) for one in targets]
 
     monkeypatch.setattr(benchmark, "tune_policy", found)
     twice = [
@@ -219,7 +220,7 @@ def test_a_failing_job_ends_the_run_with_its_message(tiny_scenario: Path) -> Non
 def test_the_tuning_budget_may_be_stated_in_simulated_hours(tiny_scenario: Path, tmp_path: Path) -> None:
     chosen = config(tiny_scenario, "headroom-tuned", tune_hours=0.15, tune_seeds=2, refusal=["on"])
     run_benchmark(chosen, tmp_path / "run")
-    (result,) = json.loads((tmp_path / "run" / "tuning.json").read_text()).values()
+    ((result,),) = json.loads((tmp_path / "run" / "tuning.json").read_text()).values()
     assert (result["num_episodes"], result["simulated_hours"]) == (8, pytest.approx(8 / 60))  # four whole candidates
     with pytest.raises(SpecError, match="as-trained needs a learned policy"):
         config(tiny_scenario, "headroom-tuned", tune_hours="as-trained")

@@ -51,7 +51,7 @@ def test_a_policy_that_never_gets_there_is_said_so(make_rows: MakeRows) -> None:
 
 def test_knob_values_that_lack_a_seed_are_left_out(make_rows: MakeRows) -> None:
     rows = [row for row in make_rows({"hpa": 1.0}) if row.key != "hpa/3/2"]
-    assert analyse(rows)[0].entries[0].values == (0.0, 1.0, 3.0)
+    assert analyse(rows)[0].entries[0].settings == ((None, 0.0), (None, 1.0), (None, 3.0))
 
 
 def test_losses_are_bold_and_wins_are_not(make_rows: MakeRows) -> None:

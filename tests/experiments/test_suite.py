@@ -236,9 +236,7 @@ def test_a_trained_policy_runs_where_it_fits_and_nowhere_else(tiny_pretrained: P
     assert [sweep.name for sweep in learned_sweeps(["pretrained/tiny"] * 2)] == ["PPO tiny"] * 2
 
 
-def test_rules_are_tuned_for_every_attainment_asked_and_swept_with_the_first(
-    tiny_scenario: Path, tmp_path: Path
-) -> None:
+def test_rules_are_tuned_for_every_attainment_asked_and_swept_with_each(tiny_scenario: Path, tmp_path: Path) -> None:
     given = {
         "scenarios": [str(tiny_scenario)],
         "policies": [sweep.model_dump() for sweep in parse_policies(["headroom-tuned", "headroom-budget"])],
@@ -248,8 +246,11 @@ def test_rules_are_tuned_for_every_attainment_asked_and_swept_with_the_first(
     rows = run_benchmark(BenchmarkConfig.from_dict(given), tmp_path)
     deployed = {(row.policy, row.asked_attainment) for row in rows if row.asked_attainment is not None}
     assert deployed == {(policy, target) for policy in ("headroom-tuned", "headroom-budget") for target in (0.9, 0.95)}
-    tuned = json.loads((tmp_path / "tuning.json").read_text()).values()
+    (tuned,) = json.loads((tmp_path / "tuning.json").read_text()).values()
     assert sorted(result["asked_attainment"] for result in tuned) == [0.9, 0.95, 0.98]
-    primary = next(result for result in tuned if result["asked_attainment"] == 0.98)
     swept = [row for row in rows if row.policy == "headroom-tuned" and row.asked_attainment is None]
-    assert {row.knobs["up_time_constant_s"] for row in swept} == {primary["knobs"]["up_time_constant_s"]}
+    for result in tuned:
+        mine = [row for row in swept if {**row.knobs, "headroom": 0} == {**result["knobs"], "headroom": 0}]
+        assert {result["knobs"]["headroom"]} < {row.knob_value for row in mine}
+    (entry,) = [item for item in analyse(rows)[0].entries if item.policy == "headroom-tuned"]
+    assert len(entry.settings) == len({(row.tuned_for, row.knob_value) for row in swept})

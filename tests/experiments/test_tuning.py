@@ -47,27 +47,43 @@ class Counting:
 
 def test_search_finds_the_bottom_of_a_bowl() -> None:
     for seed in range(5):
-        found = search(SPACE, bowl, 160, num_seeds=2, target=0.98, rng=np.random.default_rng(seed))
-        attainment, hours = found.scores.mean(axis=0)
+        found = search(SPACE, bowl, 160, num_seeds=2, targets=(0.98,), rng=np.random.default_rng(seed))
+        (leader,) = found.leaders
+        attainment, hours = leader.scores.mean(axis=0)
         assert attainment == 1.0
         assert hours < 1.01
-        assert found.knobs["x"] == pytest.approx(3.0, rel=0.1)
+        assert SPACE[0].value(leader.point[0]) == pytest.approx(3.0, rel=0.1)
+
+
+def slope(candidates: Sequence[dict[str, Any]], episode: int) -> FloatArray:
+    """What is attained grows with x, and so does the bill; y is to be 0."""
+    return np.array([(1.0 - 0.02 / c["x"], c["x"] + c["y"] ** 2) for c in candidates])
+
+
+def test_one_search_finds_constants_for_every_attainment() -> None:
+    targets = (0.95, 0.98)
+    found = search(SPACE, slope, 400, num_seeds=2, targets=targets, rng=np.random.default_rng(0), price=60.0)
+    for target, leader in zip(targets, found.leaders, strict=True):
+        attainment, hours = leader.scores.mean(axis=0)
+        needed = 0.02 / (1.0 - target)
+        assert attainment == pytest.approx(target, abs=0.002)
+        assert hours == pytest.approx(needed, rel=0.1)
 
 
 @pytest.mark.parametrize("num_seeds", [1, 3])
 @pytest.mark.parametrize("budget", [3, 4, 5, 13, 200])
 def test_search_spends_its_budget_and_beats_the_defaults(budget: int, num_seeds: int) -> None:
     counting = Counting(bowl)
-    found = search(SPACE, counting, budget, num_seeds=num_seeds, target=0.98, rng=np.random.default_rng(1))
+    found = search(SPACE, counting, budget, num_seeds=num_seeds, targets=(0.98,), rng=np.random.default_rng(1))
     assert found.num_episodes == counting.played.total()
     assert budget - num_seeds < found.num_episodes <= budget
     assert found.num_candidates >= len(counting.played)  # a move may lead to where another has led
-    assert found.scores[:, 1].mean() <= bowl([{"x": 1.0, "y": 0.9}], 0)[0, 1]
+    assert found.leaders[0].scores[:, 1].mean() <= bowl([{"x": 1.0, "y": 0.9}], 0)[0, 1]
 
 
 def test_who_falls_behind_is_played_no_further() -> None:
     counting = Counting(bowl)
-    search(SPACE, counting, 400, num_seeds=4, target=0.98, rng=np.random.default_rng(0))
+    search(SPACE, counting, 400, num_seeds=4, targets=(0.98,), rng=np.random.default_rng(0))
     hours = {knobs: bowl([dict(zip("xy", knobs, strict=True))], 0)[0, 1] for knobs in counting.played}
     best = min(hours.values())
     assert {counting.played[knobs] for knobs, value in hours.items() if value < best * (1.0 + BEHIND)} == {4}
