@@ -228,14 +228,20 @@ def _sweep_cells(
     if knob is None:
         return [cell]
     values = thin(sweep.values or default_sweep(sweep), config.max_knob_values)
+    swept = [(cell, values)]
     if len(results) > 1:
-        cells = [
-            replace(cell, knob_value=value, knobs={**result.knobs, knob.name: value}, tuned_for=result.asked_attainment)
+        swept = [
+            (
+                replace(cell, knobs=result.knobs, tuned_for=result.asked_attainment),
+                values if sweep.values else _around(result, knob.name),
+            )
             for result in results
-            for value in sweep.values or _around(result, knob.name)
         ]
-    else:
-        cells = [replace(cell, knob_value=value, knobs={**base, knob.name: value}) for value in values]
+    cells = [
+        replace(one, knob_value=value, knobs={**one.knobs, knob.name: value})
+        for one, around in swept
+        for value in around
+    ]
     for result in results:
         if config.asked is None or result.asked_attainment in config.asked:
             chosen = float(result.knobs[knob.name])
@@ -247,12 +253,12 @@ def _sweep_cells(
     return cells
 
 
-def _around(result: TuningResult, knob: str) -> list[float]:
+def _around(result: TuningResult, knob: str) -> tuple[float, ...]:
     """The knob as it was tuned, and a little to both sides: constants for one attainment serve those beside it."""
     tuned, dimension = float(result.knobs[knob]), search_space(result.policy).dimensions[0]
     beside = (dimension.value(min(max(dimension.unit(tuned) + step, 0.0), 1.0)) for step in (-BESIDE, BESIDE))
     whole = is_whole(policy_class(search_space(result.policy).base), knob)
-    return sorted({tuned, *(float(round(value)) if whole else value for value in beside)})
+    return tuple(sorted({tuned, *(float(round(value)) if whole else value for value in beside)}))
 
 
 def thin(values: tuple[float, ...], at_most: int | None) -> tuple[float, ...]:

@@ -62,8 +62,8 @@ other; of a cap share octaves, of least replicas multiples of the mean demand, e
 together admission and batch cap bring next to nothing; on a single one they can bring most."""
 FIXED_FLEETS = (1.0, 1.75, 2.5, 3.5, 5.0, 6.5, 9.0)
 """Sizes of a fleet that hardly scales at all, tried before all else where least replicas are searched, in multiples of
-the mean demand: so many are kept, and floor and headroom lowered by 1. On ``coder`` nothing beats that, and no move of
-one of the three leads there."""
+the mean demand: so many are kept, and floor and headroom lowered by 1. On ``coder`` every rule ends there, and no move
+of one of the three leads there."""
 JOINT_STEPS = {
     "found_share": 0.3,
     "least_replicas": 2.0,

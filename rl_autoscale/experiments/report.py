@@ -337,6 +337,7 @@ def _timeline(entry: Entry, one: Findings, rows: Sequence[Row], runner: EpisodeR
     knobs = {name: float(v) if v in ("inf", "-inf") else v for name, v in row.knobs.items()}
     result = runner.result(EpisodeJob(row.key, one.scenario, "test", row.seed, row.registered, knobs, span_s))
     knob = "" if row.knob is None else f", {row.knob} {row.knob_value:g}"
+    knob += "" if row.tuned_for is None else f", tuned for {row.tuned_for:.3g}"
     title = f"{entry.policy}{knob}, refusal {entry.refusal}"
     interval_s = runner.scenario(one.scenario).fleet.control_interval_s
     return Timeline(title, result.timeline, interval_s, result.gpu_hours, result.slo_attainment)

@@ -31,8 +31,8 @@ def as_data(findings: Sequence[Findings]) -> list[dict[str, Any]]:
                     },
                     "hypervolume": number(item.hypervolume.value),
                     "front": [
-                        {item.knob or "knob": value, "slo_attainment": a, "gpu_hours": h}
-                        for (_, value), a, h in zip(
+                        {item.knob or "knob": value, "tuned_for": tuned_for, "slo_attainment": a, "gpu_hours": h}
+                        for (tuned_for, value), a, h in zip(
                             item.settings, *(x.tolist() for x in item.sweep.mean()), strict=True
                         )
                     ],

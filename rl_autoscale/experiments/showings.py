@@ -22,7 +22,7 @@ from rl_autoscale.experiments.tracking import Job, Sheet, Showing
 from rl_autoscale.experiments.train_config import TrainConfig
 
 KEPT_OF_BENCHMARK = ("config.yaml", "rows.jsonl", "run.json", "workloads.json", "tuning.json", "tables.csv")
-FRONT_COLUMNS = ("scenario", "policy", "refusal", "knob", "knob_value", "slo_attainment", "gpu_hours")
+FRONT_COLUMNS = ("scenario", "policy", "refusal", "knob", "knob_value", "tuned_for", "slo_attainment", "gpu_hours")
 
 
 def benchmark_showing(folder: Path, report: Report) -> Showing:
@@ -114,10 +114,12 @@ def _sheets(section: str, tables: Sequence[Table]) -> dict[str, Sheet]:
 
 def _front_rows(findings: Sequence[Findings]) -> list[tuple[str | float | None, ...]]:
     return [
-        (one.scenario, item.policy, item.refusal, item.knob, value, attainment, hours)
+        (one.scenario, item.policy, item.refusal, item.knob, value, tuned_for, attainment, hours)
         for one in findings
         for item in one.entries
-        for (_, value), attainment, hours in zip(item.settings, *(x.tolist() for x in item.sweep.mean()), strict=True)
+        for (tuned_for, value), attainment, hours in zip(
+            item.settings, *(x.tolist() for x in item.sweep.mean()), strict=True
+        )
     ]
 
 

@@ -216,8 +216,9 @@ def _settings(rows: Sequence[Row], names: Sequence[str], seeds: Sequence[int], r
 def _setting(
     place: tuple[float | None, ...], rows: Sequence[Row], num_scenarios: int, reference: FloatArray
 ) -> Setting:
-    asked, value, _ = place
+    asked, value, tuned_for = place
     label = f"asked {asked:.3g}" if asked is not None else "" if value is None else f"{rows[0].knob} {value:.3g}"
+    label += "" if tuned_for is None else f", tuned for {tuned_for:.3g}"
 
     def mean(*metrics: str) -> float:
         return float(np.mean([sum(row.metrics.get(name, np.nan) for name in metrics) for row in rows]))
