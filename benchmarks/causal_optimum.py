@@ -2,20 +2,27 @@
 
     python benchmarks/causal_optimum.py                              # half an hour of one core
     python benchmarks/causal_optimum.py --startup-s 60 --seeds 2     # a look
+    python benchmarks/causal_optimum.py --startup-s 60 --scenario-to rates.yaml
+    rl-autoscale train --scenario rates.yaml --start-from pretrained/single-pool --out runs/rates
+    python benchmarks/causal_optimum.py --startup-s 60 --learned pretrained/single-pool runs/rates/policy
 
 The fleet of `bursty` under its three Markov-modulated rates alone (no crowd), with starts of several lengths. The
 planner knows the generator and which rate is in force, but no jump to come
 (rl_autoscale/experiments/causal_optimum.py); the clairvoyant knows every arrival; the rules and the policy see
-telemetry. All refuse early, all knobs are in hindsight.
+telemetry. All refuse early, all knobs are in hindsight. A policy adapted to this load (the lines above) has seen other
+draws of it: as much as an owner's record tells, and less than the planner knows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.progress import Progress
 
@@ -31,12 +38,12 @@ from rl_autoscale.workload.length_spec import resolve_lengths
 from rl_autoscale.workload.lengths import sample_lengths
 from rl_autoscale.workload.trace import Workload
 
-SCENARIO = "bursty"
+SCENARIO, LENGTHS = "bursty", "azure_conv"
 RATES_PER_S, MEAN_SOJOURNS_S, CV = (60.0, 150.0, 280.0), (360.0, 180.0, 90.0), 1.5
 RULES = ("headroom", "headroom-budget", "hpa", "llm-d", "infaas", "qlm", "llumnix", "chiron-tuned", "static")
 PRICES = tuple(np.geomspace(2.0, 600.0, 10).tolist())
 TARGETS = (0.90, 0.95, 0.98, 0.99)
-PLANNER, POLICY, CLAIRVOYANT = "causal planner", "PPO", "clairvoyant plan"
+PLANNER, CLAIRVOYANT = "causal planner", "clairvoyant plan"
 
 MakePolicy = Callable[[Workload, RateCurve], Policy]
 
@@ -45,13 +52,17 @@ def main() -> None:
     """Play and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--startup-s", nargs="+", type=float, default=[15.0, 60.0, 300.0])
-    parser.add_argument("--learned", default="pretrained/single-pool")
+    parser.add_argument("--learned", nargs="+", default=["pretrained/single-pool"], help="exported policies")
     parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES, help="default all of these; may be none")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--span-s", type=float, default=3600.0)
+    parser.add_argument("--scenario-to", type=Path, help="write this load as a scenario to adapt to, and stop")
     asked = parser.parse_args()
     bursty = load_scenario(SCENARIO)
-    load = MarkovLoad(RATES_PER_S, MEAN_SOJOURNS_S, CV, resolve_lengths("azure_conv"))
+    if asked.scenario_to is not None:
+        asked.scenario_to.write_text(as_scenario_file(with_startup(bursty, asked.startup_s[0])))
+        return
+    load = MarkovLoad(RATES_PER_S, MEAN_SOJOURNS_S, CV, resolve_lengths(LENGTHS))
     with Progress(console=Console(stderr=True)) as progress:
         measuring = progress.add_task("fleets at constant rates", total=len(RATES_PER_S))
         capacity = measure_capacity(bursty.fleet, load, lambda done, _: progress.update(measuring, completed=done))
@@ -60,7 +71,8 @@ def main() -> None:
             scenario = with_startup(bursty, startup_s)
             contenders: dict[str, list[MakePolicy]] = {
                 PLANNER: [planned(scenario, load, capacity, price, asked.span_s) for price in PRICES],
-                POLICY: [by_knobs("learned", path=asked.learned, miss_price=price) for price in PRICES],
+                **{f"PPO, {path}": [by_knobs("learned", path=path, miss_price=price) for price in PRICES]
+                   for path in asked.learned},
                 **{rule: [by_knobs(rule, admission=1.0, **{policy_class(rule).KNOB.name: value})  # type: ignore[union-attr]
                           for value in policy_class(rule).KNOB.sweep] for rule in asked.rules},  # type: ignore[union-attr]
                 CLAIRVOYANT: [by_knobs("oracle", admission=1.0, utilisation=value)
@@ -80,6 +92,18 @@ def with_startup(scenario: Scenario, startup_s: float) -> Scenario:
     phase = pool.startup[0].model_copy(update={"mean_s": startup_s})
     fleet = scenario.fleet.model_copy(update={"pools": (pool.model_copy(update={"startup": (phase,)}),)})
     return scenario.model_copy(update={"fleet": fleet})
+
+
+def as_scenario_file(scenario: Scenario) -> str:
+    """YAML of it, its test traffic the three rates alone; what it trains on stays as broad as it is."""
+    told = json.loads(scenario.model_dump_json(exclude_unset=True))
+    rates = {"kind": "mmpp", "rates_per_s": RATES_PER_S, "mean_sojourns_s": MEAN_SOJOURNS_S, "cv": CV}
+    told["test"] = {**told["test"], "streams": [{"generator": rates, "lengths": LENGTHS}]}
+    told |= {
+        "name": "three-rates",
+        "description": "The fleet of bursty under the load of benchmarks/causal_optimum.py.",
+    }
+    return yaml.safe_dump(told, sort_keys=False)
 
 
 def planned(scenario: Scenario, load: MarkovLoad, capacity: Capacity, price: float, span_s: float) -> MakePolicy:
