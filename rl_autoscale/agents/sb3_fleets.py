@@ -68,6 +68,8 @@ class SB3Fleets(VecEnv):  # type: ignore[misc,unused-ignore]
     def reset(self) -> npt.NDArray[np.float32]:
         """Begin a run in all fleets."""
         self._discounted[:] = 0.0
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
         return np.concatenate([self._seen(k, mdp.reset(self._run_seed)) for k, (mdp, _) in enumerate(self._parts)])
 
     def _seen(self, k: int, observation: npt.NDArray[np.float32], which: Any = slice(None)) -> npt.NDArray[np.float32]:

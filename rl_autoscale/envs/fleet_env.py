@@ -122,8 +122,8 @@ class FleetEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 class FleetVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     """Many fleets advanced by one compiled call per step; Gymnasium's vector API with next-step autoreset.
 
-    The k-th episode of fleet e is the same as in `FleetEnv` runs of one fleet only if e is 0; it depends on (seed, e,
-    k) and never on the number of threads.
+    The k-th episode of fleet e is the same as in `FleetEnv` runs of one fleet only if e is 0, or if each fleet is given
+    a seed of its own; it depends on (seed, e, k) and never on the number of fleets or threads.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # type: ignore[misc]
@@ -148,12 +148,17 @@ class FleetVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin a run in all fleets."""
-        first_seed = seed[0] if isinstance(seed, list) else seed
-        super().reset(seed=first_seed)
+        """Begin a run in all fleets, from one seed or from one for each of them (None: a random one)."""
+        super().reset(seed=None if isinstance(seed, list) else seed)
         self._finished[:] = False
-        run_seed = int(self.np_random.integers(2**31)) if first_seed is None else int(first_seed)
-        return self.mdp.reset(run_seed), {}
+        if isinstance(seed, list):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"got {len(seed)} seeds for {self.num_envs} fleets; give one each, or one number")
+            return self.mdp.reset([self._draw_seed() if item is None else int(item) for item in seed]), {}
+        return self.mdp.reset(self._draw_seed() if seed is None else int(seed)), {}
+
+    def _draw_seed(self) -> int:
+        return int(self.np_random.integers(2**31))
 
     def step(
         self, actions: npt.NDArray[np.float32]
@@ -167,7 +172,8 @@ class FleetVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             observation = self.mdp.reset_fleets(finished)
             self._finished = np.zeros(self.num_envs, dtype=bool)
             nothing = np.zeros(self.num_envs)
-            return observation, nothing, self._finished.copy(), self._finished.copy(), {}
+            info: dict[str, Any] = {"cost": nothing.copy(), "misses": nothing.copy()}
+            return observation, nothing, self._finished.copy(), self._finished.copy(), info
         step = self.mdp.step(np.asarray(actions))
         observation, reward, truncated = step.observation, step.reward.total.copy(), step.truncated.copy()
         if finished.any():
@@ -175,5 +181,5 @@ class FleetVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             reward[finished] = 0.0
             truncated[finished] = False
         self._finished = truncated
-        info: dict[str, Any] = {"cost": step.reward.cost, "misses": step.reward.misses}
+        info = {name: np.where(finished, 0.0, getattr(step.reward, name)) for name in ("cost", "misses")}
         return observation, reward, np.zeros(self.num_envs, dtype=bool), truncated.copy(), info

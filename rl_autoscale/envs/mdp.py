@@ -5,7 +5,7 @@ Many simulated fleets, one observation, action and reward. Gymnasium and SB3 are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,8 @@ class FleetMdp:
     """A batch of fleets as a Markov decision process with horizon (reaching it is truncation, never termination).
 
     Episode k of fleet e has seed ``SeedSequence([seed, e, k])``: the same for any number of fleets or threads, and
-    independent of the actions.
+    independent of the actions. Telemetry faults are the episode's, too. Given a seed for each fleet it is
+    ``SeedSequence([seed[e], 0, k])``, that of one fleet alone with that seed.
 
     Args:
         spec: the fleet.
@@ -104,7 +105,8 @@ class FleetMdp:
         self._demand = DemandEstimator(spec)
         self._foresight = Foresight(spec, num_fleets)
         self._faults = faults
-        self._fault_rng = stream(0, "faults")
+        self._fault_rngs = [stream(0, "faults")] * num_fleets
+        self._initial = np.tile(spec.initial_replicas, (num_fleets, 1))
         self.miss_price = np.ones(num_fleets)
         self.miss_weight = np.ones((num_fleets, len(spec.classes)))
         self.state: FleetState | None = None
@@ -112,7 +114,8 @@ class FleetMdp:
         self._ideal_gpu_s = np.ones(num_fleets)
         self._mean_arrivals = np.ones(num_fleets)
         self._batch_request_gpu_s = np.zeros((num_fleets, len(spec.classes)))  # of a batch class's mean request
-        self._seed = 0
+        self._roots = [(0, e) for e in range(num_fleets)]
+        self._missed = np.zeros((num_fleets, len(spec.classes)), dtype=np.int64)  # in this episode so far
         self._episode = np.zeros(num_fleets, dtype=np.int64)
 
     @property
@@ -125,14 +128,20 @@ class FleetMdp:
         """GPUs that the work of each episode takes at full load, on average, shape (num_fleets,)."""
         return self._ideal_gpu_s / self.spec.control_interval_s
 
-    def reset(self, seed: int) -> npt.NDArray[np.float32]:
-        """Begin a run: a first episode in every fleet. Returns observations, shape (num_fleets, num_features)."""
-        self._seed = seed
-        self._fault_rng = stream(seed, "faults")
+    def reset(self, seed: int | Sequence[int]) -> npt.NDArray[np.float32]:
+        """Begin a run: a first episode in every fleet. Returns observations, shape (num_fleets, num_features).
+
+        Args:
+            seed: of the run, or one for each fleet.
+        """
+        if isinstance(seed, Sequence):
+            self._roots = [(int(item), 0) for item in seed]
+        else:
+            self._roots = [(int(seed), e) for e in range(self.num_fleets)]
         self._episode[:] = 0
         for e in range(self.num_fleets):
             self._begin(e)
-        self._shield.reset()
+        self._shield.reset(standing=self._initial)
         self.encoder.reset()
         return self._encode()
 
@@ -144,7 +153,7 @@ class FleetMdp:
         for e in np.flatnonzero(which):
             self._episode[e] += 1
             self._begin(int(e))
-        self._shield.reset(which)
+        self._shield.reset(which, self._initial[which])
         first = self._batch.observe()
         if self.state is not None:
             self.state = _replace(self.state, first, which)
@@ -154,14 +163,17 @@ class FleetMdp:
         return observation
 
     def _begin(self, e: int) -> None:
-        episode_seed = int(np.random.SeedSequence([self._seed, e, int(self._episode[e])]).generate_state(1)[0])
+        episode_seed = int(np.random.SeedSequence([*self._roots[e], int(self._episode[e])]).generate_state(1)[0])
+        self._fault_rngs[e] = stream(episode_seed, "faults")
         setup = self._sampler(episode_seed)
         workload, spec = setup.workload, self.spec
         work_s = self._work_s(workload)
-        initial = None
+        initial = spec.initial_replicas
         if setup.initial_headroom is not None:
             wanted = setup.initial_headroom * setup.speed * work_s.sum(axis=1) / workload.span_s
             initial = np.clip(np.ceil(overflow(spec, wanted)), spec.min_replicas, spec.max_replicas).astype(np.int64)
+            initial = self._shield.affordable(initial)
+        self._initial[e] = initial
         self._batch.load(
             e,
             workload,
@@ -170,7 +182,7 @@ class FleetMdp:
             startup_scale=setup.startup_scale,
             initial_replicas=initial,
         )
-        num_steps = max(int(workload.span_s / spec.control_interval_s), 1)
+        num_steps = max(int(workload.span_s / spec.control_interval_s + 1e-9), 1)
         self._horizon_s[e] = num_steps * spec.control_interval_s
         gpu_s = spec.gpus_per_replica @ work_s
         self._ideal_gpu_s[e] = max(float(gpu_s.sum()) / num_steps, 1e-6)
@@ -178,6 +190,7 @@ class FleetMdp:
         is_batch = np.array([item.kind == "batch" for item in spec.classes])
         self._batch_request_gpu_s[e] = np.where(is_batch, gpu_s / requests, 0.0)
         self._mean_arrivals[e] = max(workload.num_requests / num_steps, 1e-6)
+        self._missed[e] = 0
         self.miss_price[e] = setup.miss_price
         self.miss_weight[e] = 1.0 if setup.miss_weight is None else setup.miss_weight
         self._foresight.load(e, workload, setup.speed, setup.startup_scale)
@@ -199,7 +212,8 @@ class FleetMdp:
     def _encode(self) -> npt.NDArray[np.float32]:
         state = self._batch.observe()
         if self._faults is not None:
-            state = self._faults.corrupt(state, self.state, self._fault_rng)
+            draws = np.array([rng.random() for rng in self._fault_rngs])
+            state = self._faults.corrupt(state, self.state, draws)
         self.state = state
         return self.encoder.encode(state, self.miss_price, self.miss_weight)
 
@@ -215,12 +229,13 @@ class FleetMdp:
         wanted = self.decoder.decode(action, self.encoder.anchors(), self.state, constants)
         decision = self._shield.clip(wanted, self.state)
         gpu_s_before = self._batch.gpu_s().sum(axis=-1)
-        missed_before, put_off_before = self._batch.ledger("missed"), self._put_off_gpu_s()
+        missed_before, put_off_before = self._missed, self._put_off_gpu_s()
         self._batch.step(decision)
+        self._missed = self._batch.missed()
         reward = step_reward(
             self._batch.gpu_s().sum(axis=-1) - gpu_s_before,
             self._put_off_gpu_s() - put_off_before,
-            (self._batch.ledger("missed") - missed_before).astype(np.float64),
+            (self._missed - missed_before).astype(np.float64),
             self._ideal_gpu_s,
             self._mean_arrivals,
             self.miss_price,
@@ -245,7 +260,7 @@ class FleetMdp:
         """
         by_class = self._batch.ledger("arrived")[e]
         arrived = float(by_class.sum())
-        missed = self._batch.ledger("missed")[e]
+        missed = self._missed[e]
         gpu_s = float(self._batch.gpu_s()[e].sum())
         steps = max(float(self._batch.now_s[e]) / self.spec.control_interval_s, 1.0)
         return {

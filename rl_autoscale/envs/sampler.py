@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from rl_autoscale.envs.mdp import EpisodeSetup
 from rl_autoscale.envs.reward import LEAST_WEIGHT, PRICE_RANGE
-from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.errors import SilenceError, SpecError
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.workload.spec import BuiltWorkload, TraceSource
@@ -17,7 +18,7 @@ from rl_autoscale.workload.trace import Workload
 INITIAL_HEADROOM = (0.8, 3.0)
 """Replicas ready when an episode begins, over its mean demand: fleets are found as somebody sized them."""
 MOST_DRAWS = 50
-"""Windows of a fleet's past that are tried for one that holds requests."""
+"""Draws of traffic that are tried for one that holds requests."""
 _NEXT_DRAW = 1 << 32
 EQUAL_WEIGHTS = 1 / 3
 """Share of the episodes of several classes in which a miss of each costs the same."""
@@ -86,7 +87,7 @@ class ScenarioSampler:
         number = seed % self._num_workloads
         if number not in self._workloads:
             build = self._scenario.build_validation if self._validation else self._scenario.build_train
-            built = build(number, self._store, span_s=self._span_s)
+            built = first_with_requests(lambda draw: build(draw, self._store, span_s=self._span_s), number)
             self._workloads[number] = built.workload
             self.notes.update(built.notes)
         speed, startup_scale = self._scenario.draw_randomisation(seed, validation=self._validation)
@@ -137,15 +138,33 @@ class HistorySampler:
 
     def _build(self, seed: int) -> BuiltWorkload:
         """A window of the past; another one where it is silent, as nights are."""
-        for draw in range(MOST_DRAWS):
-            try:
-                return self._scenario.build_history(seed + draw * _NEXT_DRAW, self._store, span_s=self._span_s)
-            except SpecError as problem:
-                silent = problem
-        raise SpecError(
-            f"the fleet's past: {silent} (in {MOST_DRAWS} windows of it); begin the test's slice_s where seconds "
-            "before it hold requests, or at 0, which leaves the past out"
-        )
+        try:
+            return first_with_requests(
+                lambda draw: self._scenario.build_history(draw, self._store, span_s=self._span_s), seed
+            )
+        except SilenceError as silent:
+            raise SpecError(
+                f"the fleet's past: {silent}; begin the test's slice_s where seconds before it hold requests, or at 0, "
+                "which leaves the past out"
+            ) from None
+
+
+def first_with_requests(build: Callable[[int], BuiltWorkload], seed: int) -> BuiltWorkload:
+    """The traffic of a seed; where it is silent, as nights are, that of another.
+
+    Args:
+        build: makes traffic of a seed.
+        seed: the first that is tried.
+
+    Raises:
+        SilenceError: none of `MOST_DRAWS` holds a request.
+    """
+    for draw in range(MOST_DRAWS):
+        try:
+            return build(seed + draw * _NEXT_DRAW)
+        except SilenceError as problem:
+            silent = problem
+    raise SilenceError(f"{silent} (in {MOST_DRAWS} draws)")
 
 
 def draw_weights(rng: np.random.Generator, num_classes: int) -> tuple[float, ...]:

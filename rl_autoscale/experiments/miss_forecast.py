@@ -149,9 +149,9 @@ def play_at_changing_prices(layers: list[Layer], mdp: FleetMdp, miss_price: tupl
                 mdp.miss_weight[e] = draw_weights(rng, num_classes)
             observation[:, weight_columns] = price_feature(mdp.miss_weight)
         seen[t], playing[t] = observation, still
-        before = mdp.batch.ledger("missed"), mdp.batch.ledger("arrived")
+        before = mdp.batch.missed(), mdp.batch.ledger("arrived")
         step = mdp.step(forward(layers, observation))
-        missed[t], arrived[t] = mdp.batch.ledger("missed") - before[0], mdp.batch.ledger("arrived") - before[1]
+        missed[t], arrived[t] = mdp.batch.missed() - before[0], mdp.batch.ledger("arrived") - before[1]
         observation = step.observation
         still = still & ~step.truncated
         if not still.any():

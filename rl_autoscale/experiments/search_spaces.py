@@ -75,6 +75,12 @@ SEARCH_SPACES: dict[str, SearchSpace] = {
         Dimension("up_time_constant_s", 5.0, 120.0, 30.0, log=True),
         Dimension("down_time_constant_s", 30.0, 900.0, 120.0, log=True),
     ),
+    "headroom-backpressure-tuned": _space(
+        "headroom-backpressure",
+        Dimension("headroom", 0.9, 4.0, 1.5, log=True),
+        Dimension("up_time_constant_s", 5.0, 120.0, 30.0, log=True),
+        Dimension("down_time_constant_s", 30.0, 900.0, 120.0, log=True),
+    ),
     "headroom-forecast-tuned": _space(
         "headroom-forecast",
         Dimension("headroom", 0.7, 4.0, 1.5, log=True),

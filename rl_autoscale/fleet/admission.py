@@ -91,9 +91,27 @@ def estimate_queue_wait_s(requests_ahead: int, in_flight: int, mean_residence_s:
     Args:
         requests_ahead: requests of equal or higher priority in the queue.
         in_flight: requests dispatched and unfinished on the replicas that may serve it.
-        mean_residence_s: recent mean of dispatch to last token.
+        mean_residence_s: see `known_residence_s`.
     """
     return (requests_ahead + 1) * mean_residence_s / max(in_flight, 1)
+
+
+@shared_njit
+def known_residence_s(
+    mean_residence_s: float, num_residences: int, in_flight: int, busy_since_s: float, now_s: float
+) -> float:
+    """How long requests are taken to stay: their recent mean; before any has ended, as long as one has stayed by now.
+
+    Args:
+        mean_residence_s: recent mean of dispatch to last token.
+        num_residences: requests that it has seen.
+        in_flight: requests on the pool's replicas.
+        busy_since_s: since when there has been any.
+        now_s: the time.
+    """
+    if num_residences > 0:
+        return mean_residence_s
+    return now_s - busy_since_s if in_flight > 0 else 0.0
 
 
 @shared_njit

@@ -2,6 +2,7 @@
 
     RlAutoscaleError
     ├── SpecError            a scenario, fleet, shield or option that cannot be
+    │   └── SilenceError     a draw of traffic that holds no request; another may
     ├── TraceError           a workload file that cannot be read (carries file, line, reason)
     ├── UnknownNameError     a policy, scenario, profile or trace nobody has heard of
     ├── PolicyFileError      an exported policy that is damaged or was made for another schema
@@ -22,6 +23,10 @@ class RlAutoscaleError(Exception):
 
 class SpecError(RlAutoscaleError, ValueError):
     """A specification (scenario, fleet, shield, option) that is contradictory or out of range."""
+
+
+class SilenceError(SpecError):
+    """A draw of traffic in which no request arrives."""
 
 
 class TraceError(RlAutoscaleError, ValueError):

@@ -52,11 +52,16 @@ class Shield:
         if spec.decode_pools:
             self._pools_serving.append(list(spec.decode_pools))
 
-    def reset(self, which: npt.NDArray[np.bool_] | None = None) -> None:
-        """Forget recommendations, for all fleets or those selected by a boolean array of shape ``batch_shape``."""
+    def reset(self, which: npt.NDArray[np.bool_] | None = None, standing: IntArray | None = None) -> None:
+        """Forget recommendations.
+
+        Args:
+            which: fleets, a boolean array of shape ``batch_shape``; None for all.
+            standing: replicas that they begin with, shape (..., num_pools); None for the spec's.
+        """
         chosen = ... if which is None else which
         self._recommended[:, chosen] = 0
-        self._last[chosen] = self.spec.initial_replicas
+        self._last[chosen] = self.spec.initial_replicas if standing is None else standing
 
     def prime(self, standing: IntArray) -> None:
         """Behave as if ``standing`` had been recommended for the whole stabilisation window.
@@ -125,6 +130,18 @@ class Shield:
         if self.spec.gpu_budget is None:
             return target
         return self._within(self.spec.gpu_budget, self._pool_order, target, current, held)
+
+    def affordable(self, replicas: IntArray) -> IntArray:
+        """So many replicas, or what the GPUs hold of them: growth above the pools' minima is cut as in `clip`.
+
+        Args:
+            replicas: shape (..., num_pools), within the pools' bounds.
+        """
+        least = np.broadcast_to(self.spec.min_replicas, replicas.shape)
+        held = self.within_budget(replicas, least, least)
+        for pools, gpus in self.spec.gpu_groups:
+            held = self._within(gpus, [p for p in self._pool_order if p in pools], held, least, least)
+        return held
 
     def _within(
         self, num_gpus: int | IntArray, order: list[int], target: IntArray, current: IntArray, held: IntArray

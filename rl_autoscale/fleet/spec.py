@@ -148,6 +148,12 @@ class FleetSpec(Config):
             raise ValueError(f"gpu_budget={self.gpu_budget} cannot hold min_replicas of every pool")
         if self.gpu_budget is not None and self.gpu_budget < int(self.gpus_per_replica @ self.initial_replicas):
             raise ValueError(f"gpu_budget={self.gpu_budget} cannot hold initial_replicas of every pool")
+        sleepy = [pool.name for pool in self.pools if pool.sleep is not None]
+        if self.gpu_budget is not None and sleepy and len(self.pools) > 1:
+            raise ValueError(
+                f"pool '{sleepy[0]}' sleeps, and gpu_budget={self.gpu_budget} is for several pools; "
+                "sleepers keep their GPUs, and telemetry does not tell them: drop sleep or gpu_budget"
+            )
         return self
 
     def _check_disaggregation(self) -> None:
@@ -188,6 +194,10 @@ class FleetSpec(Config):
             if self.pools[self.pool_names.index(name)].spot is not None:
                 raise ValueError(
                     f"pool '{name}' shares its GPUs and is spot; a replica under notice is replaced elsewhere: drop one"
+                )
+            if self.pools[self.pool_names.index(name)].sleep is not None:
+                raise ValueError(
+                    f"pool '{name}' shares its GPUs and sleeps; a sleeper would keep them from others: drop one"
                 )
         for pools, gpus in self.gpu_groups:
             taken = int((self.gpus_per_replica * self.initial_replicas)[list(pools)].sum())

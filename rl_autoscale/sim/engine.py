@@ -322,7 +322,10 @@ KERNEL_FILES = (
     "freeness.py", "router.py", "endings.py", "class_queue.py", "estimate.py", "eviction.py", "bridge.py",
     "postprocess.py", "gateway.py", "migration.py", "lifecycle.py", "snapshot.py", "engine.py", *SCHEDULER_FILES,
 )  # fmt: skip
-FLEET_FILES = ("jit.py", "one_library.py", "by_reference.py", "array_at.py", "admission.py", "histogram.py")
+FLEET_FILES = (
+    "jit.py", "one_library.py", "by_reference.py", "array_at.py", "admission.py", "histogram.py", "state.py",
+    "latency_edges.py",
+)  # fmt: skip
 
 
 def _source_digest() -> str:

@@ -108,6 +108,16 @@ def cut_off_s(spec: FleetSpec, workload: Workload, drain_limit_s: float | None) 
     return workload.span_s + drain_limit_s
 
 
+def scrape_window_s(spec: FleetSpec, steps: IntArray) -> FloatArray:
+    """What the rates of the newest scrape refer to: an interval, less its age in the first, 0 before.
+
+    Args:
+        spec: the fleet.
+        steps: control steps so far, any shape.
+    """
+    return np.where(steps > 0, spec.control_interval_s - np.where(steps == 1, spec.telemetry_age_s, 0.0), 0.0)
+
+
 @dataclass(slots=True)
 class Timeline:
     """What was seen, decided and missed at each control step."""

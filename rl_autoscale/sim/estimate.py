@@ -10,6 +10,7 @@ import numpy as np
 from rl_autoscale.fleet.admission import (
     corrected_clearing_s,
     estimate_queue_wait_s,
+    known_residence_s,
     prefill_time_s,
     residual_iteration_s,
     selective_ttft_s,
@@ -141,7 +142,10 @@ def gateway_wait_s(w, c, now_s):
             in_flight += pool.in_flight
             ready += pool.ready
             if pool.ready > 0:
-                residence_s = max(residence_s, pool.residence_s)
+                known_s = known_residence_s(
+                    pool.residence_s, pool.residence_count, pool.in_flight, pool.busy_since_s, now_s
+                )
+                residence_s = max(residence_s, known_s)
     if ready > 0:
         return estimate_queue_wait_s(requests_ahead(w, c, now_s), in_flight, residence_s)
     pool = w.pool[w.class_pools[c, 0]]

@@ -16,9 +16,17 @@ from rl_autoscale.fleet.state import (
     StageTelemetry,
 )
 from rl_autoscale.sim import engine
-from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_replica_times, draw_routing
+from rl_autoscale.sim.episode import (
+    Timeline,
+    check_workload,
+    cut_off_s,
+    draw_replica_times,
+    draw_routing,
+    scrape_window_s,
+)
 from rl_autoscale.sim.layout import NO_ROOM, SCHEDULER_CODES, VLLM_PRIORITY, FloatArray, IntArray, RecordArray
 from rl_autoscale.sim.memory import Rooms, allocate, give_prefixes, template
+from rl_autoscale.sim.overdue import count_overdue
 from rl_autoscale.sim.result import EpisodeResult, billed_gpu_s, episode_result
 from rl_autoscale.workload.trace import Workload
 
@@ -54,7 +62,9 @@ class FleetBatch:
         self._world = allocate(spec, num_fleets, gap_edges_s)
         self._rooms = Rooms(self._world, num_fleets)
         self._template = template(spec, self._counts_gaps)
-        self._now_s = np.zeros(num_fleets)
+        self._now_s: FloatArray = np.zeros(num_fleets)
+        self._steps = np.zeros(num_fleets, dtype=np.int64)
+        self._oldest_open = np.zeros(num_fleets, dtype=np.int64)  # all requests before it have ended
 
     # -- episodes ----------------------------------------------------------------------------------------------------
 
@@ -118,12 +128,12 @@ class FleetBatch:
         world.last_pool[e] = world.pool[e]
         world.last_cls[e] = world.cls[e]
         self._call(engine.INITIALISE, np.array([e]), self._idle_decision, self._now_s)
-        self._now_s[e] = 0.0
+        self._now_s[e], self._steps[e], self._oldest_open[e] = 0.0, 0, 0
 
     def observe(self) -> FleetState:
         """Telemetry of all fleets, shape (num_fleets, ...); a copy."""
         world = self._world
-        window_s = np.where(self._now_s > 0, self.spec.control_interval_s, 0.0)
+        window_s = scrape_window_s(self.spec, self._steps)
         return FleetState(
             self._now_s.copy(),
             window_s,
@@ -134,7 +144,8 @@ class FleetBatch:
 
     def step(self, decision: ScalingDecision) -> None:
         """Apply one decision per fleet and let one control interval pass, in one compiled call per thread."""
-        self._now_s += self.spec.control_interval_s
+        self._steps += 1
+        self._now_s = np.asarray(self._steps * self.spec.control_interval_s)
         if self._executor is None:
             self._call(engine.STEP, self._shares[0], decision, self._now_s)
             return
@@ -146,6 +157,7 @@ class FleetBatch:
         """Let one fleet run without further decisions until a time, or until nothing is left to happen."""
         self._call(engine.RUN, np.array([e]), self._idle_decision, np.full(self.num_fleets, until_s))
         self._now_s[e] = self._world.fleet["now_s"][e, 0]
+        self._steps[e] = int(self._now_s[e] / self.spec.control_interval_s)
 
     def _call(self, operation: int, which: IntArray, decision: ScalingDecision, until_s: FloatArray) -> None:
         engine.advance(
@@ -186,6 +198,16 @@ class FleetBatch:
     def ledger(self, field: str) -> IntArray:
         """A cumulative count per class (``arrived``, ``met``, ``missed``, ...), shape (num_fleets, num_classes)."""
         return np.asarray(self._world.cls[field]).copy()
+
+    def missed(self) -> IntArray:
+        """Requests that are certain to miss, in the books or overdue, shape (num_fleets, num_classes)."""
+        missed, cls = self.ledger("missed"), self._world.cls
+        for e in range(self.num_fleets):
+            promises = np.ascontiguousarray(cls["ttft_slo_s"][e]), np.ascontiguousarray(cls["deadline_s"][e])
+            self._oldest_open[e] = count_overdue(
+                self.requests(e), *promises, float(self._now_s[e]), int(self._oldest_open[e]), missed[e]
+            )
+        return missed
 
     def num_events(self) -> int:
         """Events handled so far, over all fleets."""

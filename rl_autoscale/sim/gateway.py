@@ -43,6 +43,8 @@ def send(w, q, r, now_s, slot):
         pool.round_robin_next = (r - pool.base + 1) % pool.num_slots
     elif pool.router == PREFIX_AFFINITY:
         remember_prompt(w, r, q)
+    if pool.in_flight == 0:
+        pool.busy_since_s = now_s
     request.replica = r
     request.dispatched_s = now_s
     tokens = np.int64(request.prompt_tokens)

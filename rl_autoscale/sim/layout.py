@@ -295,6 +295,7 @@ POOL = np.dtype(
         ("in_flight", np.int64),
         ("in_flight_interactive", np.int64),
         ("busy_interactive", np.int64),
+        ("busy_since_s", _f),  # since when any has been in flight, while any is
         ("residence_s", _f),
         ("residence_count", np.int64),
         ("accrued_to_s", _f),

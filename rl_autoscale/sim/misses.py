@@ -7,7 +7,8 @@ A cause is the first of these that holds:
 ``failed``        its replica crashed while it streamed
 ``shed``          the gateway refused it early (a queue that overflows is no decision: that is lag or capacity)
 ``startup_lag``   more replicas were asked for than were ready: help was on its way
-``capacity``      nothing was on its way, and no pool could have been asked for more (replica bounds, GPU budget)
+``capacity``      nothing was on its way, and no pool could have been asked for more (replica bounds, GPU budget,
+                  shared GPUs)
 ``trigger_lag``   nothing was on its way although it could have been: the policy had not asked, or for too little
 
 The last three are properties of a control interval and of the pools that may serve the request's class. An interval in
@@ -84,6 +85,10 @@ def interval_causes(spec: FleetSpec, c: int, timeline: Mapping[str, FloatArray])
     if spec.gpu_budget is not None:
         left = spec.gpu_budget - target @ spec.gpus_per_replica
         full |= left < spec.gpus_per_replica[pools].min()
+    for shared, gpus in spec.gpu_groups:
+        if set(pools) <= set(shared):
+            left = gpus - target[:, shared] @ spec.gpus_per_replica[list(shared)]
+            full |= left < spec.gpus_per_replica[pools].min()
     shrinking = np.diff(queue, prepend=queue[:1]) < 0
     causes = np.where(on_its_way, MissCause.STARTUP_LAG, np.where(full, MissCause.CAPACITY, MissCause.TRIGGER_LAG))
     for k in np.flatnonzero(~on_its_way & shrinking & (queue > 0)):

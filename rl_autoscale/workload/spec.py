@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from rl_autoscale.fleet.config import Config
-from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.fleet.errors import SilenceError, SpecError
 from rl_autoscale.workload import transform
 from rl_autoscale.workload.fitted import fitted_lengths
 from rl_autoscale.workload.generators import FittedSpec, GeneratorSpec
@@ -155,7 +155,7 @@ class WorkloadSpec(Config):
             notes += part_notes
         merged = transform.merge(parts)
         if merged.num_requests == 0:
-            raise SpecError(f"workload: no requests arrive within {merged.span_s:.6g} s; raise the rate or the span")
+            raise SilenceError(f"workload: no requests arrive within {merged.span_s:.6g} s; raise the rate or the span")
         return BuiltWorkload(merged, tuple(dict.fromkeys(notes)))
 
 

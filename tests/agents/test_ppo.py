@@ -13,6 +13,7 @@ from rl_autoscale.agents.export import export_policy, onnx_bytes, read_actor
 from rl_autoscale.agents.learned import LearnedPolicy
 from rl_autoscale.agents.ppo import CRITIC_FIRST, PpoConfig, build_ppo, load_checkpoint, policy_layers, train_ppo
 from rl_autoscale.agents.registry import make_policy
+from rl_autoscale.agents.sb3_fleets import SB3Fleets
 from rl_autoscale.envs.constants import CONSTANTS, Constants
 from rl_autoscale.envs.mdp import FleetMdp
 from rl_autoscale.envs.reward import PRICE_RANGE
@@ -60,6 +61,18 @@ def test_the_future_reaches_the_critic_and_never_the_actor(exported):
     assert np.array_equal(model.predict(calm, deterministic=True)[0], model.predict(busy, deterministic=True)[0])
     values = [model.policy.predict_values(model.policy.obs_to_tensor(seen)[0]) for seen in (calm, busy)]
     assert not np.allclose(*(value.detach().numpy() for value in values))
+
+
+def test_a_reset_in_the_middle_begins_returns_and_lengths_anew() -> None:
+    fleets = SB3Fleets([small_mdp()], seed=0, gamma=0.99)
+    fleets.reset()
+    for _ in range(3):
+        fleets.step(np.zeros((4, 3), np.float32))
+    fleets.reset()
+    lengths = []
+    while not lengths:
+        lengths = [info["episode"]["l"] for info in fleets.step(np.zeros((4, 3), np.float32))[3] if info]
+    assert lengths == [20] * 4
 
 
 def test_learns_that_an_idle_fleet_should_be_small():

@@ -125,7 +125,7 @@ def test_summed_reward_is_the_reported_metric():
     assert truncated
     price = info["miss_price"]
     result = env.mdp.batch.requests(0)
-    arrived, missed = len(result), env.mdp.batch.ledger("missed")[0].sum()
+    arrived, missed = len(result), env.mdp.batch.missed()[0].sum()
     expected = -(info["cost_over_ideal"] + price * missed / arrived) / (1 + price / 20.0)
     assert total / 20 == pytest.approx(expected, rel=1e-6)
 

@@ -33,6 +33,7 @@ def shared(*names: str, **changes: Any) -> dict[str, Any]:
     return fleet(pools=[pool, {**pool, "name": "gpu2"}], shared_gpus=[{"pools": names, "gpus": 3}])
 
 
+SLEEP = {"max_sleeping": 1, "wake": [{"mean_s": 3}]}
 TWO_MODELS = [fleet()["pools"][0], {"name": "big", "profile": "llama-3.1-70b_a100_tp4"}]
 
 
@@ -62,6 +63,11 @@ TWO_MODELS = [fleet()["pools"][0], {"name": "big", "profile": "llama-3.1-70b_a10
         (shared("gpu", "gqu2"), "shared_gpus names pool 'gqu2'.*did you mean 'gpu2'"),
         (shared("gpu", "gpu2", "gpu"), "names pool 'gpu' twice"),
         (shared("gpu", "gpu2", spot={"mean_life_s": 60.0}), "shares its GPUs and is spot"),
+        (shared("gpu", "gpu2", sleep=SLEEP), "shares its GPUs and sleeps"),
+        (
+            fleet(pools=[one_pool(sleep=SLEEP)["pools"][0], TWO_MODELS[1]], gpu_budget=9),
+            "'gpu' sleeps, and gpu_budget=9",
+        ),
         (shared("gpu", "gpu2", initial_replicas=2), "the initial replicas of its pools take 4 of 3 GPUs"),
         ({**one_pool(scheduler="sarathi"), "eviction": "host"}, "eviction: host goes with scheduler vllm"),
         ({**one_pool(kv_allocation="contiguous"), "drain": "migrate"}, "drain: migrate goes with scheduler vllm"),

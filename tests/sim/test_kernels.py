@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from rl_autoscale.sim.engine import KERNEL_FILES
+from rl_autoscale.sim.engine import FLEET_FILES, KERNEL_FILES
 
 BARE = {"njit", "hot"}
 COMPILED = {*BARE, "shared_njit", "cached_njit"}
@@ -55,6 +55,19 @@ def test_python_calls_no_bare_kernel(repository: Path) -> None:
         wrong += [f"{path.name} calls {name}" for name in sorted(calls) if names.get(name) in kernels]
         wrong += [f"{path.name} calls its own {name}" for name in sorted(calls & bare_kernels(tree))]
     assert wrong == []
+
+
+def test_the_digest_of_the_disk_cache_covers_all_that_kernels_read(repository: Path) -> None:
+    """What is missing in it, a constant for example, would change in the source and not in the compiled engine."""
+    package = repository / "rl_autoscale"
+    covered = {package / "sim" / name for name in KERNEL_FILES} | {package / "fleet" / name for name in FLEET_FILES}
+    read = set()
+    for path in covered:
+        names = imported(ast.parse(path.read_text(encoding="utf-8"))).values()
+        modules = {name.rpartition(".")[0] for name in names if not name.endswith("Array")}  # those are types
+        read |= {repository / f"{module.replace('.', '/')}.py" for module in modules}
+    assert len(read) > 10
+    assert read <= covered
 
 
 def test_that_check_would_notice() -> None:

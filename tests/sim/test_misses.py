@@ -42,6 +42,17 @@ def test_a_gpu_budget_is_a_bound_too() -> None:
     assert interval_causes(fleet(gpu_budget=4), 0, made_up).tolist() == [LAG, FULL]
 
 
+def test_so_are_shared_gpus() -> None:
+    pools = [{"name": name, "profile": "llama-3.1-8b_a100_tp1", "model": name, "min_replicas": 0} for name in "ab"]
+    classes = [{"name": name, "model": name, "ttft_slo_s": 1.0, "tpot_slo_s": 0.1} for name in "ab"]
+    shared = [{"pools": ["a", "b"], "gpus": 3}]
+    spec = FleetSpec.from_dict({"pools": pools, "classes": classes, "shared_gpus": shared})
+    made_up = timeline(target=[1, 2], ready=[1, 2], queue=[5, 9])
+    two = {name: np.repeat(values, 2, axis=1) if values.ndim == 2 else values for name, values in made_up.items()}
+    two["target"][:, 1] = two["ready"][:, 1] = 1
+    assert interval_causes(spec, 0, two).tolist() == [LAG, FULL]
+
+
 def steady(rate_per_s: float, span_s: float = 120.0, prompt_tokens: int = 500) -> Workload:
     number = int(rate_per_s * span_s)
     return Workload(

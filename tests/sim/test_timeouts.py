@@ -35,6 +35,13 @@ def test_the_estimate_does_refuse(play: Any) -> None:
     assert requests["outcome"].tolist() == [Outcome.FINISHED] * 7 + [Outcome.REFUSED]
 
 
+def test_before_any_answer_has_ended_the_first_counts_for_as_long_as_it_has_stayed(play: Any) -> None:
+    """Nobody knows how long a place is taken: after 3.25 s for 3.25 s, so that two are more than the 5 s allowed."""
+    rows = [(0.0, "chat", 1, 30), (3.0, "chat", 1, 1), (3.25, "batch", 1, 1), (3.5, "chat", 1, 1)]
+    requests = play(ONE_AT_A_TIME, rows, admission=(np.inf, 0.05))
+    assert requests["outcome"].tolist() == [Outcome.FINISHED] * 2 + [Outcome.REFUSED, Outcome.FINISHED]
+
+
 def test_a_stream_that_has_begun_waits_for_ever(play: Any) -> None:
     """Evicted at 4 s with 4 of its 9 tokens, it is held until 24 s, far beyond its class's patience."""
     rows = [(0.0, "batch", 1, 9), (3.5, "chat", 1, 20)]

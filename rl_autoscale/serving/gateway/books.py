@@ -5,7 +5,13 @@ The arithmetic of the estimate is fleet/admission.py's; here are the sums it wan
 
 from __future__ import annotations
 
-from rl_autoscale.fleet.admission import corrected_clearing_s, prefill_time_s, residual_iteration_s, wait_ahead_s
+from rl_autoscale.fleet.admission import (
+    corrected_clearing_s,
+    known_residence_s,
+    prefill_time_s,
+    residual_iteration_s,
+    wait_ahead_s,
+)
 from rl_autoscale.fleet.pool import PoolSpec
 from rl_autoscale.serving.gateway.tickets import Ticket
 from rl_autoscale.serving.gateway_api import PoolSnapshot
@@ -31,16 +37,22 @@ class PoolBook:
         self.in_flight_interactive = 0
         self.pending_tokens = 0
         self.evictions = 0
-        self.mean_residence_s = 0.0  # dispatch to last token
+        self.busy_since_s = 0.0  # since when any has been in flight, while any is
         self.token_time_table_s = spec.hardware.token_time_table_s(spec.token_budget)
         self._coefficients_s = spec.hardware.attention_coefficients_s
+        self._mean_residence_s = 0.0  # dispatch to last token
         self._num_residences = 0
 
     def book_residence(self, residence_s: float) -> None:
         """Move the mean residence by one finished request."""
         self._num_residences += 1
-        step_s = (residence_s - self.mean_residence_s) / min(self._num_residences, _RESIDENCE_MEMORY)
-        self.mean_residence_s += step_s
+        step_s = (residence_s - self._mean_residence_s) / min(self._num_residences, _RESIDENCE_MEMORY)
+        self._mean_residence_s += step_s
+
+    def residence_s(self, now_s: float) -> float:
+        """How long requests are taken to stay on a replica."""
+        known = self._mean_residence_s, self._num_residences, self.in_flight, self.busy_since_s
+        return float(known_residence_s(*known, now_s))
 
     def snapshot(self) -> PoolSnapshot:
         """Gauges and the counter of evictions."""
@@ -133,6 +145,8 @@ class ReplicaBook:
         if evictable:
             self.evictable[ticket] = None
         self._count_pending(ticket.prompt_tokens, 1)
+        if self.pool.in_flight == 0:
+            self.pool.busy_since_s = now_s
         self.pool.in_flight += 1
         self.num_interactive += interactive
         self.pool.in_flight_interactive += interactive

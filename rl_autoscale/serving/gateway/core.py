@@ -345,7 +345,7 @@ class GatewayCore:
                 self._drop_impatient(book, now_s)
                 ahead += len(book.queue)
         in_flight = sum(pool.in_flight for pool in pools)
-        return float(estimate_queue_wait_s(ahead, in_flight, max(pool.mean_residence_s for pool in ready)))
+        return float(estimate_queue_wait_s(ahead, in_flight, max(pool.residence_s(now_s) for pool in ready)))
 
     def _drop_impatient(self, book: ClassBook, now_s: float) -> None:
         while book.queue and book.lost_patience(book.queue[0], now_s):

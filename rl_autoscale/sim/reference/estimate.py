@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rl_autoscale.fleet.admission import (
     corrected_clearing_s,
     estimate_queue_wait_s,
+    known_residence_s,
     prefill_time_s,
     residual_iteration_s,
     selective_ttft_s,
@@ -40,7 +41,7 @@ def refusal_ttft_s(
     """
     alone_s = _prefill_time_s(pools[0] if replica is None else replica.pool, [request], [])
     if replica is None:
-        expected_s = _queue_wait_s(pools, requests_ahead) + alone_s
+        expected_s = _queue_wait_s(pools, requests_ahead, now_s) + alone_s
     else:
         expected_s = expected_first_token_s(request, replica, now_s) - now_s
     tokens, answer = request.prompt_tokens, books.mean_answer_tokens * pools[0].spec.answer_token_work
@@ -68,13 +69,16 @@ def correct_clearing(replica: Replica, now_s: float) -> None:
     replica.clearing_s = float(corrected_clearing_s(now_s, replica.clearing_s, left_s))
 
 
-def _queue_wait_s(pools: list[Pool], requests_ahead: int) -> float:
+def _queue_wait_s(pools: list[Pool], requests_ahead: int, now_s: float) -> float:
     """Wait for a place: by Little's law while replicas are ready, else the start-up time that the spec promises."""
     ready = [pool for pool in pools if pool.ready]
     if not ready:
         return pools[0].mean_start_s
     in_flight = sum(len(pool.in_flight) for pool in pools)
-    residence_s = max(pool.mean_residence_s for pool in ready)
+    residence_s = max(
+        known_residence_s(pool.mean_residence_s, pool.num_residences, len(pool.in_flight), pool.busy_since_s, now_s)
+        for pool in ready
+    )
     return float(estimate_queue_wait_s(requests_ahead, in_flight, residence_s))
 
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from rl_autoscale.fleet.spec import FleetSpec
 from rl_autoscale.fleet.state import NEVER_REFUSE, FleetState, ScalingDecision
-from rl_autoscale.sim.episode import Timeline, check_workload, cut_off_s, draw_replica_times, draw_routing
+from rl_autoscale.sim.episode import (
+    Timeline,
+    check_workload,
+    cut_off_s,
+    draw_replica_times,
+    draw_routing,
+    scrape_window_s,
+)
 from rl_autoscale.sim.layout import POOL, REQUEST, IntArray, Outcome, RecordArray
 from rl_autoscale.sim.prefix import prefix_blocks
 from rl_autoscale.sim.reference.balancer import balance
@@ -73,7 +80,7 @@ class ReferenceFleet:
         for request in self.requests:
             self.clock.call_after(request.arrival_s, ARRIVAL, partial(self.gateway.arrive, request))
         self._telemetry = Telemetry(self.gateway)
-        self._time_s = 0.0
+        self._time_s, self._steps = 0.0, 0
         self._end_s = workload.span_s
         self._limit_s = cut_off_s(spec, workload, drain_limit_s)
         self._decision = ScalingDecision(
@@ -93,10 +100,9 @@ class ReferenceFleet:
 
     def observe(self) -> FleetState:
         """The newest telemetry."""
-        window_s = self._spec.control_interval_s if self._time_s > 0 else 0.0
         return FleetState(
             np.asarray(self._time_s),
-            np.asarray(window_s),
+            scrape_window_s(self._spec, np.asarray(self._steps)),
             self._telemetry.pools,
             self._telemetry.classes,
             self._telemetry.stages,
@@ -110,7 +116,8 @@ class ReferenceFleet:
         """Let one control interval pass; False once every request has ended."""
         self._timeline.record(self.observe(), self._decision, self._missed())
         self._enact(self._decision)
-        self._time_s += self._spec.control_interval_s
+        self._steps += 1
+        self._time_s = self._steps * self._spec.control_interval_s
         self.clock.run_through(self._time_s - self._spec.telemetry_age_s)
         self._telemetry.look(age_s=self._spec.telemetry_age_s)
         self.clock.run_through(self._time_s)

@@ -181,6 +181,8 @@ class Gateway:
         self.dispatch_queued()
 
     def _send(self, request: Request, replica: Replica) -> None:
+        if not replica.pool.in_flight:
+            replica.pool.busy_since_s = self.clock.now
         request.dispatched_s = self.clock.now
         request.slot = replica.slot
         if not request.on_host:  # else it is a stream that goes on at once

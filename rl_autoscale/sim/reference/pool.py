@@ -51,8 +51,9 @@ class Pool:
         self.asleep: set[int] = set()  # places in `slots` whose replica sleeps
         self.token_time_table_s = spec.hardware.token_time_table_s(spec.token_budget)
         self.mean_residence_s = 0.0  # dispatch to last token
+        self.busy_since_s = 0.0  # since when any has been in flight, while any is
         self.gaps_s: list[float] = []  # between every two tokens of a request, the later one from here
-        self._num_residences = 0
+        self.num_residences = 0
         self._draws, self._speed = draws, speed
         self._booked_to_s = 0.0
         for _ in range(spec.initial):
@@ -111,8 +112,8 @@ class Pool:
 
     def book_residence(self, residence_s: float) -> None:
         """Move the mean residence by one finished request."""
-        self._num_residences += 1
-        step = (residence_s - self.mean_residence_s) / min(self._num_residences, _RESIDENCE_MEMORY)
+        self.num_residences += 1
+        step = (residence_s - self.mean_residence_s) / min(self.num_residences, _RESIDENCE_MEMORY)
         self.mean_residence_s += step
 
     def on_ready(self, replica: Replica) -> None:

@@ -95,8 +95,9 @@ def test_time_moves_by_the_control_interval(make_fleet):
 
 
 def test_the_window_is_the_interval_and_the_age_the_telemetry_age(make_fleet):
-    for state in hold(make_fleet(), 2, 4)[1:]:
-        assert float(state.window_s) == pytest.approx(10.0)
+    states = hold(make_fleet(), 2, 4)
+    assert [float(state.window_s) for state in states] == pytest.approx([9.0, 10.0, 10.0, 10.0])
+    for state in states:
         np.testing.assert_allclose(state.pools.age_s, 1.0)
         np.testing.assert_allclose(state.classes.age_s, 1.0)
 

@@ -208,6 +208,15 @@ def test_what_would_miss_is_refused_early() -> None:
     assert core.arrive(1, 10, 0.0).state is State.QUEUED  # another class has its own level
 
 
+def test_before_any_answer_has_ended_the_first_counts_for_as_long_as_it_has_stayed() -> None:
+    core = core_with(address("a"))
+    core.decide(GatewayDecision(max_batch_size={"shared": 1}, admission={"chat": 1.0}), 0.0)
+    sent = core.arrive(1, 10, 0.0)
+    core.see_token(sent, 0.1)
+    assert core.arrive(0, 10, 0.2).state is State.QUEUED  # for all that is known, its place is free soon
+    assert core.arrive(0, 10, 3.0).state is State.REFUSED
+
+
 def test_a_selectivity_stays_until_another_is_said_and_is_told() -> None:
     core = core_with(address("a"))
     core.decide(GatewayDecision(max_batch_size={}, admission={}, selectivity={"chat": 0.5}), 0.0)
