@@ -30,7 +30,7 @@ from rl_autoscale.experiments.suite_statistics import (
     interquartile_mean_estimate,
     probability_of_improvement,
     resample,
-    stratified_resamples,
+    seed_resamples,
     suite_mean,
 )
 from rl_autoscale.experiments.tuning import SHORTFALL_PRICE
@@ -109,7 +109,7 @@ class Suite:
         contenders: all, the focal one first.
         fronts: per scenario and refusal.
         groups: per group and refusal.
-        drawn: the stratified resamples, for profiles.
+        drawn: the resamples, for profiles.
         findings: of every scenario, those left out too.
     """
 
@@ -146,7 +146,7 @@ def analyse_suite(
     targets = found[0].targets
     names, seeds = tuple(one.scenario for one in found), found[0].seeds
     rng = np.random.default_rng(seed)
-    drawn = stratified_resamples(len(names), len(seeds), rng)
+    drawn = seed_resamples(len(names), len(seeds), rng)
     reference = np.array([reference_hours(one) for one in found])
     runs = _settings(rows, names, seeds, reference)
     if not runs:

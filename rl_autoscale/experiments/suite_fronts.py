@@ -34,9 +34,10 @@ class FrontRatio:
         best: the cheapest rule at each target, empty where none gets there; no entries for a group.
         ratio: at each target, geometric mean over a group; below 1 the focal policy is cheaper.
         gap_closed: share of the way from the best rule to the clairvoyant plan; over a group, of the summed gaps, each
-            relative to its best rule.
+            relative to its best rule. A scenario in which the plan is no cheaper has none.
         num_scenarios: how many count at each target: those on which both get there.
         only_rule: on how many only the rule gets there.
+        only_focal: on how many only the focal policy.
         rule_unseen: the ratio on each seed of traffic against the rule that is cheapest on the *other* seeds, both
             knobs in hindsight still; geometric mean over seeds on which both get there. What it differs from
             ``ratio`` by is the luck of a rule that is chosen where it is measured.
@@ -50,6 +51,7 @@ class FrontRatio:
     gap_closed: tuple[float, ...]
     num_scenarios: tuple[int, ...]
     only_rule: tuple[int, ...]
+    only_focal: tuple[int, ...]
     rule_unseen: tuple[float, ...]
     num_unseen: tuple[int, ...]
 
@@ -80,7 +82,7 @@ def front_ratios(
         findings: of the scenarios that count.
         policy: name of the focal policy.
         groups: names of the groups each scenario counts in.
-        drawn: stratified resamples of seeds, in the order of the findings.
+        drawn: resamples of seeds, in the order of the findings.
     """
     per_scenario: list[FrontRatio] = []
     per_group: list[FrontRatio] = []
@@ -148,7 +150,7 @@ def _ratio(
         use = np.flatnonzero(both[:, k])
         value = float(geometric_mean(focal[use, k] / rule[use, k])) if len(use) else float("nan")
         ratios.append(estimate_of(value, _drawn_ratio([members[int(i)] for i in use], k), num_seeds))
-        known = use[np.isfinite(oracle[use, k])]
+        known = use[oracle[use, k] < rule[use, k]]
         gained = float((1.0 - focal[known, k] / rule[known, k]).sum())
         possible = float((1.0 - oracle[known, k] / rule[known, k]).sum())
         gaps.append(gained / possible if possible > 0 else float("nan"))
@@ -157,6 +159,7 @@ def _ratio(
         *(name, refusal, best, tuple(ratios), tuple(gaps)),
         num_scenarios=tuple(both.sum(axis=0).tolist()),
         only_rule=tuple((np.isnan(focal) & np.isfinite(rule)).sum(axis=0).tolist()),
+        only_focal=tuple((np.isfinite(focal) & np.isnan(rule)).sum(axis=0).tolist()),
         rule_unseen=tuple(unseen_ratios),
         num_unseen=tuple(np.isfinite(unseen).sum(axis=(0, 1)).tolist()),
     )

@@ -1,9 +1,10 @@
-"""Statistics over many scenarios: stratified bootstrap, interquartile mean, probability of improvement, profiles.
+"""Statistics over many scenarios: bootstrap over seeds, interquartile mean, probability of improvement, profiles.
 
 After Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (NeurIPS 2021,
 arXiv 2108.13264), section 4, with scenarios as tasks and seeds as runs. Their library (``rliable``) wants scores where
 more is better and independent runs; ours are costs, and seeds are common random numbers, so a resample takes the same
-seeds for both sides of a comparison. Pure functions over arrays of shape (num_scenarios, num_seeds), less is better.
+seeds for both sides of a comparison, and for all scenarios: a seed draws like bursts and the same jitter in several of
+them, which are no independent runs. Pure functions over arrays of shape (num_scenarios, num_seeds), less is better.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from rl_autoscale.experiments.statistics import Estimate, FloatArray, IntArray, 
 NUM_SUITE_RESAMPLES = 1000
 
 
-def stratified_resamples(
+def seed_resamples(
     num_scenarios: int, num_seeds: int, rng: np.random.Generator, num_resamples: int = NUM_SUITE_RESAMPLES
 ) -> IntArray:
-    """Seeds drawn with replacement within each scenario, shape (num_resamples, num_scenarios, num_seeds).
+    """Seeds drawn with replacement, the same in every scenario; shape (num_resamples, num_scenarios, num_seeds).
 
     No scenario is ever left out: the suite is what it is, only the seeds could have been others.
     """
-    return rng.integers(num_seeds, size=(num_resamples, num_scenarios, num_seeds))
+    drawn = rng.integers(num_seeds, size=(num_resamples, 1, num_seeds))
+    return np.broadcast_to(drawn, (num_resamples, num_scenarios, num_seeds))
 
 
 def resample(values: FloatArray, drawn: IntArray) -> FloatArray:

@@ -238,7 +238,7 @@ def behaviour_table(suite: Suite) -> Table:
     )
 
 
-_INTERVALS = "In brackets: 95 % stratified bootstrap intervals over seeds."
+_INTERVALS = "In brackets: 95 % bootstrap intervals over seeds, of a few seeds hardly more than their range."
 
 
 def matrix_table(suite: Suite) -> Table:
@@ -324,10 +324,12 @@ def _gap(share: float) -> Cell:
 
 
 def _verdicts(suite: Suite) -> tuple[int, int, int]:
-    """(wins, losses, undecided) over scenarios and targets, with the focal policy's own refusal setting."""
-    ratios = [
-        ratio for item in suite.fronts if item.refusal == suite.focal.refusal for ratio in item.ratio if ratio.reached
-    ]
-    wins = sum(ratio.high < 1.0 for ratio in ratios)
-    losses = sum(_loses(ratio) for ratio in ratios)
-    return wins, losses, len(ratios) - wins - losses
+    """(wins, losses, undecided) over scenarios and targets, with the focal policy's own refusal setting.
+
+    Where one of the two alone gets there it wins.
+    """
+    fronts = [item for item in suite.fronts if item.refusal == suite.focal.refusal]
+    ratios = [ratio for item in fronts for ratio in item.ratio if ratio.reached]
+    wins, losses = sum(ratio.high < 1.0 for ratio in ratios), sum(_loses(ratio) for ratio in ratios)
+    alone, left = (sum(sum(getattr(item, name)) for item in fronts) for name in ("only_focal", "only_rule"))
+    return wins + alone, losses + left, len(ratios) - wins - losses

@@ -80,6 +80,28 @@ def test_fronts_are_averaged_over_groups_so_that_a_win_and_a_loss_cancel(rows: l
     assert losses == {"calm": False, "wild": True}
 
 
+def test_who_alone_gets_there_wins(make_rows: MakeRows) -> None:
+    """On one scenario the learned policy lacks its dearest setting, on the other every rule does."""
+    made = [row for name in GROUPS for row in make_rows({"learned": 1.0, "hpa": 1.0}, scenario=name)]
+    lacks = {("calm", "learned"), ("wild", "hpa")}
+    made = [row for row in made if row.slo_attainment < 0.98 or (row.scenario, row.policy) not in lacks]
+    suite = suite_of(made + asked(made, "learned", 0.975, 12.0))
+    fronts = {item.name: item for item in suite.fronts}
+    beyond = sum(target > 0.97 for target in suite.targets)
+    assert beyond > 0
+    assert (sum(fronts["calm"].only_rule), sum(fronts["calm"].only_focal)) == (beyond, 0)
+    assert (sum(fronts["wild"].only_rule), sum(fronts["wild"].only_focal)) == (0, beyond)
+    compared = f"of {2 * len(suite.targets)} comparisons"
+    assert compared in suite_summary(suite)[0]
+
+
+def test_a_plan_that_is_dearer_than_the_rule_has_no_gap(make_rows: MakeRows) -> None:
+    made = make_rows({"learned": 0.8, "hpa": 1.0, "oracle": 0.5}, scenario="calm")
+    made += make_rows({"learned": 0.8, "hpa": 1.0, "oracle": 1.5}, scenario="wild")
+    suite = suite_of(made + asked(made, "learned", 0.975, 12.0))
+    assert next(item for item in suite.groups if item.name == "all").gap_closed[1] == pytest.approx(0.4, abs=0.01)
+
+
 def test_a_rule_that_is_lucky_on_one_seed_is_not_chosen_by_it(make_rows: MakeRows) -> None:
     """``hpa`` is 1 but for seed 0, where it is 0.4: 0.8 on the mean. ``keda`` is 0.95. The learned policy is 1."""
     made = [row for name in GROUPS for row in make_rows({"learned": 1.0}, num_seeds=3, scenario=name)]
@@ -191,9 +213,8 @@ def test_every_ready_suite_holds_every_scenario_and_tunes_on_training_traffic_on
     for suite in (rules, load_suite("fronts")):
         assert {sweep.policy for sweep in suite.policies} == set(POLICIES) - part_of_ours - {"chiron-tuned"}
     assert all(sweep.values is None for sweep in load_suite("fronts").policies)
-    every_tuned_rule = set(SEARCH_SPACES) - {"static-tuned"}  # a fixed fleet is no rule
-    assert {sweep.policy for sweep in load_suite("tuned").policies} == every_tuned_rule | {"oracle"}
-    assert {sweep.policy for sweep in load_suite("deployed-tuned").policies} == every_tuned_rule
+    assert {sweep.policy for sweep in load_suite("tuned").policies} == {*SEARCH_SPACES, "oracle"}
+    assert {sweep.policy for sweep in load_suite("deployed-tuned").policies} == set(SEARCH_SPACES)
     for sweep in rules.policies:
         rule = policy_class(sweep.policy)
         assert rule.KNOB is not None

@@ -11,7 +11,7 @@ from rl_autoscale.experiments.suite_statistics import (
     interquartile_mean_estimate,
     performance_profile,
     probability_of_improvement,
-    stratified_resamples,
+    seed_resamples,
     suite_mean,
 )
 
@@ -19,7 +19,7 @@ RNG = np.random.default_rng
 
 
 def test_resamples_keep_every_scenario_and_draw_its_seeds() -> None:
-    drawn = stratified_resamples(3, 4, RNG(0), 500)
+    drawn = seed_resamples(3, 4, RNG(0), 500)
     assert drawn.shape == (500, 3, 4)
     assert set(np.unique(drawn)) == {0, 1, 2, 3}
     values = np.arange(3)[:, None] * np.ones((1, 4))  # nothing varies over seeds, so nothing varies at all
@@ -31,7 +31,7 @@ def test_intervals_of_a_mean_cover_it_as_often_as_they_say() -> None:
     covered = 0
     for trial in range(200):
         values = RNG(trial).normal(5.0, 1.0, (6, 8))
-        estimate = suite_mean(values, stratified_resamples(6, 8, RNG(trial), 200))
+        estimate = suite_mean(values, seed_resamples(6, 8, RNG(trial), 200))
         covered += estimate.low <= 5.0 <= estimate.high
     assert 170 <= covered <= 200
 
@@ -39,12 +39,12 @@ def test_intervals_of_a_mean_cover_it_as_often_as_they_say() -> None:
 def test_interquartile_mean_ignores_what_is_far_out() -> None:
     values = np.array([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 1e9]])
     assert interquartile_mean(values) == pytest.approx(3.5)
-    estimate = interquartile_mean_estimate(np.ones((2, 3)), stratified_resamples(2, 3, RNG(0)))
+    estimate = interquartile_mean_estimate(np.ones((2, 3)), seed_resamples(2, 3, RNG(0)))
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
 
 
 def test_probability_of_improvement_counts_pairs() -> None:
-    drawn = stratified_resamples(2, 2, RNG(0))
+    drawn = seed_resamples(2, 2, RNG(0))
     low, high = np.zeros((2, 2)), np.ones((2, 2))
     assert probability_of_improvement(low, high, drawn).value == 1.0
     assert probability_of_improvement(high, low, drawn).value == 0.0
@@ -58,7 +58,7 @@ def test_probability_of_improvement_counts_pairs() -> None:
 
 def test_a_profile_rises_from_none_to_all() -> None:
     values = RNG(0).uniform(1.0, 2.0, (4, 5))
-    share, (low, high) = performance_profile(values, np.array([0.5, 1.5, 2.5]), stratified_resamples(4, 5, RNG(0)))
+    share, (low, high) = performance_profile(values, np.array([0.5, 1.5, 2.5]), seed_resamples(4, 5, RNG(0)))
     assert share[0] == 0.0
     assert share[2] == 1.0
     assert low[1] <= share[1] <= high[1]
