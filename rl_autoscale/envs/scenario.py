@@ -14,8 +14,9 @@ The seed of a build decides everything random in it. Training, validation, histo
 streams, so test seed 3 shares nothing with training seed 3. Validation traffic, for choosing between policies or
 checkpoints, comes from the training sources that hold no trace: a trace's seconds are for training or for the test only
 (experiments/split.yaml lists who gets what). History is what somebody who runs this very fleet has on record when the
-test begins: other draws of the test's generators, and of a trace the seconds before the test's. Nothing is trained on
-it; a setting may be chosen on it, by every policy alike (experiments/choice.py).
+test begins: other draws of the test's generators, of a rate curve from any place of it on (it goes round), and of a
+trace the seconds before the test's. A setting may be chosen on it, by every policy alike (experiments/choice.py), and
+whoever says so searches on it: rules' constants (experiments/tuning.py) and what a policy is adapted by.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from rl_autoscale.fleet.config import Config
 from rl_autoscale.fleet.errors import SpecError, UnknownNameError
 from rl_autoscale.fleet.rng import stream
 from rl_autoscale.fleet.spec import FleetSpec, ShieldSpec
-from rl_autoscale.workload.ranges import Positive, fixed
+from rl_autoscale.workload.generators import RateCurveSpec
+from rl_autoscale.workload.ranges import Positive, Range, fixed
 from rl_autoscale.workload.spec import BuiltWorkload, TraceSource, WorkloadSpec
 
 _TRAIN_STREAM = "workload/train"
@@ -137,7 +139,7 @@ class Scenario(Config):
         streams = []
         for item in self.test.streams:
             if item.trace is None:
-                streams.append(item)
+                streams.append(item.model_copy(update={"generator": _another_day(item.generator)}))
             elif item.slice_s is None or item.slice_s[0] <= 0:
                 return None
             else:
@@ -199,6 +201,13 @@ def shipped_scenario_names() -> list[str]:
 
 def _shipped() -> Traversable:
     return resources.files("rl_autoscale") / "experiments" / "scenarios"
+
+
+def _another_day(generator: Any) -> Any:
+    """A generator for the past: where its course is written out, from any place on, lest the past be the test."""
+    if not isinstance(generator, RateCurveSpec):
+        return generator
+    return generator.model_copy(update={"start_s": Range(low=0.0, high=generator.edges_s[-1])})
 
 
 def load_scenario(name_or_path: str | Path) -> Scenario:

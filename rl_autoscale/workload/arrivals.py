@@ -71,6 +71,18 @@ class RateCurve:
         """Time average of the rate."""
         return float(self.rate_per_s @ np.diff(self.edges_s)) / self.span_s
 
+    def turned(self, start_s: float) -> RateCurve:
+        """The same curve from another place on: what lies before it follows after the end."""
+        start_s %= self.span_s
+        if start_s == 0.0:
+            return self
+        first = int(np.searchsorted(self.edges_s, start_s, side="right")) - 1  # the piece in which it begins
+        later, sooner = self.edges_s[first + 1 :] - start_s, self.edges_s[1 : first + 1] + self.span_s - start_s
+        edges = np.concatenate([[0.0], later, sooner, [self.span_s]])
+        rates = np.concatenate([self.rate_per_s[first:], self.rate_per_s[: first + 1]])
+        kept = np.diff(edges) > 0  # of a start on an edge nothing is left of its piece at the end
+        return RateCurve(np.append(edges[:-1][kept], self.span_s), rates[kept])
+
     def scaled(self, factor: float) -> RateCurve:
         """The same shape with every rate multiplied."""
         return RateCurve(self.edges_s, self.rate_per_s * factor)

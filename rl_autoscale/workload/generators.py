@@ -158,6 +158,7 @@ class RateCurveSpec(Config):
     edges_s: tuple[NonNegativeFloat, ...] = Field(min_length=2, description="from 0, strictly increasing")
     rates_per_s: tuple[NonNegativeFloat, ...] = Field(min_length=1, description="one fewer than edges_s")
     scale: Positive = Field(default=fixed(1.0), description="multiplies every rate")
+    start_s: NonNegative = Field(default=fixed(0.0), description="place on the curve where time begins; it goes round")
     cv: Cv = fixed(1.0)
     gaps: GapKind = "gamma"
     span_s: Positive | None = None
@@ -170,6 +171,7 @@ class RateCurveSpec(Config):
     def arrivals(self, rng: np.random.Generator, span_s: float) -> FloatArray:
         """Draw arrival times within [0, span_s]."""
         curve = RateCurve(np.array(self.edges_s), np.array(self.rates_per_s)).scaled(self.scale.draw(rng))
+        curve = curve.turned(self.start_s.draw(rng))
         times = sample_arrivals(rng, curve, GapLaw(self.cv.draw(rng), self.gaps))
         return times[: np.searchsorted(times, span_s, side="right")]
 

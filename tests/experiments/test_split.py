@@ -12,6 +12,7 @@ from rl_autoscale.envs import scenario as scenario_module
 from rl_autoscale.envs.scenario import Scenario, load_scenario, shipped_scenario_names
 from rl_autoscale.experiments.split import Split, load_split
 from rl_autoscale.fleet.errors import SpecError
+from rl_autoscale.workload.ranges import Range
 from rl_autoscale.workload.spec import StreamSpec
 from rl_autoscale.workload.store import TraceStore
 
@@ -68,12 +69,27 @@ class TestScenario:
         scenario = load_scenario(name)
         assert scenario.history is not None
         for before, tested in zip(scenario.history.streams, scenario.test.streams, strict=True):
-            if tested.trace is None:
+            if tested.trace is None and getattr(tested.generator, "kind", "") == "rate_curve":
+                assert before.generator.start_s == Range(low=0.0, high=tested.generator.edges_s[-1])
+                same = before.generator.model_copy(update={"start_s": tested.generator.start_s})
+                assert before.model_copy(update={"generator": same}) == tested
+            elif tested.trace is None:
                 assert before == tested
             else:
                 assert tested.slice_s is not None
                 assert before.slice_s == (0.0, tested.slice_s[0])
                 assert before.rate_scale == tested.rate_scale
+
+    def test_the_course_of_the_past_is_not_that_of_the_test(self, name: str) -> None:
+        """Where it is written out, other noise alone would make the past a rehearsal."""
+        scenario = load_scenario(name)
+        if any(item.trace is not None for item in scenario.test.streams):
+            return
+        past, test = (
+            [np.histogram(arrivals(build(seed, TraceStore(), span_s=1800.0)), 30, (0, 1800))[0] for seed in range(4)]
+            for build in (scenario.build_history, scenario.build_test)
+        )
+        assert np.mean([np.corrcoef(one, other)[0, 1] for one in past for other in test]) < 0.5
 
     def test_test_generators_are_no_training_sources(self, name: str) -> None:
         scenario = load_scenario(name)

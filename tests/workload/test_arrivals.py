@@ -38,6 +38,22 @@ def test_a_short_window_is_not_biased_by_the_start(kind: Literal["gamma", "weibu
     assert counts.mean() == pytest.approx(20.0, abs=SPREAD * counts.std() / math.sqrt(counts.size))
 
 
+@pytest.mark.parametrize(
+    ("start_s", "edges_s", "rates"),
+    [
+        (0.0, [0, 10, 30, 60], [1, 2, 3]),
+        (10.0, [0, 20, 50, 60], [2, 3, 1]),
+        (15.0, [0, 15, 45, 55, 60], [2, 3, 1, 2]),
+        (60.0, [0, 10, 30, 60], [1, 2, 3]),
+        (119.0, [0, 1, 11, 31, 60], [3, 1, 2, 3]),
+    ],
+)
+def test_a_curve_goes_round(start_s: float, edges_s: list[float], rates: list[float]) -> None:
+    curve = RateCurve(np.array([0.0, 10.0, 30.0, 60.0]), np.array([1.0, 2.0, 3.0])).turned(start_s)
+    assert curve.edges_s.tolist() == edges_s
+    assert curve.rate_per_s.tolist() == rates
+
+
 def test_poisson_counts_are_poisson() -> None:
     rng = np.random.default_rng(3)
     counts = np.array([sample_arrivals(rng, curves.constant(2.0, 10.0)).size for _ in range(4000)])
