@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--startup-s", nargs="+", type=float, default=[15.0, 60.0, 300.0])
     parser.add_argument("--learned", nargs="+", default=["pretrained/single-pool"], help="exported policies")
     parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES, help="default all of these; may be none")
+    parser.add_argument(
+        "--selectivity", type=float, default=0.0, help="of the refusal of all but policies; theirs: 0.5"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--span-s", type=float, default=3600.0)
     parser.add_argument("--scenario-to", type=Path, help="write this load as a scenario to adapt to, and stop")
@@ -65,7 +68,13 @@ def main() -> None:
     load = MarkovLoad(RATES_PER_S, MEAN_SOJOURNS_S, CV, resolve_lengths(LENGTHS))
     with Progress(console=Console(stderr=True)) as progress:
         measuring = progress.add_task("fleets at constant rates", total=len(RATES_PER_S))
-        capacity = measure_capacity(bursty.fleet, load, lambda done, _: progress.update(measuring, completed=done))
+        capacity = measure_capacity(
+            bursty.fleet,
+            load,
+            lambda done, _: progress.update(measuring, completed=done),
+            selectivity=asked.selectivity,
+        )
+        refusal = {"admission": 1.0, "selectivity": asked.selectivity}
         traffic = [load.draw(seed, asked.span_s, bursty.fleet.classes[0].name) for seed in range(asked.seeds)]
         for startup_s in asked.startup_s:
             scenario = with_startup(bursty, startup_s)
@@ -73,9 +82,9 @@ def main() -> None:
                 PLANNER: [planned(scenario, load, capacity, price, asked.span_s) for price in PRICES],
                 **{f"PPO, {path}": [by_knobs("learned", path=path, miss_price=price) for price in PRICES]
                    for path in asked.learned},
-                **{rule: [by_knobs(rule, admission=1.0, **{policy_class(rule).KNOB.name: value})  # type: ignore[union-attr]
+                **{rule: [by_knobs(rule, **refusal, **{policy_class(rule).KNOB.name: value})  # type: ignore[union-attr]
                           for value in policy_class(rule).KNOB.sweep] for rule in asked.rules},  # type: ignore[union-attr]
-                CLAIRVOYANT: [by_knobs("oracle", admission=1.0, utilisation=value)
+                CLAIRVOYANT: [by_knobs("oracle", **refusal, utilisation=value)
                               for value in policy_class("oracle").KNOB.sweep],  # type: ignore[union-attr]
             }  # fmt: skip
             playing = progress.add_task(

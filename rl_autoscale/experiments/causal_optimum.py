@@ -100,11 +100,13 @@ class Capacity:
         missed: shape (num_states, max_replicas + 1), share of the arrivals, not rising with n.
         batch_cap: of that shape, requests in flight per replica.
         admission: of that shape.
+        selectivity: of refusal, everywhere.
     """
 
     missed: FloatArray
     batch_cap: IntArray
     admission: FloatArray
+    selectivity: float = 0.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -118,7 +120,11 @@ class _HeldPolicy(RulePolicy):
 
 
 def measure_capacity(
-    spec: FleetSpec, load: MarkovLoad, report: Callable[[int, int], None] | None = None, span_s: float = MEASURED_S
+    spec: FleetSpec,
+    load: MarkovLoad,
+    report: Callable[[int, int], None] | None = None,
+    span_s: float = MEASURED_S,
+    selectivity: float = 0.0,
 ) -> Capacity:
     """Hold every size of the fleet at every rate, with each batch cap and strictness, and keep the best.
 
@@ -127,6 +133,7 @@ def measure_capacity(
         load: the rates, gaps and lengths.
         report: called with states done and all states.
         span_s: simulated time of each.
+        selectivity: of refusal (fleet/admission.py).
 
     Raises:
         SpecError: another fleet.
@@ -144,7 +151,7 @@ def measure_capacity(
                 break
             fleet = spec.model_copy(update={"pools": (pool.model_copy(update={"initial_replicas": n}),)})
             best = min(
-                (_misses(fleet, workload, n, round(share * limit), strict), -share, -strict)
+                (_misses(fleet, workload, n, round(share * limit), strict, selectivity), -share, -strict)
                 for share in BATCH_CAPS
                 for strict in STRICTNESS
             )
@@ -152,12 +159,15 @@ def measure_capacity(
             caps[k, n], admission[k, n] = round(-best[1] * limit), -best[2]
         if report is not None:
             report(k + 1, shape[0])
-    return Capacity(missed, caps, admission)
+    return Capacity(missed, caps, admission, selectivity)
 
 
-def _misses(spec: FleetSpec, workload: Workload, replicas: int, batch_cap: int, admission: float) -> float:
+def _misses(
+    spec: FleetSpec, workload: Workload, replicas: int, batch_cap: int, admission: float, selectivity: float
+) -> float:
     fleet = SimFleet(spec, workload, seed=0)
-    run_control_loop(fleet, _HeldPolicy(replicas=replicas, batch_cap=batch_cap, admission=admission))
+    held = _HeldPolicy(replicas=replicas, batch_cap=batch_cap, admission=admission, selectivity=selectivity)
+    run_control_loop(fleet, held)
     return 1.0 - fleet.result().slo_attainment
 
 
@@ -295,4 +305,5 @@ class CausalPlanner:
             target_replicas=np.array([target]),
             max_batch_size=self._capacity.batch_cap[k, held : held + 1],
             admission=self._capacity.admission[k, held : held + 1],
+            selectivity=np.array([self._capacity.selectivity]),
         )
