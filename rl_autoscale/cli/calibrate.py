@@ -117,6 +117,9 @@ def command(
     startup = startup_phase(start_s) if start_s else None
     if out is not None and out.exists() and not overwrite:  # now, not after minutes of measuring
         raise SpecError(f"{out} exists; remove it, choose another --out or pass --overwrite")
+    folder = Path() if out is None else out.parent
+    if not os.access(folder, os.W_OK):
+        raise SpecError(f"{folder}: no folder that can be written to; choose another --out")
     engine = hardware_options(gpu, None, max_num_seqs, max_num_batched_tokens)
     settings = Settings(
         url, engine["gpu"], tp, engine["max_num_seqs"], engine["max_num_batched_tokens"], kv_blocks, name, max_batch,

@@ -78,6 +78,7 @@ def command(
     if find_spec("prometheus_client") is None or find_spec("kubernetes") is None:
         raise MissingExtraError("the live controller", "serve")
     from rl_autoscale.serving.assemble import assemble, build_fallback, build_policy
+    from rl_autoscale.serving.changes import Changes
     from rl_autoscale.serving.clock import SystemClock
     from rl_autoscale.serving.config import ControlConfig
     from rl_autoscale.serving.modes import parse_mode
@@ -94,6 +95,7 @@ def command(
     assembly = assemble(chosen, clock, mode=asked, path=config)
     _handle_signals(assembly, clock)
     _greet(assembly)
+    assembly.controller.add_listener(Changes(stderr.print))
     if as_json:
         assembly.controller.add_listener(_print_step)
     try:

@@ -69,7 +69,8 @@ def describe_validation_error(error: ValidationError, where: str) -> str:
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
         reason = item["msg"].removeprefix("Value error, ")
-        got = item["input"]
-        shown = f" (got {got!r})" if path and not isinstance(got, dict | list | BaseModel) else ""
+        got, secret = item["input"], path.rpartition(".")[2].endswith("key")
+        secret |= item["type"] == "extra_forbidden"  # it may be a secret under a misspelt name
+        shown = f" (got {got!r})" if path and not secret and not isinstance(got, dict | list | BaseModel) else ""
         lines.append(f"{path + ': ' if path else ''}{reason}{shown}")
     return f"{where}: " + "; ".join(lines)

@@ -139,7 +139,11 @@ def _assemble(config: ControlConfig, clock: Clock, mode: Mode | None, path: Path
     fallback = build_fallback(config, policy)
     reread = Reread(path, read_mode) if path is not None else None
     modes = ModeSwitch(
-        mode or config.mode, kill_file=config.kill_file, reread=reread, environment=os.environ.get(ENVIRONMENT)
+        mode or config.mode,
+        kill_file=config.kill_file,
+        reread=reread,
+        written=config.mode if "mode" in config.model_fields_set else None,
+        environment=os.environ.get(ENVIRONMENT),
     )
     metrics = ControllerMetrics()
     history = History(config.status.history if config.status is not None else 1)

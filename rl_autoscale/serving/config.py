@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -163,8 +163,8 @@ def read_choice(path: Path) -> PolicyChoice:
     return PolicyChoice.from_dict(data["policy"], where=f"{path}: policy")
 
 
-def read_mode(path: Path) -> Mode:
-    """Only the mode of a configuration file; raises SpecError."""
+def read_mode(path: Path) -> Mode | None:
+    """Only the mode of a configuration file, None where it says none; raises SpecError."""
     data: Any = read_yaml(path)
-    written: str | Literal["shadow"] = data.get("mode", "shadow") if isinstance(data, dict) else "shadow"
-    return parse_mode(str(written), str(path))
+    written = data.get("mode") if isinstance(data, dict) else None
+    return None if written is None else parse_mode(str(written), str(path))

@@ -109,6 +109,7 @@ class LiveFleet:
         self._limits = limits
         self._gateway = gateway
         self._publish = publish_replicas and gateway is not None
+        self._has_published = False  # a list with replicas in it
         self._seen: dict[str, _Seen] = {}
         self._tracks: dict[str, ReplicaTrack] = {}
         self._gateway_window: GatewayWindow | None = None
@@ -381,11 +382,18 @@ class LiveFleet:
             for item in seen.observation.replicas
             if item.url is not None
         ]
+        known = self._gateway_window.now.in_flight_by_replica if self._gateway_window is not None else {}
+        if not addresses and not self._has_published and known:
+            problems.append(
+                f"replica list not delivered: it is empty, and the gateway serves {len(known)} that are nobody's here"
+            )
+            return True
         try:
             gateway.put_replicas(ReplicaList(replicas=tuple(addresses)))
         except BackendError as error:
             problems.append(f"replica list not delivered: {error}")
             return False
+        self._has_published |= bool(addresses)
         return True
 
     def _wait_until(self, moment_s: float) -> None:

@@ -8,7 +8,8 @@ The mode in force is the lowest of what was asked for and of what the switches a
 
 1. a file: while it exists, paused;
 2. a signal (SIGUSR1 pauses, SIGUSR2 resumes) or a POST to the status server;
-3. the environment (``RL_AUTOSCALE_MODE``) and the configuration file, read again when it changes.
+3. the environment (``RL_AUTOSCALE_MODE``) and the configuration file, read again when it changes: where its mode is
+   another than at start, for the command line stands above what it said then.
 
 A switch can only lower: nothing but the command line, the environment and the file at start can raise the mode.
 """
@@ -41,6 +42,7 @@ class ModeSwitch:
         asked: by the command line or the configuration.
         kill_file: pauses while it exists; None for no such switch.
         reread: gives the mode that the configuration asks for now; None or an error changes nothing.
+        written: what it asked for at start; None where it said nothing.
         environment: value of ``RL_AUTOSCALE_MODE``, if set.
     """
 
@@ -50,13 +52,14 @@ class ModeSwitch:
         *,
         kill_file: Path | None = None,
         reread: Callable[[], Mode | None] | None = None,
+        written: Mode | None = None,
         environment: str | None = None,
     ) -> None:
         self._allowed: dict[str, Mode] = {"asked for": asked}
         if environment:
             self._allowed[f"environment {ENVIRONMENT}"] = parse_mode(environment, ENVIRONMENT)
         self._kill_file = kill_file
-        self._reread = reread
+        self._reread, self._at_start = reread, written
         self._paused_by: str | None = None
 
     def pause(self, who: str) -> None:
@@ -74,7 +77,8 @@ class ModeSwitch:
             allowed[f"paused by {self._paused_by}"] = "paused"
         if self._kill_file is not None and self._kill_file.exists():
             allowed[f"file {self._kill_file}"] = "paused"
-        if self._reread is not None and (written := self._reread()) is not None:
+        written = self._reread() if self._reread is not None else None
+        if written is not None and written != self._at_start:
             allowed["configuration file"] = written
         why = min(allowed, key=lambda name: MODES.index(allowed[name]))
         return allowed[why], why

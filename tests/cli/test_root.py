@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import typer
@@ -131,3 +132,12 @@ def test_a_bug_is_not_hidden(fake_command: types.ModuleType) -> None:
 def test_every_command_loads_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(name, "--help") == 0
     assert f"rl-autoscale {name}" in capsys.readouterr().out
+
+
+def test_calibrate_looks_where_it_will_write_before_it_measures(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    nobody = "http://127.0.0.1:9"
+    assert run("calibrate", "--url", nobody, "--gpu", "H100", "--out", str(tmp_path / "missing" / "mine.yaml")) == 2
+    assert "no folder that can be written to" in " ".join(capsys.readouterr().err.split())

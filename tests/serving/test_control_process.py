@@ -94,6 +94,13 @@ def test_a_mistake_in_the_file_is_told_with_its_place(tmp_path, change, message)
         ControlConfig.from_dict(settings(tmp_path, **change))
 
 
+@pytest.mark.parametrize("name", ["key", "kye"])
+def test_a_secret_that_was_written_out_is_not_repeated(tmp_path, name):
+    with pytest.raises(SpecError) as told:
+        ControlConfig.from_dict(settings(tmp_path, gateway={"url": "http://g", name: "s3cr3t-hunter2"}))
+    assert "s3cr3t" not in str(told.value)
+
+
 def test_the_default_mode_is_shadow_and_the_file_may_be_asked_again(tmp_path):
     assert ControlConfig.from_file(write(tmp_path)).mode == "shadow"
     assert read_mode(write(tmp_path, mode="paused")) == "paused"

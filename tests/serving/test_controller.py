@@ -10,6 +10,7 @@ from live_world import World, world_spec
 
 from rl_autoscale.agents.registry import make_policy
 from rl_autoscale.fleet.spec import ShieldSpec
+from rl_autoscale.serving.config import read_mode
 from rl_autoscale.serving.modes import ModeSwitch, Reread
 from rl_autoscale.serving.protocols import BackendError
 
@@ -60,6 +61,26 @@ def test_environment_and_file_can_lower_the_mode_but_not_raise_it(tmp_path):
     path.write_text("paused")
     os.utime(path, ns=(1, 1))
     assert modes.current() == ("paused", "configuration file")
+
+
+def test_an_edit_of_something_else_leaves_the_mode_of_the_command_line(tmp_path):
+    path, edits = tmp_path / "fleet.yaml", iter(range(1, 9))
+
+    def edit(text: str) -> None:
+        path.write_text(text)
+        os.utime(path, ns=(0, next(edits)))
+
+    edit("policy: {name: a}")
+    modes = ModeSwitch("active", reread=Reread(path, read_mode))
+    edit("policy: {name: b}")
+    assert modes.current() == ("active", "asked for")
+    edit("mode: shadow")
+    assert modes.current() == ("shadow", "configuration file")
+    over = ModeSwitch("active", reread=Reread(path, read_mode), written="shadow")
+    edit("mode: shadow  # still")
+    assert over.current() == ("active", "asked for")
+    edit("mode: paused")
+    assert over.current()[0] == "paused"
 
 
 # -- writers and back ends ---------------------------------------------------------------------------------------------
